@@ -1,0 +1,34 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install train test slow format
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+# The main job: EDGE-GRPO on the embedded arithmetic problems, minutes on two CPU cores.
+train: install
+	$(BIN)/edge-grpo-train experiment=edge_grpo
+
+# Lint, types, doctests and tests.
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# Minutes: the recipe of the tiny base model reproduces the one that ships, and its like.
+slow: .venv/installed-test
+	$(BIN)/pytest -m slow
+
+format: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,151 @@
+"""One run, from a composed config to files on disk."""
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from edge_grpo.callbacks.checkpoint import checkpoints
+from edge_grpo.config import instantiate, to_dict
+from edge_grpo.errors import UserError
+from edge_grpo.evaluation.held_out import HeldOutEvaluation
+from edge_grpo.policy.base import Policy
+from edge_grpo.reporting.training_figure import draw_training_figure
+from edge_grpo.run_info import run_info
+
+log = logging.getLogger(__name__)
+
+STAGES = ("correction", "group_filter", "advantage", "loss")
+
+
+def run_experiment(cfg: DictConfig) -> float:
+    """Instantiate, train, evaluate, export.
+
+    Returns:
+        Held-out accuracy after training, for sweepers.
+
+    Raises:
+        UserError: anything the user can mend, before training starts.
+    """
+    _quiet()
+    folder = Path(cfg.paths.run_dir)
+    _claim(folder, cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    # The cheap parts first: what is wrong with them should not wait for a model to load.
+    data = instantiate(cfg.data)
+    evaluation = instantiate(cfg.evaluation)
+    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    module = build_module(cfg)
+    policy = module.policy
+    data.load_prepared(policy.tokenizer, required_fields=module.required_fields, grade=module.grade)
+    _report_data(data, folder)
+    _check_context(data, policy, module.rollout.max_new_tokens)
+    loggers = [instantiate(node) for node in cfg.logger.values()]
+    trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks], loggers=loggers)
+    for logger in loggers:
+        logger.log_hyperparams({"config": to_dict(cfg), "overrides": _overrides(), "info": run_info()})
+    checkpoint = _checkpoint(cfg, folder)
+    start = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
+    for logger in loggers:
+        logger.finalize("success")
+    return float(summary["accuracy"]["after"])
+
+
+def build_module(cfg: DictConfig) -> Any:
+    """The LightningModule with its stages; those that the algorithm does not have are absent from the config."""
+    stages = {name: instantiate(cfg[name]) for name in STAGES if cfg.get(name) is not None}
+    shared = {
+        "rollout": instantiate(cfg.rollout),
+        "rewards": instantiate(cfg.reward),
+        "optimizer": instantiate(cfg.optimizer),
+        "scheduler": instantiate(cfg.scheduler),
+    }
+    module = instantiate(cfg.algorithm, policy=instantiate(cfg.model), **shared, **stages)
+    if getattr(module, "update_epochs", None) == 1:
+        log.info("update_epochs=1: the importance ratio is exactly 1, so loss.epsilon_low and epsilon_high do nothing")
+    return module
+
+
+def _claim(folder: Path, cfg: DictConfig) -> None:
+    """Write the resolved config, which also proves that the folder can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    except OSError as error:
+        raise UserError(f"paths.run_dir={folder}: cannot write there ({error.strerror}): choose another one") from error
+
+
+def _checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from."""
+    found = checkpoints(folder / "checkpoints")
+    if cfg.resume == "never" or not found:
+        return None
+    log.info("resuming from %s", found[-1])
+    return found[-1]
+
+
+def _report_data(data: Any, folder: Path) -> None:
+    log.info("%d training problems, %d held out", len(data.train_problems), len(data.held_out_problems))
+    if data.failed_references:
+        path = folder / "failed_references.jsonl"
+        lines = [json.dumps({"id": p.id, "origin": p.origin, "answers": p.answers}) for p in data.failed_references]
+        path.write_text("\n".join(lines) + "\n")
+        log.warning("%d reference solutions fail their own grading and are never trained on: %s", len(lines), path)
+
+
+def _check_context(data: Any, policy: Policy, max_new_tokens: int) -> None:
+    """Refuse a budget that the model's context cannot hold, before anything is generated."""
+    problems = (*data.train_problems, *data.held_out_problems)
+    longest = max(problems, key=lambda p: len(p.prompt_ids))
+    limit = policy.context_length
+    if limit is not None and len(longest.prompt_ids) + max_new_tokens > limit:
+        raise UserError(
+            f"{longest.origin}: {len(longest.prompt_ids)} prompt tokens + rollout.max_new_tokens={max_new_tokens} "
+            f"exceed the model's context of {limit}: lower rollout.max_new_tokens"
+        )
+
+
+def _finish(
+    folder: Path, cfg: DictConfig, module: Any, evaluation: HeldOutEvaluation, *, seconds: float
+) -> dict[str, Any]:
+    """Export the model, draw the figure, write and print the summary."""
+    summary: dict[str, Any] = {
+        "accuracy": {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after},
+        "iterations": module.trainer.current_epoch,
+        "seconds": round(seconds, 1),
+        "model": str(folder / "model"),
+        "figure": str(folder / "training.png"),
+        "metrics": str(folder / "metrics.csv"),
+        "metrics_last": module.metrics,
+        **run_info(),
+    }
+    if module.trainer.is_global_zero:
+        module.policy.save(folder / "model")
+        draw_training_figure(folder / "metrics.csv", folder / "training.png", title=str(cfg.name))
+        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        log.info("held-out accuracy %.1f %% -> %.1f %%", *(100 * share for share in summary["accuracy"].values()))
+        for label in ("metrics", "figure", "model"):
+            log.info("%-8s %s", label, summary[label])
+        log.info("%-8s %s", "run", folder)
+    return summary
+
+
+def _overrides() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _quiet() -> None:
+    """Silence what Lightning and transformers say of things that are meant to be as they are."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")

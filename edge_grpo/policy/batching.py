@@ -1,0 +1,80 @@
+"""Rollout -> tensors -> micro-batches."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from edge_grpo.types import Provenance, Rollout, UpdateBatch
+
+
+def to_update_batch(
+    rollout: Rollout,
+    rows: Sequence[int],
+    *,
+    token_weight: Mapping[Provenance, float],
+    pad_id: int,
+    device: torch.device,
+) -> UpdateBatch:
+    """The given rows of a rollout as an `UpdateBatch` on `device`.
+
+    Args:
+        token_weight: loss weight of a token by who wrote it.
+    """
+    prompts = [torch.tensor(rollout.problem_of(row).prompt_ids, dtype=torch.long) for row in rows]
+    responses = [rollout.responses[row] for row in rows]
+    prompt_lengths = torch.tensor([len(p) for p in prompts])
+    response_lengths = torch.tensor([len(r) for r in responses])
+    tokens = torch.full((len(prompts), int((prompt_lengths + response_lengths).max())), pad_id)
+    weights = torch.zeros(len(prompts), int(response_lengths.max()))
+    sampled = torch.zeros(weights.shape, dtype=torch.bool)
+    weight_of = torch.tensor([token_weight[p] for p in Provenance], dtype=torch.float32)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        tokens[i, : len(prompt)] = prompt
+        tokens[i, len(prompt) : len(prompt) + len(response)] = response.token_ids
+        weights[i, : len(response)] = weight_of[response.provenance.long()]
+        sampled[i, : len(response)] = response.provenance == Provenance.SAMPLED
+    return UpdateBatch(
+        tokens=tokens.to(device),
+        prompt_lengths=prompt_lengths.to(device),
+        response_lengths=response_lengths.to(device),
+        token_weights=weights.to(device),
+        sampled_mask=sampled.to(device),
+        row_ids=torch.tensor(list(rows), device=device),
+        pad_id=pad_id,
+    )
+
+
+def microbatches(lengths: Tensor, max_tokens: int) -> list[Tensor]:
+    """Cut rows into micro-batches of at most `max_tokens` padded tokens, similar lengths together.
+
+    Args:
+        lengths: [N] prompt + response tokens of each row.
+        max_tokens: bound on rows x longest row; a single longer row makes a micro-batch of its own.
+
+    Returns:
+        Row indices, every row exactly once.
+
+    >>> [m.tolist() for m in microbatches(torch.tensor([2, 9, 3, 8]), max_tokens=18)]
+    [[1, 3], [2, 0]]
+    """
+    order = torch.argsort(lengths, descending=True, stable=True).tolist()
+    cuts: list[list[int]] = []
+    for row in order:
+        if cuts and (len(cuts[-1]) + 1) * int(lengths[cuts[-1][0]]) <= max_tokens:
+            cuts[-1].append(row)
+        else:
+            cuts.append([row])
+    return [torch.tensor(cut) for cut in cuts]
+
+
+def group_microbatches(lengths: Tensor, num_generations: int, max_tokens: int) -> list[Tensor]:
+    """Like `microbatches`, but a group of G consecutive rows is never cut and keeps its order.
+
+    >>> [m.tolist() for m in group_microbatches(torch.tensor([2, 9, 3, 8]), num_generations=2, max_tokens=18)]
+    [[0, 1], [2, 3]]
+    """
+    longest = lengths.view(-1, num_generations).amax(dim=1)
+    within = torch.arange(num_generations)
+    cuts = microbatches(longest * num_generations, max_tokens)
+    return [(cut.sort().values[:, None] * num_generations + within).flatten() for cut in cuts]

@@ -1,0 +1,151 @@
+"""What the GRPO and the SFT module share: the policy, its optimiser, grading, and the log."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from edge_grpo.errors import UserError
+from edge_grpo.metrics import describe
+from edge_grpo.policy.base import Policy
+from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rollout.base import RolloutEngine
+from edge_grpo.types import Problem, Rollout, ScoredRollout
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+
+class PolicyModule(pl.LightningModule):
+    """A policy under manual optimisation, one iteration a Lightning epoch.
+
+    Args:
+        policy: model and tokenizer.
+        rollout: engine for training and evaluation.
+        rewards: grading for training and evaluation.
+        optimizer: parameters -> optimiser.
+        scheduler: optimiser -> learning-rate scheduler, stepped once an iteration.
+        max_grad_norm: gradients are clipped to this global norm; null for none.
+        microbatch_tokens: bound on the padded tokens (rows x longest row) of one forward and backward.
+        seed: of every draw.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rollout: RolloutEngine,
+        rewards: WeightedRewards,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory,
+        max_grad_norm: float | None,
+        microbatch_tokens: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if microbatch_tokens < 1 or (max_grad_norm is not None and max_grad_norm <= 0):
+            raise UserError(
+                f"algorithm.microbatch_tokens={microbatch_tokens} and algorithm.max_grad_norm={max_grad_norm} "
+                "must be above 0"
+            )
+        self.automatic_optimization = False
+        self.policy, self.rollout, self.rewards = policy, rollout, rewards
+        self.model = policy.model  # registered, so that Lightning moves, wraps and saves it
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self.max_grad_norm, self.microbatch_tokens, self.seed = max_grad_norm, microbatch_tokens, seed
+        self.timings: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def iteration(self) -> int:
+        """Updates the policy has had."""
+        return self.trainer.current_epoch
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The injected optimiser and scheduler."""
+        optimizer = self._make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def score(self, rollout: Rollout) -> ScoredRollout:
+        """Decode and grade every row once."""
+        texts = tuple(self.policy.decode(response.token_ids) for response in rollout.responses)
+        problems = [rollout.problem_of(row) for row in range(rollout.num_rows)]
+        return ScoredRollout(rollout=rollout, texts=texts, scores=self.rewards(problems, texts))
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
+        """[n] bool: which texts answer their problem right."""
+        return self.rewards(problems, texts).correct
+
+    def optimise(self, shares: Sequence[Callable[[], Tensor]]) -> tuple[float, float]:
+        """One optimiser step on the sum of the micro-batches' losses.
+
+        Args:
+            shares: each computes one micro-batch's share of the loss, with graph.
+
+        Returns:
+            The loss (this rank's) and the gradient norm before clipping.
+        """
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for i, share in enumerate(shares):
+            last = i == len(shares) - 1
+            with optimizer.toggle_model(sync_grad=last):
+                # DDP averages gradients over ranks; the denominators already count all ranks.
+                loss = share()
+                self.manual_backward(loss * self.trainer.world_size)
+            total += float(loss.detach())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        if self.max_grad_norm is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
+        optimizer.step()
+        return total, float(norm)
+
+    def step_scheduler(self) -> float:
+        """Advance the schedule by one iteration; the rate that this iteration used."""
+        scheduler: Any = self.lr_schedulers()
+        rate = float(scheduler.get_last_lr()[0])
+        scheduler.step()
+        return rate
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to `timing_s/<stage>` of this iteration."""
+        start = time.perf_counter()
+        yield
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+    def total_over_ranks(self, *counts: float) -> list[float]:
+        """Sums over ranks."""
+        if self.trainer.world_size == 1:
+            return list(counts)
+        summed = self.trainer.strategy.reduce(
+            torch.tensor(counts, dtype=torch.float64, device=self.device), reduce_op="sum"
+        )
+        return summed.tolist()
+
+    def record(self, metrics: dict[str, float], *, step: int) -> None:
+        """Average the metrics over ranks and hand them to every logger.
+
+        Raises:
+            KeyError: a name that metrics.py does not define.
+        """
+        undefined = [name for name in metrics if describe(name) is None]
+        if undefined:
+            raise KeyError(f"metrics.py does not define {undefined}")
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+        self.metrics.update(metrics)
+
+    def peak_memory_gb(self) -> float:
+        """Peak GPU memory of this process, or its peak resident set on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,88 @@
+"""The accuracy reward of reasoning_gym's procedural problems: each generator's own scorer."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_grpo.errors import UserError
+from edge_grpo.rewards.boxed import last_boxed
+from edge_grpo.rewards.pool import KillablePool
+from edge_grpo.types import Problem
+
+
+class ReasoningGymAccuracy:
+    r"""Score of the last `\boxed{...}` by the scorer of the generator that made the problem.
+
+    Scores lie in [0, 1] and may be partial; only 1 counts as right (`WeightedRewards`). No box, a time-out, a crash
+    or an exception score 0. Several of the scorers evaluate the answer as Python, so they run in killable workers
+    that may not write, start processes or open sockets.
+
+    A problem carries `extra = {"generator": name, "entry": entry}`, the entry as reasoning_gym generated it.
+
+    Args:
+        workers: number of worker processes; they start with the first boxed answer.
+        timeout_s: seconds an answer may take.
+        max_answer_chars: longer answers score 0 unseen.
+        memory_limit_gb: address space of a worker in GiB (Linux).
+
+    Raises:
+        UserError: reasoning_gym is not installed, or an argument is not positive.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_s: float = 5.0,
+        max_answer_chars: int = 10_000,
+        memory_limit_gb: float = 2.0,
+    ) -> None:
+        if importlib.util.find_spec("reasoning_gym") is None:
+            raise UserError("this reward needs reasoning_gym: pip install 'edge-grpo[reasoning_gym]'")
+        if max_answer_chars <= 0:
+            raise UserError(f"max_answer_chars must be positive, got {max_answer_chars}")
+        from edge_grpo.rewards import _reasoning_gym_score as worker_side  # an optional extra
+
+        self.max_answer_chars = max_answer_chars
+        self._score = worker_side.score
+        self._is_generator = worker_side.is_generator
+        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=(worker_side.__name__,))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Answers lost so far: `timeout`, and `error` for an exception or a crash."""
+        return dict(self._pool.counts)
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
+        """[n] float32 in [0, 1].
+
+        Raises:
+            UserError: a problem without `generator` and `entry`, an unknown generator, or workers that cannot start.
+        """
+        sources = [self._source(problem) for problem in problems]
+        scores = torch.zeros(len(texts))
+        rows, items = [], []
+        for row, ((generator, entry), text) in enumerate(zip(sources, texts, strict=True)):
+            answer = last_boxed(text)
+            if answer is not None and len(answer) <= self.max_answer_chars:
+                rows.append(row)
+                items.append((generator, entry, answer))
+        for row, value in zip(rows, self._pool.map(self._score, items) if items else [], strict=True):
+            scores[row] = value or 0.0
+        return scores
+
+    def close(self) -> None:
+        """Kill the workers; the next boxed answer starts new ones."""
+        self._pool.close()
+
+    def _source(self, problem: Problem) -> tuple[str, Mapping[str, Any]]:
+        where = problem.origin or problem.id
+        missing = [key for key in ("generator", "entry") if key not in problem.extra]
+        if missing:
+            raise UserError(f"{where}: reward=reasoning_gym needs problem.extra keys {missing}")
+        generator = problem.extra["generator"]
+        if not self._is_generator(generator):
+            raise UserError(f"{where}: reasoning_gym has no generator named {generator!r}")
+        return generator, problem.extra["entry"]

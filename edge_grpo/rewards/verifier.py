@@ -1,0 +1,129 @@
+"""Is this answer the gold answer? Plain numbers at once, everything else in workers that can be killed."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Protocol
+
+from edge_grpo.errors import UserError
+from edge_grpo.rewards._grade import is_equivalent
+from edge_grpo.rewards.pool import KillablePool
+
+Pair = tuple[str | None, tuple[str, ...]]
+"""An answer (None: the response has none) and the gold answers, any of which makes it right."""
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,30})(?:\.[0-9]{1,30})?")
+_IDLE_SPACE = re.compile(r"\s+(?!\w)|(?<!\w)\s+")  # not between two words or numbers: "1 2" is not "12"
+_CACHE_SIZE = 50_000
+
+
+class AnswerVerifier(Protocol):
+    """Pairs of answer and gold answers in, one verdict a pair out, in order."""
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[bool]: ...
+
+
+class MathVerifier:
+    """Mathematical equivalence by math-verify, inside killable workers.
+
+    Decided without a worker: no answer or one that is too long (wrong), the text of a gold answer up to spaces that
+    separate nothing (right), and plain decimal numbers, compared exactly. A time-out, a crash or an exception of a
+    worker is a wrong answer and is counted. Verdicts are cached; those lost to a time-out or crash are not.
+
+    Args:
+        workers: number of worker processes; they start with the first pair that needs one.
+        timeout_s: seconds a pair may take.
+        max_answer_chars: longer answers are wrong unseen.
+        memory_limit_gb: address space of a worker in GiB (Linux).
+
+    Raises:
+        UserError: an argument that is not positive.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_s: float = 5.0,
+        max_answer_chars: int = 1000,
+        memory_limit_gb: float = 2.0,
+    ) -> None:
+        if max_answer_chars <= 0:
+            raise UserError(f"max_answer_chars must be positive, got {max_answer_chars}")
+        self.max_answer_chars = max_answer_chars
+        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=(is_equivalent.__module__,))
+        self._cache: OrderedDict[tuple[str, tuple[str, ...]], bool] = OrderedDict()
+        self._counts = {"total": 0, "fast": 0, "cached": 0}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pairs so far: `total`, without a worker (`fast`), from memory (`cached`), lost (`timeout`, `error`).
+
+        A pair that occurs twice in one call is graded once; the second counts as cached.
+        """
+        return {**self._counts, **self._pool.counts}
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
+        """n verdicts in the order of the n pairs.
+
+        Raises:
+            UserError: the workers cannot start.
+        """
+        quick = [self._without_worker(answer, golds) for answer, golds in pairs]
+        hard = [(a, golds) for (a, golds), known in zip(pairs, quick, strict=True) if known is None and a is not None]
+        verdicts = {key: self._cache[key] for key in hard if key in self._cache}
+        new = [key for key in dict.fromkeys(hard) if key not in verdicts]
+        self._counts["total"] += len(pairs)
+        self._counts["fast"] += len(pairs) - len(hard)
+        self._counts["cached"] += len(hard) - len(new)
+        for key, verdict in zip(new, self._pool.map(is_equivalent, new) if new else [], strict=True):
+            verdicts[key] = bool(verdict)
+            if verdict is not None:
+                self._cache[key] = verdict
+        self._keep_recent(hard)
+        graded = iter(hard)
+        return [verdicts[next(graded)] if known is None else known for known in quick]
+
+    def close(self) -> None:
+        """Kill the workers; the next hard pair starts new ones."""
+        self._pool.close()
+
+    def _without_worker(self, answer: str | None, golds: tuple[str, ...]) -> bool | None:
+        """The verdict where it needs no mathematics, else None."""
+        if answer is None or len(answer) > self.max_answer_chars:
+            return False
+        if _without_spaces(answer) in {_without_spaces(gold) for gold in golds}:
+            return True
+        value = _number(answer)
+        if value is None:
+            return None
+        gold_values = [_number(gold) for gold in golds]
+        if value in gold_values:
+            return True
+        return None if None in gold_values else False
+
+    def _keep_recent(self, used: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+        for key in used:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+        while len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+
+
+def _without_spaces(text: str) -> str:
+    r"""The text without the spaces that separate no words.
+
+    >>> _without_spaces(r" 30 \% "), _without_spaces("1 2")
+    ('30\\%', '1 2')
+    """
+    return _IDLE_SPACE.sub("", text)
+
+
+def _number(text: str) -> Decimal | None:
+    """The value of a plain decimal such as -12, 1,000 or 3.50 (at most 30 digits a side), else None.
+
+    >>> _number(" 1,000.0 ") == _number("1000"), _number("1,00"), _number("1e9")
+    (True, None, None)
+    """
+    stripped = text.strip()
+    return Decimal(stripped.replace(",", "")) if _NUMBER.fullmatch(stripped) else None

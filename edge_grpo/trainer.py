@@ -1,0 +1,60 @@
+"""The Lightning trainer of a run: one Lightning epoch is one iteration."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from edge_grpo.errors import UserError
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+
+
+def build_trainer(
+    max_iterations: int,
+    accelerator: str,
+    devices: int | str,
+    num_nodes: int,
+    strategy: str,
+    precision: str,
+    deterministic: bool,
+    callbacks: Sequence[pl.Callback],
+    loggers: Sequence[Any],
+) -> pl.Trainer:
+    """A Trainer whose epochs are iterations.
+
+    An epoch holds exactly one batch, so every checkpoint lies on an iteration boundary and Lightning's own resume
+    needs no position inside a dataloader.
+
+    Args:
+        max_iterations: iterations in all.
+        accelerator: "auto" takes the GPU where there is one.
+        devices, num_nodes, strategy, precision, deterministic: as Lightning's.
+
+    Raises:
+        UserError: an unknown or absent accelerator, or fewer than one iteration.
+    """
+    if max_iterations < 1:
+        raise UserError(f"trainer.max_iterations={max_iterations} must be at least 1")
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator} is none of {', '.join(ACCELERATORS)}")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        deterministic=deterministic,
+        max_epochs=max_iterations,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        log_every_n_steps=1,
+    )

@@ -1,0 +1,232 @@
+"""What flows between the stages, and the letters of every shape in the project.
+
+    P  problems of an iteration (on one rank)
+    G  responses a problem (`num_generations`)
+    N  rows, N = P * G; row p * G + g is response g of problem p, so a group is a run of G rows
+    S  prompt length in tokens
+    T  response length in tokens (of the longest response where padded)
+    V  vocabulary
+
+Tokens go in and tokens come out: text is decoded for graders and people and is never encoded again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+FinishReason = Literal["stop", "length"]
+
+
+class Provenance(IntEnum):
+    """Who wrote a response token."""
+
+    SAMPLED = 0
+    """drawn from the policy"""
+    INJECTED = 1
+    """a phrase that a correction appended"""
+    REFERENCE = 2
+    """the data set's reference solution"""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with all that any arm may read of it."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    """gold answers; a response that matches any one of them is right"""
+    solution: str | None = None
+    """worked reference solution"""
+    correctness_rate: float | None = None
+    """share of right samples under the policy that measured the difficulty, in [0, 1]"""
+    origin: str = ""
+    """`file:row`, for error messages"""
+    solution_passes: bool = True
+    """False where the reference fails the project's own grading: it is never trained on"""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """what a special scorer needs (reasoning_gym's entry)"""
+    prompt_ids: tuple[int, ...] = ()
+    """the prompt as tokens, set once by the data module"""
+    solution_ids: tuple[int, ...] = ()
+    """the reference as tokens without EOS, set once by the data module; empty if there is none"""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response, EOS included when the policy wrote it (`finish_reason == "stop"`).
+
+    Args:
+        token_ids: [L] int64.
+        behaviour_logprobs: [L] float32, log-probability under the distribution that was really sampled from
+            (temperature and truncation included); 0 for injected and reference tokens, which were put there
+            with probability one.
+        provenance: [L] int8, values of `Provenance`.
+        finish_reason: "stop" if an EOS ended it, "length" if the budget did.
+    """
+
+    token_ids: Tensor
+    behaviour_logprobs: Tensor
+    provenance: Tensor
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(x.shape) for x in (self.token_ids, self.behaviour_logprobs, self.provenance)}
+        if len(shapes) != 1 or self.token_ids.ndim != 1:
+            raise ValueError(f"a response's three tensors must share one shape [L], got {sorted(shapes)}")
+
+    def __len__(self) -> int:
+        return self.token_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """G responses to each of P problems; `responses[p * G + g]` answers `problems[p]`."""
+
+    problems: tuple[Problem, ...]
+    responses: tuple[Response, ...]
+    num_generations: int
+
+    def __post_init__(self) -> None:
+        expected = len(self.problems) * self.num_generations
+        if len(self.responses) != expected:
+            raise ValueError(
+                f"{len(self.problems)} problems x {self.num_generations} generations need {expected} "
+                f"responses, got {len(self.responses)}"
+            )
+
+    def problem_of(self, row: int) -> Problem:
+        return self.problems[row // self.num_generations]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.responses)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What grading says of n responses.
+
+    Args:
+        rewards: [n] float32, weighted sum of the parts.
+        parts: name -> [n] float32, before weighting.
+        correct: [n] bool, by the accuracy reward alone.
+    """
+
+    rewards: Tensor
+    parts: dict[str, Tensor]
+    correct: Tensor
+
+    def __post_init__(self) -> None:
+        n = self.rewards.shape[0]
+        wrong = {k: tuple(v.shape) for k, v in self.parts.items() if tuple(v.shape) != (n,)}
+        if wrong or tuple(self.correct.shape) != (n,):
+            raise ValueError(f"scores of {n} rows with parts {wrong}, correct {tuple(self.correct.shape)}")
+
+    def replaced(self, rows: list[int], new: "Scores") -> "Scores":
+        """These scores with `rows` taken from `new` (one entry a row, in that order)."""
+
+        def put(old: Tensor, values: Tensor) -> Tensor:
+            out = old.clone()
+            out[rows] = values
+            return out
+
+        return Scores(
+            rewards=put(self.rewards, new.rewards),
+            parts={name: put(part, new.parts[name]) for name, part in self.parts.items()},
+            correct=put(self.correct, new.correct),
+        )
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout with its texts (N, for graders and people) and scores (N)."""
+
+    rollout: Rollout
+    texts: tuple[str, ...]
+    scores: Scores
+
+    def __post_init__(self) -> None:
+        n = self.rollout.num_rows
+        if len(self.texts) != n or self.scores.rewards.shape[0] != n:
+            raise ValueError(f"{n} rows, {len(self.texts)} texts, {self.scores.rewards.shape[0]} rewards")
+
+
+@dataclass(frozen=True)
+class UpdateBatch:
+    """Rows as tensors: prompt and response back to back, padded on the right.
+
+    Right padding needs neither position ids nor a causal model that knows about it, and a response never
+    loses a token to a longer neighbour's prompt.
+
+    Args:
+        tokens: [N, W] int64, prompt then response then padding.
+        prompt_lengths: [N] int64.
+        response_lengths: [N] int64.
+        token_weights: [N, T] float32, loss weight by provenance; 0 outside the response.
+        sampled_mask: [N, T] bool, tokens that the policy itself sampled.
+        row_ids: [N] int64, the row's index in its `Rollout`.
+        pad_id: fills `tokens`.
+    """
+
+    tokens: Tensor
+    prompt_lengths: Tensor
+    response_lengths: Tensor
+    token_weights: Tensor
+    sampled_mask: Tensor
+    row_ids: Tensor
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        n, width = self.tokens.shape
+        lengths = (self.prompt_lengths.shape, self.response_lengths.shape, self.row_ids.shape)
+        if any(tuple(shape) != (n,) for shape in lengths) or self.token_weights.shape != self.sampled_mask.shape:
+            raise ValueError(f"batch of {n} rows with lengths {lengths}, weights {tuple(self.token_weights.shape)}")
+        if self.token_weights.shape[0] != n or (n and int((self.prompt_lengths + self.response_lengths).max()) > width):
+            raise ValueError(f"rows do not fit {tuple(self.tokens.shape)}")
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def completion_mask(self) -> Tensor:
+        """[N, T] bool, true on response tokens (EOS included)."""
+        t = torch.arange(self.token_weights.shape[1], device=self.tokens.device)
+        return t[None, :] < self.response_lengths[:, None]
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """[N, W] int64, 1 on prompt and response."""
+        w = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (w[None, :] < (self.prompt_lengths + self.response_lengths)[:, None]).long()
+
+    @property
+    def predicting_positions(self) -> Tensor:
+        """[N, T] int64: the position in `tokens` whose hidden state predicts response token t."""
+        t = torch.arange(self.token_weights.shape[1], device=self.tokens.device)
+        return self.prompt_lengths[:, None] - 1 + t[None, :]
+
+    @property
+    def response_tokens(self) -> Tensor:
+        """[N, T] int64, padded with `pad_id`."""
+        position = (self.predicting_positions + 1).clamp(max=self.tokens.shape[1] - 1)
+        return torch.where(self.completion_mask, self.tokens.gather(1, position), self.pad_id)
+
+    def select(self, rows: Tensor) -> "UpdateBatch":
+        """The given rows [M], with padding cut to the longest of them."""
+        prompts, responses = self.prompt_lengths[rows], self.response_lengths[rows]
+        width, length = int((prompts + responses).max()), int(responses.max())
+        return UpdateBatch(
+            tokens=self.tokens[rows, :width],
+            prompt_lengths=prompts,
+            response_lengths=responses,
+            token_weights=self.token_weights[rows, :length],
+            sampled_mask=self.sampled_mask[rows, :length],
+            row_ids=self.row_ids[rows],
+            pad_id=self.pad_id,
+        )

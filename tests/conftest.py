@@ -1,0 +1,31 @@
+"""Everything runs offline, on one thread (a busy neighbour slows a 2-thread decode tenfold) and in float32."""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_grpo.policy.base import Policy
+from edge_grpo.policy.tiny import random_tiny_policy
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real data are not there: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def policy() -> Policy:
+    """An untrained policy, small enough to decode in milliseconds."""
+    return random_tiny_policy(seed=0, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64)

@@ -1,0 +1,268 @@
+"""The command line as a person meets it: real processes, real argv, a small config tree."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_grpo import cli
+
+REPO = Path(__file__).resolve().parent.parent
+
+FILES = {
+    "conf/train.yaml": """
+defaults:
+  - _self_
+  - advantage: vanilla
+  - experiment: null
+  - hydra: default
+seed: 0
+resume: never
+allowed_targets: [toy]
+data: {path: problems.jsonl}
+output_dir: ${hydra:runtime.output_dir}
+""",
+    "conf/broken.yaml": """
+defaults: [_self_, {hydra: default}]
+resume: never
+seed: ${sede}
+""",
+    "conf/advantage/vanilla.yaml": "{_target_: toy.Vanilla, clamp: 3.0, eps: 1e-4}",
+    "conf/advantage/entropy_driven.yaml": "{_target_: toy.Vanilla, clamp: 5.0}",
+    "conf/experiment/sweep.yaml": """
+# @package _global_
+hydra: {mode: MULTIRUN, sweeper: {params: {seed: "1,2"}}}
+""",
+    "conf/experiment/bad_sweep.yaml": """
+# @package _global_
+hydra: {mode: MULTIRUN, sweeper: {params: {sed: "1,2"}}}
+""",
+    "conf/experiment/bad_option.yaml": """
+# @package _global_
+defaults: [{/advantage@second: vanila}]
+""",
+    "toy.py": """
+class Vanilla:
+    def __init__(self, clamp: float, eps: float = 1e-4) -> None:
+        if clamp < 0:
+            raise ValueError(f"clamp must not be negative, got {clamp}")
+""",
+    "train.py": """
+import sys
+from pathlib import Path
+
+from edge_grpo import cli
+from edge_grpo.config import instantiate
+from edge_grpo.errors import UserError
+
+cli.config_dir = lambda: Path(__file__).parent / "conf"
+
+
+def task(cfg):
+    instantiate(cfg.advantage)
+    print("ran", cfg.seed, cfg.advantage.clamp, cfg.data.path, cfg.output_dir)
+    assert "torch" not in sys.modules
+    if cfg.seed == 13:
+        raise RuntimeError("boom")
+    if cfg.seed == 14:
+        raise UserError("data.path: no such file")
+
+
+cli.run(task, "train")
+""",
+}
+
+
+class App:
+    """A program with its config tree in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in FILES.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        (folder / "conf/hydra").mkdir()
+        shutil.copy(REPO / "conf/hydra/default.yaml", folder / "conf/hydra/default.yaml")
+
+    def __call__(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "train.py", *argv],
+            cwd=self.folder,
+            env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def runs(self, *argv: str) -> list[str]:
+        """What the jobs of a run that must succeed printed, without the output directory."""
+        done = self(*argv)
+        assert done.returncode == 0, done.stderr
+        return [" ".join(line.split()[1:-1]) for line in done.stdout.splitlines() if line.startswith("ran")]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path)
+
+
+REFUSED = {
+    "misspelt key": (["advantage.clmp=3"], "there is no setting 'advantage.clmp'; did you mean advantage.clamp?"),
+    "leaf alone": (["clamp=3"], "there is no setting 'clamp'; did you mean advantage.clamp?"),
+    "nothing near": (["advantage.zzz=3"], "there is no setting 'advantage.zzz'; advantage has clamp, eps"),
+    "unknown group": (["advntage=vanilla"], "there is no setting 'advntage'; did you mean advantage?"),
+    "unknown top-level key": (["sed=1"], "there is no setting 'sed'; did you mean seed?"),
+    "unknown option": (
+        ["advantage=entropy_drivn"],
+        "advantage has no option 'entropy_drivn'; did you mean entropy_driven? available: entropy_driven, vanilla",
+    ),
+    "unknown option in a file": (
+        ["experiment=bad_option"],
+        "In 'experiment/bad_option': advantage has no option 'vanila'; did you mean vanilla? "
+        "available: entropy_driven, vanilla",
+    ),
+    "missing value": (["data.path=???"], "data.path not given: set data.path=..."),
+    "unquoted =": (
+        ["data.path=a=b"],
+        """cannot read 'data.path=a=b'; quote special characters: 'data.path="a=b"'""",
+    ),
+    "no =": (["seed"], "cannot read 'seed'; settings look like key=value"),
+    "sweep without -m": (
+        ["seed=1,2"],
+        "seed=1,2 holds several values: add --multirun to run each, or write one list as key=[a,b]",
+    ),
+    "wrong type": (["advantage.clamp=abc"], "advantage.clamp=abc: expected float"),
+    "added key that nothing reads": (
+        ["+advantage.epss=1"],
+        "advantage.epss: toy.Vanilla has no argument 'epss'; did you mean advantage.eps?",
+    ),
+    "constructor refuses": (["advantage.clamp=-1"], "advantage: clamp must not be negative, got -1"),
+    "task refuses": (["seed=14"], "data.path: no such file"),
+    "interpolation": (["-cn", "broken"], "seed: Interpolation key 'sede' not found"),
+    "unknown config": (["-cn", "trian"], "there is no config 'trian'; did you mean train? available: broken, train"),
+    "no config dir": (["-cd", "nope"], "--config-dir nope: no such directory"),
+    "later value of a sweep": (["-m", "seed=1", "advantage.clamp=1,abc"], "advantage.clamp=abc: expected float"),
+    "later option of a sweep": (
+        ["-m", "advantage=vanilla,x"],
+        "advantage has no option 'x'; available: entropy_driven, vanilla",
+    ),
+    "glob without a match": (["-m", "advantage=glob(x*)"], "advantage=glob(x*) stands for no value at all"),
+    "sweep of an experiment": (["experiment=bad_sweep"], "there is no setting 'sed'; did you mean seed?"),
+    "--cfg of a sweep": (
+        ["-m", "seed=1,2", "--cfg", "job"],
+        "--cfg prints the config of one run: leave out --multirun",
+    ),
+    "resume nowhere": (["resume=nope"], "resume=nope: no run there (nope/.hydra/overrides.yaml does not exist)"),
+    "resume in a sweep": (
+        ["-m", "resume=a,b"],
+        "resume=<dir> continues one run: name one directory, without --multirun",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_is_one_line_and_exit_code_2(app: App, case: str) -> None:
+    argv, message = REFUSED[case]
+    done = app(*argv)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_a_refused_setting_leaves_no_directory_behind(app: App) -> None:
+    app("advantage.clamp=abc")
+    assert not (app.folder / "outputs").exists()
+
+
+def test_a_run_writes_to_outputs_and_a_bug_keeps_its_traceback(app: App) -> None:
+    assert app.runs("advantage.clamp=1") == ["0 1 problems.jsonl"]
+    assert len(list((app.folder / "outputs/train").iterdir())) == 1
+    shutil.copy(app.folder / "conf/train.yaml", app.folder / "conf/other.yaml")
+    app.runs("-cn", "other")  # the directory is the config's, whatever module the task is from
+    assert len(list((app.folder / "outputs/other").iterdir())) == 1
+    done = app("seed=13")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "RuntimeError: boom" in done.stderr
+
+
+def test_an_additional_config_dir_is_respected(app: App) -> None:
+    extra = app.folder / "extra/advantage"
+    extra.mkdir(parents=True)
+    (extra / "mine.yaml").write_text("{_target_: toy.Vanilla, clamp: 9.0}")
+    assert app.runs("-cd", "extra", "advantage=mine") == ["0 9.0 problems.jsonl"]
+
+
+def test_a_sweep_outlives_a_failing_job_and_names_it(app: App) -> None:
+    done = app("-m", "seed=1,13,2", "data.path=a/b")
+    assert done.returncode == 1
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ran")] == ["1", "13", "2"]
+    assert done.stderr.endswith("error: 1 of 3 jobs failed:\n  #1 seed=13 data.path=a/b: RuntimeError: boom\n")
+    (sweep,) = (app.folder / "multirun/train").iterdir()
+    jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert jobs == [f"{i}_data.path=a-b,seed={seed}" for i, seed in enumerate((1, 13, 2))]
+    assert "Traceback" in (sweep / jobs[1] / "train.log").read_text()
+
+
+def test_globs_ranges_and_an_experiments_own_sweep_run(app: App) -> None:
+    assert app.runs("-m", "advantage=glob(*)", "seed=range(0,2)") == [
+        f"{seed} {clamp} problems.jsonl" for clamp in ("5.0", "3.0") for seed in (0, 1)
+    ]
+    assert app.runs("experiment=sweep") == ["1 3.0 problems.jsonl", "2 3.0 problems.jsonl"]
+
+
+def test_resume_replays_what_was_typed_and_typed_now_wins(app: App) -> None:
+    first = app("seed=7", "advantage=entropy_driven", "data.path='a b'", "hydra.run.dir=run")
+    assert first.returncode == 0, first.stderr
+    assert app("resume=run").stderr == "error: resume=run: the run has saved no checkpoint (*.ckpt)\n"
+    (app.folder / "run/last.ckpt").touch()
+    again = app("resume=run")
+    assert again.stdout == f"ran 7 5.0 a b {app.folder / 'run'}\n", again.stderr
+    assert app("seed=8", "resume=run").stdout == f"ran 8 5.0 a b {app.folder / 'run'}\n"
+    assert app("resume=run").stdout.startswith("ran 8 ")  # what the last continuation ran with
+    assert app.runs("resume=auto") == ["0 3.0 problems.jsonl"]
+
+
+def test_a_sweeps_job_is_resumed_alone(app: App) -> None:
+    app.runs("experiment=sweep")
+    (job,) = app.folder.glob("multirun/train/*/1_*")
+    (job / "last.ckpt").touch()
+    assert app.runs(f"resume='{job}'") == ["2 3.0 problems.jsonl"]
+
+
+def test_help_is_a_page_for_people(app: App) -> None:
+    done = app("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in (
+        "edge-grpo-train -m experiment=vanilla,edge_grpo seed=0,1,2",
+        "advantage: entropy_driven, vanilla\n",
+        "outputs/train/<date>_<time>/",
+        'eval "$(edge-grpo-train -sc install=bash)"',
+    ):
+        assert part in done.stdout
+    assert "clamp:" not in done.stdout  # no dump of the config
+    assert all(len(line) <= 120 for line in done.stdout.splitlines())
+
+
+def test_cfg_info_and_completion_answer_without_a_run(app: App) -> None:
+    assert "clamp: 4" in app("--cfg", "job", "advantage.clamp=4", "data.path=???").stdout
+    assert "advantage/vanilla" in app("--info", "defaults").stdout
+    assert "hydra_bash_completion" in app("-sc", "install=bash").stdout
+    assert not (app.folder / "outputs").exists()
+
+
+def test_the_task_can_be_sent_to_another_process() -> None:
+    job = pickle.loads(pickle.dumps(cli._Job(_task, {})))
+    assert job.task is _task
+
+
+def _task(cfg: object) -> None:
+    """Stands for an entry point's task."""
+
+
+def test_config_dir_prefers_the_packed_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "PACKAGE", tmp_path / "edge_grpo")
+    assert cli.config_dir() == tmp_path / "conf"
+    (tmp_path / "edge_grpo/conf").mkdir(parents=True)
+    assert cli.config_dir() == tmp_path / "edge_grpo/conf"

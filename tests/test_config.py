@@ -1,0 +1,196 @@
+"""Configs held against the signatures of small targets that stand in this module."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import pytest
+from omegaconf import OmegaConf
+
+from edge_grpo.config import check_config, instantiate, to_dict
+from edge_grpo.errors import UserError
+
+
+class Grader(Protocol):
+    def __call__(self, text: str) -> float: ...
+
+
+class Algorithm:
+    def __init__(
+        self,
+        num_generations: int,
+        clamp: float | None = None,
+        mode: Literal["mean", "sum"] = "mean",
+        names: Sequence[str] = (),
+        betas: tuple[float, float] = (0.9, 0.95),
+        weights: Mapping[str, float] | None = None,
+        shuffle: bool = False,
+        rewards: Mapping[str, Grader] | None = None,
+        grader: Grader | float | None = None,
+        generate: Callable[[int], int] | None = None,
+    ) -> None:
+        if num_generations < 2:
+            raise UserError(f"num_generations must be at least 2, got {num_generations}")
+        self.names, self.weights, self.generate, self.grader = names, weights, generate, grader
+
+
+class Part:
+    def __init__(self, size: int, owner: object) -> None:
+        if size < 0:
+            raise ValueError(f"size {size} is negative")
+        self.size, self.owner = size, owner
+
+
+def anything(**kwargs: Any) -> dict[str, Any]:
+    return kwargs
+
+
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = ModuleType("toy")
+    toy.__dict__.update(Algorithm=Algorithm, Part=Part, anything=anything, NUMBER=3)
+    monkeypatch.setitem(sys.modules, "toy", toy)
+
+
+def config(**algorithm: Any) -> Any:
+    node = {"_target_": "toy.Algorithm", "num_generations": 4, **algorithm}
+    return OmegaConf.create({"seed": 0, "allowed_targets": ["toy"], "algorithm": node})
+
+
+ACCEPTED = [
+    {"clamp": 3},  # an int is a float
+    {"clamp": None},
+    {"clamp": float("inf")},
+    {"mode": "sum"},
+    {"names": ["a", "b"]},
+    {"betas": [0.9, 1]},  # YAML has lists only
+    {"weights": {"accuracy": 1}},
+    {"grader": {"_target_": "toy.anything", "any": 3}},
+    {"rewards": {"accuracy": {"_target_": "toy.anything"}}},
+    {"rewards": {"accuracy": 3}},  # no validator for a Protocol within a container: not judged
+    {"num_generations": "${seed_of_all}"},
+]
+
+
+@pytest.mark.parametrize("values", ACCEPTED)
+def test_accepted(values: dict[str, Any]) -> None:
+    cfg = config(**values)
+    cfg.seed_of_all = 5
+    check_config(cfg)
+
+
+REFUSED = [
+    ({"num_generations": "abc"}, "algorithm.num_generations=abc: expected int"),
+    ({"num_generations": "3"}, "algorithm.num_generations=3: expected int"),
+    ({"num_generations": 3.0}, "algorithm.num_generations=3.0: expected int"),
+    ({"num_generations": None}, "algorithm.num_generations=null: expected int"),
+    ({"num_generations": True}, "algorithm.num_generations=True: expected int"),
+    ({"clamp": True}, "algorithm.clamp=True: expected float | None"),
+    ({"shuffle": 1}, "algorithm.shuffle=1: expected bool"),
+    ({"mode": "median"}, "algorithm.mode=median: expected Literal['mean', 'sum']"),
+    ({"mode": ["mean"]}, "algorithm.mode=['mean']: expected Literal['mean', 'sum']"),
+    ({"names": "abc"}, "algorithm.names=abc: expected collections.abc.Sequence[str]"),
+    ({"betas": [0.9]}, "algorithm.betas=[0.9]: expected tuple[float, float]"),
+    ({"weights": {"a": "b"}}, "algorithm.weights={'a': 'b'}: expected collections.abc.Mapping[str, float] | None"),
+    ({"grader": "abc"}, "algorithm.grader=abc: expected test_config.Grader | float | None"),
+    (
+        {"clmp": 3},
+        "algorithm.clmp: toy.Algorithm has no argument 'clmp'; did you mean algorithm.clamp?",
+    ),
+    (
+        {"grader": {"_target_": "toy.Part", "sizes": 1}},
+        "algorithm.grader.sizes: toy.Part has no argument 'sizes'; did you mean algorithm.grader.size?",
+    ),
+    ({"grader": {"_target_": "toy.Part", "size": 1}}, "algorithm.grader.owner not given: toy.Part needs it"),
+    ({"_target_": "toy.NUMBER"}, "algorithm._target_=toy.NUMBER: not a class or function"),
+    (
+        {"_target_": "os.system"},
+        "algorithm._target_=os.system: only targets under edge_grpo, torch, pytorch_lightning, transformers, toy "
+        "are built; if you trust it, add its module: allowed_targets=[os]",
+    ),
+    ({"clamp": "???"}, "algorithm.clamp not given: set algorithm.clamp=..."),
+    ({"clamp": "${nowhere}"}, "algorithm.clamp: Interpolation key 'nowhere' not found"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_config(config(**values))
+    assert str(caught.value).replace(f"{__name__}.", "test_config.") == message
+
+
+def test_a_target_that_cannot_be_imported_is_refused() -> None:
+    for target in ("toy.Missing", "edge_grpo.nowhere.X", "toy..X"):
+        with pytest.raises(UserError, match=rf"algorithm\._target_={target}: Error loading"):
+            check_config(config(_target_=target))
+
+
+def test_what_the_program_passes_is_not_required_and_not_configurable() -> None:
+    cfg = config(grader={"_target_": "toy.Part", "size": 1})
+    injected = {"algorithm.grader": frozenset({"owner"})}
+    check_config(cfg, injected)
+    check_config(config(grader={"_target_": "toy.Part", "size": 1, "_partial_": True}))
+    cfg.algorithm.grader.owner = "me"
+    with pytest.raises(UserError, match=r"algorithm\.grader\.owner: the program sets this itself; remove it"):
+        check_config(cfg, injected)
+
+
+def test_targets_in_lists_are_checked() -> None:
+    cfg = OmegaConf.create({"allowed_targets": ["toy"], "parts": [{"_target_": "toy.Part", "size": "x", "owner": 1}]})
+    with pytest.raises(UserError, match=r"parts\.0\.size=x: expected int"):
+        check_config(cfg)
+
+
+def test_a_number_beside_a_tensor_type_is_still_checked() -> None:
+    node = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-5, "betas": [0.9, 0.95]}
+    check_config(OmegaConf.create({"optimizer": node}))
+    with pytest.raises(UserError, match=r"optimizer\.lr=abc: expected float"):
+        check_config(OmegaConf.create({"optimizer": {**node, "lr": "abc"}}))
+
+
+def test_instantiate_hands_over_plain_containers_and_the_very_objects() -> None:
+    generate = [1].append
+    made = instantiate(config(names=["a"], weights={"x": 1.0}).algorithm, generate=generate)
+    assert (type(made.names), type(made.weights)) == (list, dict)
+    assert made.generate is generate
+
+
+def test_instantiate_keeps_a_partial_partial() -> None:
+    owner = object()
+    make = instantiate(OmegaConf.create({"_target_": "toy.Part", "_partial_": True}), owner=owner)
+    assert make(size=3).owner is owner
+
+
+def test_instantiate_builds_a_mapping_of_targets() -> None:
+    made = instantiate(OmegaConf.create({"a": {"_target_": "toy.anything", "x": [1]}}))
+    assert made == {"a": {"x": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_generations": 1}, "algorithm: num_generations must be at least 2, got 1"),
+        ({"grader": {"_target_": "toy.Part", "size": -1, "owner": 0}}, "algorithm.grader: size -1 is negative"),
+    ],
+)
+def test_a_constructors_refusal_names_the_key(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        instantiate(config(**values).algorithm)
+    assert str(caught.value) == message
+
+
+def test_to_dict_resolves() -> None:
+    assert to_dict(OmegaConf.create({"a": 1, "b": {"c": "${a}"}, "p": Path("x")})) == {
+        "a": 1,
+        "b": {"c": 1},
+        "p": Path("x"),
+    }
+
+
+@pytest.mark.parametrize("reader", ["a", "z"])  # met before or after the missing value itself
+def test_a_missing_value_that_others_read_is_named_itself(reader: str) -> None:
+    with pytest.raises(UserError, match=r"^data\.path not given: set data\.path=\.\.\.$"):
+        to_dict(OmegaConf.create({reader: {"x": "${data.path}"}, "data": {"path": "???"}}))

@@ -1,0 +1,227 @@
+"""Guided error correction: branches, tokens, provenance, bounds."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edge_grpo.corrections.base import CorrectionTools
+from edge_grpo.corrections.guided import GuidedCorrection
+from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
+from edge_grpo.corrections.keep import Keep
+from edge_grpo.errors import UserError
+from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
+
+TOKENIZER = byte_tokenizer()
+EOS = TOKENIZER.eos_token_id
+REFLECT = " Wait! Something is wrong here."
+ANSWER = "\nWait! Something is wrong here. After verification, the correct answer is \\boxed{{answer}}."
+
+
+def encode(text):
+    return tuple(TOKENIZER(text, add_special_tokens=False)["input_ids"])
+
+
+def decode(ids):
+    return TOKENIZER.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def sampled(text, eos=True):
+    ids = torch.tensor([*encode(text), *([EOS] if eos else [])])
+    return Response(ids, -torch.ones(len(ids)), torch.zeros(len(ids), dtype=torch.int8), "stop" if eos else "length")
+
+
+def score(problems, texts):
+    """Right if the gold answer stands in a box at the end."""
+    right = torch.tensor(
+        [t.rstrip(".").endswith(f"\\boxed{{{p.answers[0]}}}") for p, t in zip(problems, texts, strict=True)]
+    )
+    return Scores(rewards=right.float(), parts={"accuracy": right.float()}, correct=right)
+
+
+def tools(seed=0, continuation=" so \\boxed{7}", calls=None):
+    def generate(prefixes, budgets):
+        if calls is not None:
+            calls.append((prefixes, budgets))
+        return [replace_length(sampled(continuation), budget) for budget in budgets]
+
+    return CorrectionTools(
+        generate=generate,
+        score=score,
+        encode=encode,
+        decode=decode,
+        eos_ids=(EOS,),
+        generator=torch.Generator().manual_seed(seed),
+        max_new_tokens=200,
+        max_reward=1.0,
+    )
+
+
+def replace_length(response, budget):
+    if len(response) <= budget:
+        return response
+    fields = (response.token_ids, response.behaviour_logprobs, response.provenance)
+    return Response(*(x[:budget] for x in fields), "length")
+
+
+def scored(texts, g=4, solution="3 + 4 = 7\n\\boxed{7}", eos=True):
+    problem = Problem("p", "3 + 4 = ?", ("7",), solution, prompt_ids=encode("3 + 4 = ?"), solution_ids=encode(solution))
+    rollout = Rollout((problem,) * (len(texts) // g), tuple(sampled(t, eos) for t in texts), g)
+    problems = [rollout.problem_of(row) for row in range(len(texts))]
+    return ScoredRollout(rollout, tuple(texts), score(problems, texts))
+
+
+def guided(cls=GuidedCorrection, probabilities=(0.5, 0.25, 0.25), **changes):
+    settings = {
+        "reflect_phrase": REFLECT,
+        "answer_phrase": ANSWER,
+        "trigger": "every_wrong",
+        "reflection_tokens": 64,
+        "max_response_tokens": None,
+        "keep_eos": True,
+        "loss_weights": {"sampled": 1.0, "injected": 1.0, "reference": 1.0},
+    }
+    names = ("reflect", "answer", "solution")
+    return cls(probabilities=dict(zip(names, probabilities, strict=True)), **(settings | changes))
+
+
+WRONG, RIGHT = "\\boxed{5}", "\\boxed{7}"
+
+
+def test_branch_frequencies():
+    # 4,000 wrong rows: standard deviation of a share of 1/2 is 0.008; the seed is fixed.
+    branches = guided()(scored([WRONG] * 4000), tools()).branches
+    counts = Counter(branches)
+    assert counts["reflect"] / 4000 == pytest.approx(0.5, abs=0.02)
+    assert counts["answer"] / 4000 == pytest.approx(0.25, abs=0.02)
+    assert counts["solution"] / 4000 == pytest.approx(0.25, abs=0.02)
+
+
+def test_right_rows_are_untouched():
+    before = scored([RIGHT, WRONG, RIGHT, WRONG])
+    after = guided()(before, tools())
+    for row in (0, 2):
+        assert after.scored.rollout.responses[row] is before.rollout.responses[row]
+        assert after.branches[row] is None
+
+
+def test_deterministic_per_seed():
+    runs = [guided()(scored([WRONG] * 64), tools(seed)).branches for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "text", "kinds", "ends"),
+    [
+        ((1, 0, 0), WRONG + REFLECT + " so \\boxed{7}", "0" * 9 + "1" * 31 + "0" * 14, "stop"),
+        ((0, 1, 0), WRONG + ANSWER.replace("{answer}", "7"), "0" * 9 + "1" * 85, "stop"),
+        ((0, 0, 1), "3 + 4 = 7\n\\boxed{7}", "2" * 20, "stop"),
+    ],
+    ids=["reflect", "answer", "solution"],
+)
+def test_tokens_and_provenance_of_a_branch(probabilities, text, kinds, ends):
+    # Lengths: the wrong guess has 9 bytes, the phrase 31, the continuation 13 + EOS; the answer phrase
+    # 31 + 43 + 9 + 1 + EOS; the reference 19 + EOS.
+    after = guided(probabilities=probabilities)(scored([WRONG] * 4), tools())
+    response = after.scored.rollout.responses[0]
+    assert decode(response.token_ids) == after.scored.texts[0] == text
+    assert "".join(str(k) for k in response.provenance.tolist()) == kinds
+    assert response.token_ids[-1] == EOS
+    assert (response.token_ids == EOS).sum() == 1
+    assert response.finish_reason == ends
+    written = response.provenance != Provenance.SAMPLED
+    assert (response.behaviour_logprobs[written] == 0).all()  # put there with probability one
+    assert after.scored.scores.correct.all()
+
+
+def test_only_rows_that_reflect_are_generated():
+    calls = []
+    guided(probabilities=(1, 0, 0))(scored([RIGHT, WRONG, RIGHT, WRONG]), tools(calls=calls))
+    ((prefixes, budgets),) = calls
+    assert prefixes == [[*encode("3 + 4 = ?" + WRONG + REFLECT)]] * 2
+    assert budgets == [64, 64]
+
+
+def test_total_length_is_bounded():
+    # 9 + 31 tokens stand before the reflection: 60 leave room for 20.
+    calls = []
+    after = guided(probabilities=(1, 0, 0), max_response_tokens=60)(
+        scored([WRONG] * 4), tools(calls=calls, continuation="x" * 100)
+    )
+    assert calls[0][1] == [20] * 4
+    assert {len(r) for r in after.scored.rollout.responses} == {60}
+
+
+def test_a_branch_without_room_passes_its_probability_on():
+    # 40 tokens hold neither the reflection (40 + 1) nor the answer (94), but do hold the reference (20).
+    after = guided(max_response_tokens=40)(scored([WRONG] * 64), tools())
+    assert set(after.branches) == {"solution"}
+    assert guided(max_response_tokens=15)(scored([WRONG] * 4), tools()).branches == ("no_room",) * 4
+
+
+def test_a_failing_reference_is_never_used():
+    before = scored([WRONG] * 64)
+    problems = tuple(replace(p, solution_passes=False) for p in before.rollout.problems)
+    before = replace(before, rollout=replace(before.rollout, problems=problems))
+    assert set(guided()(before, tools()).branches) == {"reflect", "answer"}
+
+
+@pytest.mark.parametrize(
+    ("trigger", "corrected"),
+    [("every_wrong", [4, 3, 1, 0]), ("all_wrong", [4, 0, 0, 0]), ("leave_one_wrong", [3, 2, 0, 0])],
+)
+def test_triggers(trigger, corrected):
+    groups = [[WRONG] * 4, [RIGHT, WRONG, WRONG, WRONG], [RIGHT, RIGHT, WRONG, RIGHT], [RIGHT] * 4]
+    branches = guided(trigger=trigger)(scored([t for g in groups for t in g]), tools()).branches
+    assert [sum(b is not None for b in branches[i : i + 4]) for i in range(0, 16, 4)] == corrected
+
+
+def test_required_fields():
+    assert guided().required_fields == {"answers", "solution"}
+    assert guided(probabilities=(1, 0, 0)).required_fields == {"answers"}
+
+
+def test_keep_changes_nothing():
+    before = scored([WRONG, RIGHT, WRONG, RIGHT])
+    assert Keep()(before, tools()).scored is before
+
+
+def test_official_loses_every_eos_and_leading_tokens():
+    long = scored([WRONG, RIGHT, WRONG, WRONG])
+    problem = replace(long.rollout.problems[0], prompt_ids=encode("3 + 4 = ? "))
+    rollout = Rollout((*long.rollout.problems, problem), (*long.rollout.responses, *long.rollout.responses), 4)
+    texts = long.texts * 2
+    both = ScoredRollout(rollout, texts, score([rollout.problem_of(r) for r in range(8)], texts))
+    calls = []
+    correction = guided(OfficialGuidedCorrection, (1, 0, 0), keep_eos=False, max_batch_prompt_tokens=256)
+    after = correction(both, tools(calls=calls))
+    assert not any(EOS in r.token_ids.tolist() for r in after.scored.rollout.responses)
+    assert len(calls[0][0]) == 8  # the whole batch is continued
+    # The first group's prompts are one token shorter: its responses lose their first token.
+    assert after.scored.texts[1] == RIGHT[1:]
+    assert after.scored.texts[5] == RIGHT
+    assert after.branches[1] is None
+
+
+def test_official_skips_batches_with_a_long_prompt():
+    correction = guided(OfficialGuidedCorrection, keep_eos=False, max_batch_prompt_tokens=9)  # "3 + 4 = ?" has 9
+    before = scored([WRONG] * 4)
+    assert correction(before, tools()).scored is before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probabilities": (0.5, 0.5, 0.5)}, "sum to 1"),
+        ({"probabilities": (1.5, -0.5, 0)}, r"in \[0, 1\]"),
+        ({"answer_phrase": "no gold"}, "answer_phrase"),
+        ({"reflection_tokens": 0}, "reflection_tokens=0"),
+        ({"loss_weights": {"sampled": 1.0}}, "loss_weights needs exactly"),
+        ({"loss_weights": {"sampled": 1.0, "injected": -1.0, "reference": 1.0}}, "negative"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        guided(**changes)

@@ -1,0 +1,138 @@
+"""The pool that grades untrusted text. `eval` stands in for a scorer that evaluates what a model wrote."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import edge_grpo
+from edge_grpo.errors import UserError
+from edge_grpo.rewards.pool import KillablePool
+
+PID = "__import__('os').getpid()"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[KillablePool]:
+    pool = KillablePool(workers=2, timeout_s=1.0, memory_limit_gb=1.0)
+    yield pool
+    pool.close()
+
+
+def lost(pool: KillablePool, item: str) -> dict[str, int]:
+    """What the pool counts for an item that must come back as None."""
+    before = dict(pool.counts)
+    assert pool.map(eval, [item]) == [None]
+    return {name: pool.counts[name] - before[name] for name in before}
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_order_is_kept_though_the_first_item_is_the_slowest(pool: KillablePool) -> None:
+    assert pool.map(eval, ["__import__('time').sleep(0.3) or 1", "2", "3", "4"]) == [1, 2, 3, 4]
+
+
+def test_no_items_start_no_worker() -> None:
+    assert KillablePool(1, 1.0, 1.0).map(eval, []) == []
+
+
+def test_workers_do_not_import_torch(pool: KillablePool) -> None:
+    assert pool.map(eval, ["'torch' in __import__('sys').modules"]) == [False]
+
+
+def test_a_hang_inside_c_code_is_killed_in_time_and_spares_its_neighbour(pool: KillablePool) -> None:
+    start, before = time.perf_counter(), pool.counts["timeout"]
+    assert pool.map(eval, ["sum(range(10**15))", "1 + 1"]) == [None, 2]
+    assert time.perf_counter() - start < 3.0
+    assert pool.counts["timeout"] == before + 1
+
+
+@pytest.mark.parametrize(
+    "item", ["1 / 0", "bytearray(8 << 30)", "__import__('os')._exit(3)", "__import__('sys').exit()"]
+)
+def test_exceptions_crashes_and_exhausted_memory_are_errors(pool: KillablePool, item: str) -> None:
+    assert lost(pool, item) == {"timeout": 0, "error": 1}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "__import__('os').system('touch canary')",
+        "open('canary', 'w')",
+        "__import__('os').mkdir('canary')",
+        "__import__('subprocess').run(['touch', 'canary'])",
+        "__import__('socket').create_connection(('127.0.0.1', 9))",
+        "__import__('os').kill(__import__('os').getppid(), 0)",
+    ],
+)
+def test_side_effects_are_refused(pool: KillablePool, item: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    assert lost(pool, item.replace("canary", str(canary))) == {"timeout": 0, "error": 1}
+    assert not canary.exists()
+
+
+def test_workers_survive_the_thread_that_started_them_and_are_replaced_when_killed() -> None:
+    pool = KillablePool(workers=1, timeout_s=5.0, memory_limit_gb=1.0)
+    with ThreadPoolExecutor(1) as short_lived:
+        (first,) = short_lived.submit(pool.map, eval, [PID]).result()
+    assert first is not None
+    assert pool.map(eval, [PID]) == [first]
+
+    os.kill(first, signal.SIGKILL)
+    (second,) = pool.map(eval, [PID])
+    assert second is not None
+    assert second != first
+    assert pool.counts == {"timeout": 0, "error": 0}  # no item was lost
+
+    pool.close()
+    for pid in (first, second):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+# Without a `__main__` guard: a worker that ran its parent's script again would print a second line.
+SCRIPT = f"""
+import os, signal, threading, time
+from edge_grpo.rewards.pool import KillablePool
+pool = KillablePool(1, 60.0, 1.0)
+print(pool.map(eval, [{PID!r}])[0], flush=True)
+threading.Thread(target=pool.map, args=(eval, ["sum(range(10**15))"]), daemon=True).start()
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+def test_workers_skip_the_parents_script_and_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(edge_grpo.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False, env=environment
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    worker = int(done.stdout)
+    deadline = time.monotonic() + 5.0
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def test_too_little_memory_to_start_is_the_users_error() -> None:
+    with pytest.raises(UserError, match=r"memory_limit_gb=0\.01"):
+        KillablePool(1, 1.0, 0.01, preload=("sympy",)).map(eval, ["1"])
+
+
+@pytest.mark.parametrize("arguments", [(0, 1.0, 1.0), (1, 0.0, 1.0), (1, 1.0, -1.0)])
+def test_numbers_must_be_positive(arguments: tuple[int, float, float]) -> None:
+    with pytest.raises(UserError, match="must be positive"):
+        KillablePool(*arguments)

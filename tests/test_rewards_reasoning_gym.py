@@ -1,0 +1,71 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_grpo.errors import UserError
+from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rewards.reasoning_gym import ReasoningGymAccuracy
+from edge_grpo.types import Problem
+
+pytest.importorskip("reasoning_gym")
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> Iterator[ReasoningGymAccuracy]:
+    accuracy = ReasoningGymAccuracy(workers=1, timeout_s=5.0)
+    yield accuracy
+    accuracy.close()
+
+
+def problem(generator: str, entry: dict[str, Any]) -> Problem:
+    return Problem(
+        id=generator, question="?", answers=(), origin="gym:0", extra={"generator": generator, "entry": entry}
+    )
+
+
+# string_insertion gives 1 for its own answer and 0.1 for the same written as a Python list of characters
+INSERTION = problem("string_insertion", {"question": "?", "answer": "AB", "metadata": {}})
+SUM = problem("chain_sum", {"question": "4 - 1 - 7 =", "answer": "-4", "metadata": {}})
+
+
+def test_scores_are_the_generators_own_and_keep_their_order(accuracy: ReasoningGymAccuracy) -> None:
+    texts = [r"\boxed{AB}", r"\boxed{-4}", r"\boxed{['A', 'B']}", r"\boxed{4}", "-4", r"\boxed{" + "1" * 10_001 + "}"]
+    problems = [INSERTION, SUM, INSERTION, SUM, SUM, SUM]
+    assert accuracy(problems, texts).tolist() == pytest.approx([1.0, 1.0, 0.1, 0.0, 0.0, 0.0])
+
+
+def test_a_partial_score_is_not_right(accuracy: ReasoningGymAccuracy) -> None:
+    scores = WeightedRewards({"accuracy": accuracy}, {"accuracy": 1.0})([INSERTION], [r"\boxed{['A', 'B']}"])
+    assert scores.rewards.tolist() == pytest.approx([0.1])
+    assert scores.correct.tolist() == [False]
+
+
+@pytest.mark.parametrize("generator", ["string_insertion", "polynomial_multiplication", "countdown"])
+def test_an_answer_that_the_scorer_evaluates_touches_nothing(
+    accuracy: ReasoningGymAccuracy, generator: str, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    row = problem(generator, {"question": "?", "answer": "1", "metadata": {"numbers": [1], "target": 1}})
+    attack = rf"\boxed{{__import__('os').system('touch {canary}')}}"
+    assert accuracy([row], [attack])[0] < 1.0
+    assert not canary.exists()
+
+
+def test_a_malformed_entry_scores_zero_and_is_counted(accuracy: ReasoningGymAccuracy) -> None:
+    before = accuracy.counts["error"]
+    assert accuracy([problem("chain_sum", {})], [r"\boxed{1}"]).tolist() == [0.0]
+    assert accuracy.counts["error"] == before + 1
+
+
+def test_problems_of_another_source_are_refused(accuracy: ReasoningGymAccuracy) -> None:
+    with pytest.raises(UserError, match=r"gym:0.*no_such_generator"):
+        accuracy([problem("no_such_generator", {})], [r"\boxed{1}"])
+    with pytest.raises(UserError, match=r"data:1.*generator"):
+        accuracy([Problem(id="p", question="?", answers=("1",), origin="data:1")], [r"\boxed{1}"])
+
+
+def test_max_answer_chars_must_be_positive() -> None:
+    with pytest.raises(UserError, match="max_answer_chars"):
+        ReasoningGymAccuracy(max_answer_chars=-1)
