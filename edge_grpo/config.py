@@ -157,7 +157,7 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         if not rest or base is object:
             break
         del parameters[rest[0]]
-        inherited = inspect.signature(base.__init__).parameters
+        inherited = inspect.signature(vars(base)["__init__"]).parameters
         parameters |= {n: p for n, p in inherited.items() if n != "self" and n not in parameters}
     return parameters
 
@@ -180,7 +180,7 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
         if not inspect.isclass(target):
             return get_type_hints(target)
         chain = reversed(_constructors(target))
-        return {name: hint for base in chain for name, hint in get_type_hints(base.__init__).items()}
+        return {name: hint for base in chain for name, hint in get_type_hints(vars(base)["__init__"]).items()}
     except (NameError, TypeError):  # names imported for type checkers only, or a callable without annotations
         return {}
 

@@ -132,7 +132,7 @@ class PolicyModule(pl.LightningModule):
         return summed.tolist()
 
     def record(self, metrics: dict[str, float], *, step: int) -> None:
-        """Average the metrics over ranks and hand them to every logger.
+        """Reduce the metrics over ranks and hand them to every logger.
 
         Raises:
             KeyError: a name that metrics.py does not define.
@@ -140,9 +140,21 @@ class PolicyModule(pl.LightningModule):
         undefined = [name for name in metrics if describe(name) is None]
         if undefined:
             raise KeyError(f"metrics.py does not define {undefined}")
+        metrics = self._over_ranks(metrics)
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)
         self.metrics.update(metrics)
+
+    def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Counts summed, everything else averaged over the ranks that have it (a branch may be taken on one only)."""
+        if self.trainer.world_size == 1:
+            return metrics
+        ranks: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(ranks, metrics)
+        values = {name: [rank[name] for rank in ranks if name in rank] for rank in ranks for name in rank}
+        return {
+            name: sum(found) if name.endswith("/count") else sum(found) / len(found) for name, found in values.items()
+        }
 
     def peak_memory_gb(self) -> float:
         """Peak GPU memory of this process, or its peak resident set on the CPU."""

@@ -44,13 +44,15 @@ def chain(rng: random.Random, min_terms: int, max_terms: int, max_operand: int) 
 
 
 def distinct_chains(seed: int, min_terms: int, max_terms: int, max_operand: int) -> Iterator[tuple[str, str, str]]:
-    """An endless seeded stream of `chain`s without a repeated question."""
+    """An endless seeded stream of `chain`s without a repeated question, the number of terms uniform."""
     rng, seen = random.Random(stage_seed(seed, "arithmetic")), set()
     while True:
-        made = chain(rng, min_terms, max_terms, max_operand)
-        if made[0] not in seen:
-            seen.add(made[0])
-            yield made
+        terms = rng.randint(min_terms, max_terms)
+        made = chain(rng, terms, terms, max_operand)
+        while made[0] in seen:  # the same number of terms again: short chains repeat more often than long ones
+            made = chain(rng, terms, terms, max_operand)
+        seen.add(made[0])
+        yield made
 
 
 class ArithmeticDataModule(ProblemDataModule):
@@ -86,8 +88,9 @@ class ArithmeticDataModule(ProblemDataModule):
                 f"data.train_count={train_count} must be at least 1 and data.held_out_count={held_out_count} "
                 f"in [1, {HELD_OUT_POOL}]"
             )
-        # Chains of two terms alone number max_operand^2 and more: half of that always suffices.
-        if max_operand < 20 or (HELD_OUT_POOL + train_count) > max_operand**min_terms / 2:
+        # The shortest chains are the scarcest, max_operand^min_terms or more of them; a share of them is wanted.
+        wanted = (HELD_OUT_POOL + train_count) / (max_terms - min_terms + 1)
+        if max_operand < 20 or wanted > max_operand**min_terms / 4:
             raise UserError(
                 f"data.max_operand={max_operand} makes too few problems for data.train_count={train_count}: raise it"
             )
@@ -110,7 +113,14 @@ class ArithmeticDataModule(ProblemDataModule):
         path = Path(self.correctness_rates)
         if not path.is_file():
             raise UserError(f"data.correctness_rates={path}: no such file")
-        return json.loads(path.read_text())
+        try:
+            rates = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        wrong = [q for q, rate in rates.items() if not isinstance(rate, int | float) or not 0 <= rate <= 1]
+        if wrong:
+            raise UserError(f"{path}: {wrong[0]!r} has rate {rates[wrong[0]]}, expected a number in [0, 1]")
+        return rates
 
 
 def _problem(split: str, index: int, made: tuple[str, str, str], rates: dict[str, float]) -> Problem:

@@ -82,7 +82,8 @@ class ProblemDataModule(pl.LightningDataModule):
             UserError: a missing field, a repeated id, a prompt over the budget, or nothing left to train on.
         """
         train, held_out = self.load()
-        _check_ids([*train, *held_out])
+        _check_ids(train)
+        _check_ids(held_out)
         _check_fields(train, required_fields)
         train = self._select(train)
         if self.check_references and "solution" in required_fields:
@@ -130,9 +131,9 @@ class ProblemDataModule(pl.LightningDataModule):
         unknown = [p for p in problems if p.correctness_rate is None]
         if unknown:
             raise UserError(
-                f"data.max_correctness_rate={self.max_correctness_rate}, but {len(unknown)} of {len(problems)} problems "
-                f"have no correctness_rate (first: {unknown[0].origin}): measure it with edge-grpo-difficulty or set "
-                "data.max_correctness_rate=null"
+                f"data.max_correctness_rate={self.max_correctness_rate}, but {len(unknown)} of {len(problems)} "
+                f"problems have no correctness_rate (first: {unknown[0].origin}): measure it with edge-grpo-difficulty "
+                "or set data.max_correctness_rate=null"
             )
         kept = [p for p in problems if (p.correctness_rate or 0.0) <= self.max_correctness_rate]
         if not kept:
@@ -194,6 +195,6 @@ def _check_fields(problems: list[Problem], required: frozenset[str]) -> None:
         if lacking:
             raise UserError(
                 f"{lacking[0].origin}: no `{name}`, nor in {len(lacking) - 1} other of {len(problems)} problems, "
-                f"and this arm needs it: name its column in data.columns.{name.removesuffix('s')}, or choose an arm that does "
-                "without (correction=none or correction=forced_reflection)"
+                f"and this arm needs it: in a table, name its column in data.columns.{name.removesuffix('s')}; or "
+                "choose an arm that does without (correction=none or correction=forced_reflection)"
             )

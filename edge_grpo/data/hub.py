@@ -83,7 +83,7 @@ class HubDataModule(ProblemDataModule):
             raise UserError("data=hub needs the package datasets: pip install 'edge-grpo[hub]'") from error
         try:
             return datasets.load_dataset(self.name, self.subset, split=split, revision=self.revision)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
                 f"{self._source(split)}: {' '.join(str(error).split())} "
                 "(data.name, data.subset, data.train_split, data.held_out_split or data.revision)"

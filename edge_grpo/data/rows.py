@@ -103,8 +103,8 @@ def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list
     candidates = [i for i, problem in enumerate(problems) if copies[problem.question] == 1]
     if not 1 <= count <= len(candidates) or count == len(problems):
         raise UserError(
-            f"data.held_out_count={count}: {source} has {len(problems)} rows, {len(candidates)} of them with a question "
-            "that occurs once; hold out at least 1 of those and leave 1 row to train on"
+            f"data.held_out_count={count}: {source} has {len(problems)} rows, {len(candidates)} of them with a "
+            "question that occurs once; hold out at least 1 of those and leave 1 row to train on"
         )
     order = torch.randperm(len(candidates), generator=stage_generator(0, "held_out")).tolist()
     chosen = {candidates[i] for i in order[-count:]}

@@ -1,0 +1,21 @@
+"""`edge-grpo-difficulty`: measure how often a policy answers each problem right, as DeepScaleR-Hard-1K was made."""
+
+from omegaconf import DictConfig
+
+from edge_grpo.cli import run
+
+
+def difficulty(cfg: DictConfig) -> float:
+    """Sample, grade, write; the share of problems without a right response."""
+    # Imported here: the command line is checked before torch is loaded.
+    from edge_grpo.evaluation.difficulty import measure_difficulty
+
+    return measure_difficulty(cfg)
+
+
+def main() -> None:
+    run(difficulty, "difficulty")
+
+
+if __name__ == "__main__":
+    main()
