@@ -117,6 +117,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Export the model, draw the figure, write and print the summary."""
     summary: dict[str, Any] = {
+        "name": cfg.name,
+        "seed": cfg.seed,
         "accuracy": {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after},
         "iterations": module.trainer.current_epoch,
         "seconds": round(seconds, 1),

@@ -1,10 +1,11 @@
 """Load a policy from a folder or the hub."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
@@ -36,7 +37,7 @@ def load_policy(
         raise UserError(f"model.path={path}: no such folder")
     where = str(Path(path).expanduser()) if path.startswith("~") else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = _load_tokenizer(where, revision=revision, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=getattr(torch, dtype),
@@ -51,3 +52,15 @@ def load_policy(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model=model, tokenizer=tokenizer)
+
+
+def _load_tokenizer(where: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+    """The tokenizer that the files describe.
+
+    For a generic class AutoTokenizer takes the model family's own instead, which may normalise text (Qwen2's applies
+    NFC) or add tokens that the model's embedding does not have.
+    """
+    declared = get_tokenizer_config(where, revision=revision).get("tokenizer_class")
+    if declared in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+        return PreTrainedTokenizerFast.from_pretrained(where, revision=revision)
+    return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust_remote_code)

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 
 from edge_grpo.policy.base import Policy
 
-SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+# The padding token bears the name that transformers' Qwen2 tokenizer would otherwise add as a token of its own.
+SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"
 
 # One token a role: a byte-level "<|im_start|>assistant\n" would cost more than most questions.
 CHAT_TEMPLATE = (
