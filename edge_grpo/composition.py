@@ -95,6 +95,7 @@ def _variants(composer: "_Composer", args: argparse.Namespace) -> list[DictConfi
     """A config for every swept value, the other settings at their first."""
     overrides = parse(args.overrides, composer.loader)
     cfg = composer.compose([_values(override)[0] for override in overrides])
+    _refuse_unread(overrides, composer)
     swept = [override.input_line for override in overrides if override.is_sweep_override()]
     if args.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
         typed = {override.key_or_group for override in overrides}
@@ -106,6 +107,15 @@ def _variants(composer: "_Composer", args: argparse.Namespace) -> list[DictConfi
     first = [options[0] for options in values]
     others = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
     return [composer.compose(texts) for texts in (first, *others)]
+
+
+def _refuse_unread(overrides: list[Override], composer: "_Composer") -> None:
+    """Refuse `+key=value` at the top level: no constructor is behind it, so nothing would read it."""
+    groups = set(composer.app.list_all_config_groups())
+    for override in overrides:
+        key = override.key_or_group
+        if override.type == OverrideType.ADD and "." not in key and key not in groups:
+            raise UserError(f"{override.input_line}: nothing reads a setting {key!r}; remove it")
 
 
 def _values(override: Override) -> list[str]:

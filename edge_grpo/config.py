@@ -21,6 +21,7 @@ from edge_grpo.errors import UserError
 
 ALLOWED_TARGETS = ("edge_grpo", "torch", "pytorch_lightning", "transformers")
 INSTANTIATE_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 NOTHING_INJECTED: Mapping[str, frozenset[str]] = {}
 
 
@@ -157,7 +158,10 @@ def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         if not rest or base is object:
             break
         del parameters[rest[0]]
-        inherited = inspect.signature(vars(base)["__init__"]).parameters
+        inherited = dict(inspect.signature(vars(base)["__init__"]).parameters)
+        if not base.__module__.startswith("edge_grpo."):
+            # A library's subclass may pass any of them itself: none is required of the config.
+            inherited = {n: p if p.kind in VARIADIC else p.replace(default=None) for n, p in inherited.items()}
         parameters |= {n: p for n, p in inherited.items() if n != "self" and n not in parameters}
     return parameters
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import transformers
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.callbacks.checkpoint import checkpoints
@@ -39,13 +40,15 @@ def run_experiment(cfg: DictConfig) -> float:
     # The cheap parts first: what is wrong with them should not wait for a model to load.
     data = instantiate(cfg.data)
     evaluation = instantiate(cfg.evaluation)
-    callbacks = [instantiate(node) for node in cfg.callbacks.values()]
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     module = build_module(cfg)
+    if evaluation.correct and not hasattr(module, "correct"):
+        raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
     policy = module.policy
     data.load_prepared(policy.tokenizer, required_fields=module.required_fields, grade=module.grade)
     _report_data(data, folder)
     _check_context(data, policy, module.rollout.max_new_tokens)
-    loggers = [instantiate(node) for node in cfg.logger.values()]
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks], loggers=loggers)
     for logger in loggers:
         logger.log_hyperparams({"config": to_dict(cfg), "overrides": _overrides(), "info": run_info()})
@@ -149,5 +152,8 @@ def _quiet() -> None:
     """Silence what Lightning and transformers say of things that are meant to be as they are."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")

@@ -18,13 +18,13 @@ from edge_grpo.metrics import collapse_metrics, correction_metrics, reward_metri
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy_module import PolicyModule
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, UpdateBatch
+from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout, ScoredRollout, UpdateBatch
 
 
 class GRPOModule(PolicyModule):
     """One training step is one GRPO iteration:
 
-        rollout -> rewards -> correction -> rewards (changed rows) -> log-probs + entropy -> group filter
+        rollout -> rewards -> correction -> rewards (changed rows) -> group filter -> log-probs + entropy
                 -> advantage -> loss -> update
 
     Args:
@@ -69,11 +69,11 @@ class GRPOModule(PolicyModule):
         """What training problems must have."""
         return self.correction.required_fields
 
-    def training_step(self, problems: list[Problem], batch_idx: int) -> None:
+    def training_step(self, batch: ProblemBatch, batch_idx: int) -> None:
         """One iteration on P problems."""
         with self.timed("total"):
             with self.timed("rollout"):
-                rollout = self.roll_out(problems)
+                rollout = self.roll_out(batch.problems)
             with self.timed("reward"):
                 sampled = self.score(rollout)
             with self.timed("correction"):
@@ -119,7 +119,7 @@ class GRPOModule(PolicyModule):
         """The update on the kept groups [P]."""
         weight = self.correction.token_weight
         if not kept.any():
-            # Every rank must take part in the update: a group with weight 0 stands in.
+            # Every rank takes part in the update: a group with weight 0 stands in.
             kept, weight = torch.arange(len(kept), device=kept.device) == 0, dict.fromkeys(Provenance, 0.0)
         rows = kept.repeat_interleave(self.num_generations).nonzero().flatten()
         batch = to_update_batch(
@@ -151,6 +151,7 @@ class GRPOModule(PolicyModule):
         metrics |= correction_metrics(after, corrected.branches)
         metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}
         metrics |= {
+            **{f"verifier/{name}": float(count) for name, count in self.rewards.counts.items()},
             "train/lr": self.step_scheduler(),
             "train/num_tokens": float(self.num_tokens),
             "train/num_rollouts": float(self.num_rollouts),
@@ -158,4 +159,5 @@ class GRPOModule(PolicyModule):
             "perf/update_tokens_per_s": updated / seconds["update"],
             "perf/peak_memory_gb": self.peak_memory_gb(),
         }
+        self.metrics = {}
         self.record(metrics, step=self.iteration)

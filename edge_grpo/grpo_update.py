@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
-from edge_grpo.metrics import advantage_metrics, multiplier_metrics
+from edge_grpo.metrics import advantage_metrics
 from edge_grpo.policy.batching import group_microbatches, microbatches
 from edge_grpo.policy.token_stats import TokenStats, token_stats
 from edge_grpo.types import UpdateBatch
@@ -80,6 +80,8 @@ class GRPOUpdate:
             size: of the update over all ranks.
             optimise: one optimiser step on the sum of the given losses; returns loss and gradient norm.
         """
+        if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
+            optimise = _without_step
         steps = [
             optimise([partial(self._share, cut, size, first=epoch == 0) for cut in self.cuts])
             for epoch in range(epochs)
@@ -94,8 +96,8 @@ class GRPOUpdate:
             self.model,
             part,
             temperature=self.temperature,
-            entropy_grad=not getattr(self.advantage, "detach", True),
-            every_position=getattr(self.advantage, "reads_padding", False),
+            entropy_grad=self.advantage.differentiates_entropy,
+            every_position=self.advantage.reads_padding,
         )
         width, mask = stats.logprobs.shape[1], part.completion_mask
         if first:
@@ -130,10 +132,7 @@ class GRPOUpdate:
         advantages, extra = self.advantage(inputs)
         advantages = advantages if advantages.ndim == 2 else advantages[:, None]
         advantages = advantages.expand(part.token_weights.shape)
-        metrics = advantage_metrics(advantages.detach(), part.completion_mask)
-        if "eda/multiplier" in extra:
-            metrics |= multiplier_metrics(extra["eda/multiplier"], getattr(self.advantage, "clamp", None))
-        self._advantage_metrics.append(metrics)
+        self._advantage_metrics.append(advantage_metrics(advantages.detach(), part.completion_mask, extra))
         return advantages
 
     @torch.no_grad()
@@ -141,13 +140,19 @@ class GRPOUpdate:
         """Token statistics of the whole batch, without graph."""
         stats = self._empty_stats()
         for cut in self.cuts:
-            part = token_stats(model, self.batch.select(cut), temperature=self.temperature)
+            part = token_stats(
+                model,
+                self.batch.select(cut),
+                temperature=self.temperature,
+                every_position=self.advantage.reads_padding,
+            )
             stats.logprobs[cut, : part.logprobs.shape[1]] = part.logprobs
             stats.entropy[cut, : part.entropy.shape[1]] = part.entropy
         return stats
 
     def _empty_stats(self) -> TokenStats:
-        zeros = torch.zeros_like(self.batch.token_weights)
+        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        zeros = torch.zeros_like(self.batch.token_weights, dtype=dtype)
         return TokenStats(zeros, zeros.clone())
 
     def _metrics(self) -> dict[str, float]:
@@ -162,6 +167,12 @@ class GRPOUpdate:
         if "kl" in self._counts:
             metrics["train/kl"] = float(self._counts["kl"]) / tokens
         return metrics | _mean_over(self._advantage_metrics)
+
+
+@torch.no_grad()
+def _without_step(shares: Sequence[Callable[[], Tensor]]) -> tuple[float, float]:
+    """Loss and gradient norm of an update that does not take place."""
+    return sum(float(share()) for share in shares), 0.0
 
 
 def _mean_over(dicts: Sequence[Mapping[str, float]]) -> dict[str, float]:

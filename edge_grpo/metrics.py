@@ -6,7 +6,7 @@ the updated policy at step i + 1). Where TRL logs the same quantity the name is 
 """
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,25 +126,27 @@ def correction_metrics(after: ScoredRollout, branches: Sequence[str | None]) -> 
     return metrics
 
 
-def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
-    """[N, T] advantages and mask -> `train/advantage_var`, `train/effective_rows`."""
+def advantage_metrics(advantages: Tensor, mask: Tensor, extra: Mapping[str, Tensor]) -> dict[str, float]:
+    """[N, T] advantages and mask, and the strategy's own [N] metrics -> `train/advantage_var` and its like, `eda/*`."""
     per_row = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
-    return {
+    metrics = {
         "train/advantage_var": float(per_row.var(correction=0)),
         "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
     }
+    for name, values in extra.items():
+        metrics |= _multiplier_metrics(values) if name == "eda/multiplier" else {name: float(values.float().mean())}
+    return metrics
 
 
-def multiplier_metrics(multiplier: Tensor, clamp: float | None) -> dict[str, float]:
-    """[N] EDA multipliers -> `eda/*`."""
-    p05, p50, p95 = torch.quantile(multiplier.float(), multiplier.new_tensor([0.05, 0.5, 0.95], dtype=torch.float32))
+def _multiplier_metrics(multiplier: Tensor) -> dict[str, float]:
+    quantiles = torch.quantile(multiplier.float(), torch.tensor([0.05, 0.5, 0.95], device=multiplier.device))
+    p05, p50, p95 = quantiles.tolist()
     return {
         "eda/multiplier_mean": float(multiplier.mean()),
-        "eda/multiplier_p05": float(p05),
-        "eda/multiplier_p50": float(p50),
-        "eda/multiplier_p95": float(p95),
+        "eda/multiplier_p05": p05,
+        "eda/multiplier_p50": p50,
+        "eda/multiplier_p95": p95,
         "eda/multiplier_max": float(multiplier.max()),
-        "eda/clamped": 0.0 if clamp is None else share(multiplier >= clamp),
     }
 
 

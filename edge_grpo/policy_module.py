@@ -146,14 +146,15 @@ class PolicyModule(pl.LightningModule):
         self.metrics.update(metrics)
 
     def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Counts summed, everything else averaged over the ranks that have it (a branch may be taken on one only)."""
+        """Averages over the ranks that have a metric (a branch may be taken on one only); counts and losses add up."""
         if self.trainer.world_size == 1:
             return metrics
         ranks: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather_object(ranks, metrics)
         values = {name: [rank[name] for rank in ranks if name in rank] for rank in ranks for name in rank}
         return {
-            name: sum(found) if name.endswith("/count") else sum(found) / len(found) for name, found in values.items()
+            name: sum(found) / (1 if name.endswith(("/count", "/loss")) else len(found))
+            for name, found in values.items()
         }
 
     def peak_memory_gb(self) -> float:

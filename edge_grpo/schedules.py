@@ -22,7 +22,8 @@ def phased_decay(optimizer: torch.optim.Optimizer, phases: Sequence[Mapping[str,
     def factor(iteration: int) -> float:
         for phase in phases:
             if iteration < phase["iterations"]:
-                left = (phase["iterations"] - iteration) / (phase["iterations"] * phase["decay"])
+                falling = phase["iterations"] * phase["decay"]
+                left = (phase["iterations"] - iteration) / falling if falling else 1.0
                 return phase["factor"] * min(1.0, left)
             iteration -= int(phase["iterations"])
         return 0.0

@@ -9,7 +9,7 @@ from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.policy.batching import microbatches, to_update_batch
 from edge_grpo.policy.token_stats import token_stats
 from edge_grpo.policy_module import PolicyModule
-from edge_grpo.types import Problem, Provenance, Response, Rollout
+from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout
 
 
 class SFTModule(PolicyModule):
@@ -17,24 +17,25 @@ class SFTModule(PolicyModule):
 
     required_fields = frozenset({"answers", "solution"})
 
-    def training_step(self, problems: list[Problem], batch_idx: int) -> None:
+    def training_step(self, batch: ProblemBatch, batch_idx: int) -> None:
         """One optimiser step on the references of these problems (those that pass their own grading)."""
+        problems = batch.problems
         with self.timed("total"):
-            usable = tuple(p for p in problems if p.solution_passes)
-            rollout = Rollout(usable, tuple(self._reference(p) for p in usable), num_generations=1)
-            batch = to_update_batch(
+            rollout = Rollout(tuple(problems), tuple(map(self._reference, problems)), num_generations=1)
+            rows = to_update_batch(
                 rollout,
                 range(rollout.num_rows),
                 token_weight=UNIFORM_WEIGHT,
                 pad_id=self.policy.pad_id,
                 device=self.device,
             )
-            (tokens,) = self.total_over_ranks(int(batch.response_lengths.sum()))
-            cuts = microbatches((batch.prompt_lengths + batch.response_lengths).cpu(), self.microbatch_tokens)
+            usable = torch.tensor([p.solution_passes for p in problems], device=self.device)
+            (tokens,) = self.total_over_ranks(int(rows.response_lengths[usable].sum()))
+            cuts = microbatches((rows.prompt_lengths + rows.response_lengths).cpu(), self.microbatch_tokens)
 
             def share(cut: Tensor) -> Tensor:
-                stats = token_stats(self.model, batch.select(cut.to(self.device)), temperature=1.0)
-                return -stats.logprobs.sum() / tokens
+                stats = token_stats(self.model, rows.select(cut.to(self.device)), temperature=1.0)
+                return -(stats.logprobs.sum(1) * usable[cut]).sum() / max(tokens, 1)
 
             loss, norm = self.optimise([partial(share, cut) for cut in cuts])
             rate = self.step_scheduler()

@@ -10,7 +10,7 @@
 Tokens go in and tokens come out: text is decoded for graders and people and is never encoded again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
@@ -54,6 +54,16 @@ class Problem:
     """the prompt as tokens, set once by the data module"""
     solution_ids: tuple[int, ...] = ()
     """the reference as tokens without EOS, set once by the data module; empty if there is none"""
+
+
+class ProblemBatch:
+    """The problems of one iteration, as Lightning's batch.
+
+    Not a dataclass or sequence: Lightning walks into those to move and cast tensors, and refuses frozen ones.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,21 @@ class AdvantageInputs:
 
 
 class Advantage(Protocol):
-    """Advantage strategy: returns advantages [N] or [N, T] and its own metrics (name -> scalar or [N] tensor)."""
+    """Advantage strategy: returns advantages [N] or [N, T] and its own metrics (name -> [N], logged as means)."""
 
     @property
     def reads_entropy(self) -> bool:
         """Whether `AdvantageInputs.entropy` must be filled."""
+        ...
+
+    @property
+    def differentiates_entropy(self) -> bool:
+        """Whether the entropies must carry a graph."""
+        ...
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether the entropies must be filled past the ends of responses too."""
         ...
 
     @property
@@ -61,6 +71,8 @@ class RewardAdvantage:
     """Base of the strategies that read rewards alone."""
 
     reads_entropy = False
+    differentiates_entropy = False
+    reads_padding = False
     inside_update = False
 
 

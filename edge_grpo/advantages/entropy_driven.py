@@ -61,17 +61,22 @@ class EntropyDriven:
         return not self.detach or self.scope == "microbatch" or self.refresh == "update"
 
     @property
+    def differentiates_entropy(self) -> bool:
+        return not self.detach
+
+    @property
     def reads_padding(self) -> bool:
-        """Whether `entropy` must be filled past the ends of responses too."""
         return self.mask == "padded"
 
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """[N] rewards and [N, T] entropies -> [N] advantages; metric `eda/multiplier` [N]."""
+        """[N] rewards and [N, T] entropies -> [N] advantages; metrics `eda/multiplier` and `eda/clamped`, [N]."""
         advantages, metrics = self.base(inputs)
         multiplier = self._multiplier(self._mean_entropy(inputs), inputs.num_generations)
         if advantages.ndim == 2:
             multiplier = multiplier[:, None]
-        return advantages * multiplier, {**metrics, "eda/multiplier": multiplier.detach().flatten()}
+        taken = multiplier.detach().flatten()
+        clamped = taken >= (float("inf") if self.clamp is None else self.clamp)
+        return advantages * multiplier, {**metrics, "eda/multiplier": taken, "eda/clamped": clamped.float()}
 
     def _mean_entropy(self, inputs: AdvantageInputs) -> Tensor:
         """P, [N]: mean entropy over the tokens that `mask` names; 0 for a row without any."""

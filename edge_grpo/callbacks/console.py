@@ -12,8 +12,8 @@ COLUMNS = {
     "reward": ("train/reward", ".3f"),
     "right": ("train/accuracy", ".1%"),
     "corrected": ("train/accuracy_corrected", ".1%"),
-    "collapsed": ("collapse/before/zero_variance", ".0%"),
-    "after": ("collapse/after/zero_variance", ".0%"),
+    "all wrong": ("collapse/before/all_wrong", ".0%"),
+    "no advantage": ("collapse/after/zero_variance", ".0%"),
     "entropy": ("train/entropy", ".3f"),
     "s": ("timing_s/total", ".2f"),
 }

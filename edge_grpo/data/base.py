@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem
+from edge_grpo.types import Problem, ProblemBatch
 
 
 class PromptTemplate(Protocol):
@@ -114,12 +114,6 @@ class ProblemDataModule(pl.LightningDataModule):
         """One batch an epoch: a Lightning epoch is an iteration."""
         return IterationBatches(self)
 
-    def transfer_batch_to_device(
-        self, batch: list[Problem], device: torch.device, dataloader_idx: int
-    ) -> list[Problem]:
-        """The batch as it is: problems hold no tensors, and Lightning refuses to walk through frozen dataclasses."""
-        return batch
-
     def _order(self, epoch: int) -> list[int]:
         generator = stage_generator(self.seed, "data", iteration=epoch)
         return torch.randperm(len(self.train_problems), generator=generator).tolist()
@@ -177,9 +171,10 @@ class IterationBatches:
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[list[Problem]]:
+    def __iter__(self) -> Iterator[ProblemBatch]:
         trainer: Any = self.data.trainer
-        yield self.data.problems_at(trainer.current_epoch, rank=trainer.global_rank, world_size=trainer.world_size)
+        problems = self.data.problems_at(trainer.current_epoch, rank=trainer.global_rank, world_size=trainer.world_size)
+        yield ProblemBatch(problems)
 
 
 def _check_ids(problems: list[Problem]) -> None:

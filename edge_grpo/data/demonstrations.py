@@ -43,7 +43,11 @@ class DemonstrationDataModule(ArithmeticDataModule):
         **arithmetic: Any,
     ) -> None:
         super().__init__(**arithmetic)
+        if not phases or guess_spread < 1:
+            raise UserError(f"data.phases needs a phase, and data.guess_spread={guess_spread} must be at least 1")
         for i, phase in enumerate(phases):
+            if phase.get("iterations", 0) < 1:
+                raise UserError(f"data.phases[{i}].iterations={phase.get('iterations')} must be at least 1")
             styles = phase["styles"]
             if set(styles) - set(STYLES) or abs(sum(styles.values()) - 1) > 1e-6:
                 raise UserError(f"data.phases[{i}].styles={dict(styles)}: of {', '.join(STYLES)}, summing to 1")

@@ -49,14 +49,14 @@ class HeldOutEvaluation(pl.Callback):
         self.max_new_tokens, self.seed, self.correct = max_new_tokens, seed, correct
         self.accuracy_before: float | None = None
         self.accuracy_after: float | None = None
-        self._evaluated_at: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The first accuracy survives a resume."""
-        return {"accuracy_before": self.accuracy_before}
+        """The accuracies survive a resume."""
+        return {"accuracy_before": self.accuracy_before, "accuracy_after": self.accuracy_after}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]
+        self.accuracy_after = state_dict["accuracy_after"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The policy as it comes, at step 0; a resumed run has measured it already."""
@@ -64,20 +64,19 @@ class HeldOutEvaluation(pl.Callback):
             self.accuracy_before = self._run(trainer, pl_module, step=0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Before the checkpoint of the same iteration is written: Lightning runs checkpoint callbacks last.
         done = trainer.current_epoch + 1
-        if self.every_n_iterations and done % self.every_n_iterations == 0:
+        due = self.every_n_iterations and done % self.every_n_iterations == 0
+        if due or done == trainer.max_epochs:
             self.accuracy_after = self._run(trainer, pl_module, step=done)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._evaluated_at != trainer.current_epoch:
-            self.accuracy_after = self._run(trainer, pl_module, step=trainer.current_epoch)
 
     def _run(self, trainer: pl.Trainer, module: Any, *, step: int) -> float:
         """Evaluate this rank's share of the problems and log the mean over ranks."""
         start = time.perf_counter()
         problems = trainer.datamodule.held_out_problems
         mine = problems[trainer.global_rank :: trainer.world_size]
-        right, length, clipped = self._measure(module, mine, step)
+        with trainer.precision_plugin.forward_context():  # hooks, unlike training_step, run outside it
+            right, length, clipped = self._measure(module, mine, step)
         n = len(mine) * self.num_samples
         right, length, clipped, n = module.total_over_ranks(right, length, clipped, n)
         module.record(
@@ -89,7 +88,6 @@ class HeldOutEvaluation(pl.Callback):
             },
             step=step,
         )
-        self._evaluated_at = step
         return right / n
 
     def _measure(self, module: PolicyModule, problems: tuple[Problem, ...], step: int) -> tuple[float, float, float]:

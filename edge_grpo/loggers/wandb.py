@@ -10,6 +10,8 @@ from typing import Literal
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
+from edge_grpo.errors import UserError
+
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
@@ -58,7 +60,10 @@ def _has_key() -> bool:
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return path.is_file() and netrc.netrc(path).authenticators(host) is not None
+    try:
+        return path.is_file() and host in netrc.netrc(path).hosts
+    except netrc.NetrcParseError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}; mend it or set logger.wandb.mode=offline") from error
 
 
 def _run_id(folder: Path) -> str:

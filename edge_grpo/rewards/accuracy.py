@@ -23,6 +23,11 @@ class Accuracy:
     def __init__(self, verifier: AnswerVerifier) -> None:
         self.verifier = verifier
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How answers were decided so far, if the verifier counts it."""
+        return getattr(self.verifier, "counts", {})
+
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
         """[n] float32, 0 or 1.
 

@@ -43,6 +43,11 @@ class WeightedRewards:
         """The reward of a response that every part calls perfect (each part is at most 1)."""
         return sum(self.weights.values())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How answers were decided so far, by the rewards that count it."""
+        return {name: n for reward in self.rewards.values() for name, n in getattr(reward, "counts", {}).items()}
+
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         """Grade n responses, each exactly once."""
         parts = {name: reward(problems, texts) for name, reward in self.rewards.items()}

@@ -127,5 +127,5 @@ def check_rows(policy: Policy, prefixes: Sequence[Sequence[int]], budgets: Seque
         if limit is not None and len(prefix) + budget > limit:
             raise UserError(
                 f"row {row}: {len(prefix)} prompt tokens + {budget} new tokens exceed the model's context of {limit}: "
-                "lower rollout.max_new_tokens or data.max_prompt_tokens"
+                "lower rollout.max_new_tokens, correction.reflection_tokens or data.max_prompt_tokens"
             )

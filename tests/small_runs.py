@@ -1,0 +1,97 @@
+"""Configs composed as the command line composes them, and the smallest runs that still do everything."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from safetensors.torch import load_file
+
+from edge_grpo.cli import config_dir
+from edge_grpo.config import check_config
+from edge_grpo.experiment import run_experiment
+from edge_grpo.train import INJECTED
+
+REPO = Path(__file__).resolve().parent.parent
+
+SMALL = (
+    "data.train_count=8",
+    "data.held_out_count=4",
+    "data.problems_per_iteration=2",
+    "data.max_correctness_rate=null",
+    "data.correctness_rates=null",
+    "model=tiny_random",
+    "model.hidden_size=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.intermediate_size=32",
+    "rollout.max_new_tokens=8",
+    "trainer=cpu",
+    "trainer.max_iterations=2",
+    "callbacks.checkpoint.every_n_iterations=1",
+    "logger=csv",
+)
+SMALL_GRPO = (*SMALL, "algorithm.num_generations=2")
+# Reflections of 256 tokens would be most of the time of a run; 128 hold every branch: 8 + 85 for the answer's.
+SHORT = ("correction.reflection_tokens=8", "correction.max_response_tokens=128")
+
+
+def composed(config_name: str, *overrides: str) -> tuple[DictConfig, dict[str, str]]:
+    """The resolved config as a task gets it, and which option of each group it chose."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose(config_name, list(overrides), return_hydra_config=True)
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.runtime.output_dir = "run"
+        cfg.hydra.job.update(num=0, id="0", name=config_name)
+    choices = dict(cfg.hydra.runtime.choices)
+    HydraConfig.instance().set_config(cfg)
+    try:
+        job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        OmegaConf.resolve(job)
+    finally:
+        HydraConfig.instance().cfg = None
+    return job, choices
+
+
+def run_small(folder: Path, *overrides: str, config_name: str = "train") -> Path:
+    """One run in this process; its folder."""
+    settings = SMALL if config_name == "sft" else SMALL_GRPO
+    cfg, _ = composed(config_name, *settings, *overrides, f"paths.run_dir={folder}")
+    check_config(cfg, INJECTED)
+    run_experiment(cfg)
+    return folder
+
+
+def command(*argv: str, path: Path | None = None) -> subprocess.Popen[str]:
+    """`python -m edge_grpo.train` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "edge_grpo.train", *argv],
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}:{path}" if path else str(REPO)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported weights of a run."""
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics_rows(folder: Path, *, timed: bool = True) -> list[dict[str, Any]]:
+    """metrics.csv, on demand without what the clock says."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if timed or not k.startswith(("timing_s/", "perf/"))} for row in rows]

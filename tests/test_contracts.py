@@ -1,0 +1,417 @@
+"""What every strategy must do, found by globbing conf/: a new YAML file is held to it without a word here."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from omegaconf import OmegaConf
+from small_runs import SMALL_GRPO, command, composed
+from test_corrections import RIGHT, WRONG, score, scored, tools
+
+from edge_grpo.advantages.base import AdvantageInputs
+from edge_grpo.cli import config_dir
+from edge_grpo.config import check_config, instantiate, to_dict
+from edge_grpo.errors import UserError
+from edge_grpo.experiment import build_module
+from edge_grpo.losses.base import LossInputs, UpdateSize
+from edge_grpo.seeding import stage_generator
+from edge_grpo.train import INJECTED
+
+GROUPS = (
+    "advantage",
+    "algorithm",
+    "callbacks",
+    "correction",
+    "data",
+    "data/template",
+    "evaluation",
+    "group_filter",
+    "logger",
+    "loss",
+    "model",
+    "optimizer",
+    "reward",
+    "rollout",
+    "scheduler",
+    "trainer",
+)
+# What only the user knows.
+MANDATORY = {
+    "data=file": ("data.path=problems.jsonl",),
+    "data=hub": ("data.name=owner/name",),
+    "model=hf": ("model.path=model",),
+}
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def every(group: str) -> pytest.MarkDecorator:
+    """The test once for each option of the group."""
+    return pytest.mark.parametrize("option", options(group))
+
+
+@functools.cache
+def _chosen(group: str, option: str):
+    typed = f"{group}={option}"
+    sft = typed == "algorithm=sft" or typed == "callbacks=sft"
+    cfg, choices = composed("sft" if sft else "train", "model=tiny_random", typed, *MANDATORY.get(typed, ()))
+    assert choices[group] == option  # no experiment wins over what was typed
+    return cfg
+
+
+def chosen(group: str, option: str):
+    """The composed config with this option."""
+    return _chosen(group, option).copy()
+
+
+def strategy(group: str, option: str):
+    return instantiate(chosen(group, option)[group])
+
+
+def test_no_group_is_forgotten():
+    folders = {str(p.parent.relative_to(config_dir())) for p in config_dir().rglob("*.yaml")}
+    assert folders - set(GROUPS) - {".", "experiment", "paths", "hydra", "debug", "hparams_search"} == set()
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
+def test_every_option_composes_and_fits_its_constructor(group, option):
+    check_config(chosen(group, option), INJECTED)
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["advantage", "correction", "data", "data/template", "evaluation", "group_filter", "loss", "reward", "rollout"],
+)
+def test_every_option_instantiates(group):
+    for option in options(group):
+        cfg = chosen(group, option)
+        node = OmegaConf.select(cfg, group.replace("/", "."))
+        built = instantiate(node)
+        assert type(built).__module__.startswith("edge_grpo.")
+        assert f"{type(built).__module__}.{type(built).__qualname__}" == node._target_
+
+
+@every("trainer")
+def test_every_trainer_is_built_or_asks_for_the_gpu_it_lacks(option):
+    node = chosen("trainer", option).trainer
+    if node.accelerator == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch sees no GPU: set trainer=cpu or trainer=auto"):
+            instantiate(node, callbacks=[], loggers=[])
+    else:
+        assert instantiate(node, callbacks=[], loggers=[]).max_epochs == node.max_iterations
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_every_callback_and_logger_is_built(group, tmp_path):
+    for option in options(group):
+        cfg = chosen(group, option)
+        nodes = {name: node for name, node in cfg[group].items() if node is not None}
+        assert nodes
+        for node in nodes.values():
+            for key in ("folder", "save_dir"):
+                if key in node:
+                    node[key] = str(tmp_path)
+            assert type(instantiate(node)).__module__.split(".")[0] in ("edge_grpo", "pytorch_lightning")
+
+
+@every("scheduler")
+def test_every_scheduler_starts_at_a_rate_above_zero_and_is_never_negative(option):
+    cfg = chosen("scheduler", option)
+    optimizer = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    scheduler = instantiate(cfg.scheduler)(optimizer)
+    rates = []
+    for _ in range(50):
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    assert 0 < rates[0] <= cfg.optimizer.lr
+    assert min(rates) >= 0
+
+
+@every("optimizer")
+def test_every_optimizer_descends(option):
+    # The gradient of x is 1 everywhere, so any descent lowers x; one step of lr at most for a normalised one.
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = instantiate(chosen("optimizer", option).optimizer)([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    assert parameter.item() < 0
+
+
+@every("algorithm")
+def test_every_algorithm_takes_its_stages_from_the_config(option):
+    cfg = chosen("algorithm", option)
+    module = build_module(cfg)
+    assert f"{type(module).__module__}.{type(module).__qualname__}" == cfg.algorithm._target_
+    assert "answers" in module.required_fields
+
+
+def test_the_random_model_is_as_large_as_its_config_says():
+    cfg = chosen("model", "tiny_random")
+    policy = instantiate(cfg.model)
+    assert policy.context_length == cfg.model.context_length
+    # Tied embeddings 261 x 128 = 33,408. A layer: q (128 + 1) x 128, k and v (128 + 1) x 64 each, o 128 x 128, MLP
+    # 3 x 128 x 384, two norms of 128: 16,512 + 16,512 + 16,384 + 147,456 + 256 = 197,120; four of them; a last norm.
+    assert sum(p.numel() for p in policy.model.parameters()) == 33_408 + 4 * 197_120 + 128
+
+
+# --- experiments ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def experiment(option: str, config_name: str = "train"):
+    return composed(config_name, f"experiment={option}", "model=tiny_random", "logger=csv")[0]
+
+
+@every("experiment")
+def test_every_experiment_composes_and_is_named_after_its_file(option):
+    cfg = experiment(option)
+    check_config(cfg, INJECTED)
+    assert cfg.name == option
+    if cfg.algorithm._target_.endswith("SFTModule"):
+        assert to_dict(experiment(option, "sft")) == to_dict(cfg)
+
+
+def test_sft_is_the_default_of_its_entry_point():
+    assert to_dict(composed("sft", "logger=csv")[0]) == to_dict(composed("train", "experiment=sft", "logger=csv")[0])
+
+
+def targets(node, key=""):
+    """Dotted keys of every mapping with `_target_`."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key
+        for name, child in node.items():
+            yield from targets(child, f"{key}.{name}".lstrip("."))
+
+
+@every("experiment")
+def test_a_key_that_no_constructor_takes_is_refused_wherever_it_stands(option):
+    cfg = experiment(option)
+    keys = list(targets(to_dict(cfg)))
+    assert {"data", "model", "reward", "trainer", "evaluation"} <= set(keys)
+    for key in keys:
+        bad = cfg.copy()
+        OmegaConf.update(bad, f"{key}.nothing_reads_this", 1, force_add=True)
+        with pytest.raises(UserError, match=rf"^{re.escape(key)}\.nothing_reads_this: .* has no argument"):
+            check_config(bad, INJECTED)
+
+
+@every("experiment")
+def test_every_setting_is_a_constructor_argument_or_read_by_the_run_itself(option):
+    plain = to_dict(experiment(option))
+    own = {"name", "seed", "resume", "allowed_targets", "paths"}
+    nodes = set(targets(plain))
+    for name, node in plain.items():
+        if name in own or node is None:
+            continue
+        inside = [name] if name in nodes else [f"{name}.{child}" for child, value in node.items() if value is not None]
+        assert set(inside) <= nodes, f"nothing reads {name}"
+    assert set(plain["paths"]) == {"run_dir"}
+
+
+# --- advantages ----------------------------------------------------------------------------------------------------
+
+G, P, T = 4, 3, 5
+
+
+def advantage_inputs(rewards, entropy):
+    mask = torch.ones(entropy.shape, dtype=torch.bool)
+    return AdvantageInputs(rewards, G, entropy=entropy, completion_mask=mask, sampled_mask=mask)
+
+
+def tokenwise(advantages):
+    """[N] or [N, T] -> [N, T]"""
+    return (advantages if advantages.ndim == 2 else advantages[:, None]).expand(P * G, T)
+
+
+REWARDS = npst.arrays("float64", (P, G), elements=st.sampled_from([0.0, 0.1, 1.0, 2.0]))
+ENTROPIES = npst.arrays("float64", (P * G, T), elements=st.floats(0, 6))
+
+
+@every("advantage")
+def test_an_advantage_is_zero_on_collapsed_groups_where_its_docstring_says_so(option):
+    built = strategy("advantage", option)
+    doc = " ".join((type(built).__doc__ or "").split())
+    assert "Degenerate case" in doc
+    if "exactly 0" not in doc:
+        pytest.skip("claims nothing about collapsed groups")
+    # 0.1 has no exact float, so the mean of three need not be 0.1: equality must decide, not a small deviation.
+    for value in (0.0, 0.1, 1.0, 1 / 3):
+        rewards = torch.tensor([value] * G + [0.0, 0.0, 0.0, 1.0] + [value] * G)
+        generator = torch.Generator().manual_seed(0)
+        taken = tokenwise(built(advantage_inputs(rewards, torch.rand(P * G, T, generator=generator)))[0])
+        assert (taken[:G] == 0).all()
+        assert (taken[2 * G :] == 0).all()
+        assert (taken[G : 2 * G] != 0).all()  # the mixed group in between is alive
+
+
+@every("advantage")
+@settings(max_examples=25, deadline=None)
+@given(rewards=REWARDS, entropy=ENTROPIES, order=st.permutations(range(G)))
+def test_an_advantage_is_finite_and_follows_a_permutation_of_a_group(option, rewards, entropy, order):
+    built = strategies_of_advantage(option)
+    rewards, entropy = torch.tensor(rewards).flatten(), torch.tensor(entropy)
+    taken = tokenwise(built(advantage_inputs(rewards, entropy))[0])
+    assert torch.isfinite(taken).all()
+    rows = torch.tensor([*order, *range(G, P * G)])
+    moved = tokenwise(built(advantage_inputs(rewards[rows], entropy[rows]))[0])
+    torch.testing.assert_close(moved, taken[rows], rtol=1e-9, atol=1e-12)
+
+
+_BUILT: dict[str, object] = {}
+
+
+def strategies_of_advantage(option):
+    """Built once: hypothesis calls often."""
+    if option not in _BUILT:
+        _BUILT[option] = strategy("advantage", option)
+    return _BUILT[option]
+
+
+# --- corrections ---------------------------------------------------------------------------------------------------
+
+TEXTS = [WRONG, RIGHT, WRONG, RIGHT] + [WRONG] * 8 + [RIGHT] * 4
+
+
+def same_tokens(a, b):
+    return torch.equal(a.token_ids, b.token_ids) and torch.equal(a.provenance, b.provenance)
+
+
+@every("correction")
+def test_a_correction_leaves_right_rows_token_identical(option):
+    built = strategy("correction", option)
+    before = scored(TEXTS)
+    after = built(before, tools(seed=3))
+    assert after.scored.rollout.problems == before.rollout.problems
+    assert len(after.branches) == len(TEXTS)
+    # The released code sends right rows through text too, and says so in its docstring.
+    lost = 1 if "*every* response loses its EOS" in " ".join((type(built).__doc__ or "").split()) else 0
+    for row, text in enumerate(TEXTS):
+        if text == RIGHT:
+            old, new = before.rollout.responses[row], after.scored.rollout.responses[row]
+            assert torch.equal(new.token_ids, old.token_ids[: len(old) - lost])
+            assert after.branches[row] is None
+            assert after.scored.scores.correct[row]
+
+
+@every("correction")
+def test_a_corrections_texts_and_scores_are_those_of_its_tokens(option):
+    after = strategy("correction", option)(scored(TEXTS), tools(seed=3)).scored
+    lent = tools()
+    assert list(after.texts) == [lent.decode(r.token_ids) for r in after.rollout.responses]
+    again = score([after.rollout.problem_of(row) for row in range(len(TEXTS))], after.texts)
+    assert torch.equal(after.scores.rewards, again.rewards)
+    assert torch.equal(after.scores.correct, again.correct)
+
+
+@every("correction")
+def test_a_correction_is_deterministic_per_seed(option):
+    built = strategy("correction", option)
+    one, two = (built(scored(TEXTS), tools(seed=5)) for _ in range(2))
+    assert one.branches == two.branches
+    pairs = zip(one.scored.rollout.responses, two.scored.rollout.responses, strict=True)
+    assert all(same_tokens(a, b) for a, b in pairs)
+
+
+# --- group filters -------------------------------------------------------------------------------------------------
+
+
+@every("group_filter")
+@settings(max_examples=25, deadline=None)
+@given(rewards=npst.arrays("float64", (P, G), elements=st.sampled_from([0.0, 1.0])))
+def test_a_group_filter_keeps_mixed_groups(option, rewards):
+    if option not in _BUILT:
+        _BUILT[option] = strategy("group_filter", option)
+    rewards = torch.tensor(rewards)
+    kept = _BUILT[option](rewards)
+    assert (kept.dtype, tuple(kept.shape)) == (torch.bool, (P,))
+    mixed = (rewards.sum(1) > 0) & (rewards.sum(1) < G)
+    assert kept[mixed].all()
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
+
+
+def loss_inputs(logprobs, rows, advantages):
+    lengths = torch.tensor([5, 2, 3, 1, 4, 5])
+    mask = torch.arange(5)[None] < lengths[:, None]
+    old = -torch.rand(6, 5, generator=stage_generator(1, "old"), dtype=torch.float64)
+    return LossInputs(
+        logprobs[rows], old[rows], advantages[rows], completion_mask=mask[rows], token_weights=mask.double()[rows]
+    )
+
+
+@every("loss")
+def test_a_loss_adds_up_over_micro_batches_and_ignores_rows_without_advantage(option):
+    built = strategy("loss", option)
+    logprobs = -torch.rand(6, 5, generator=stage_generator(0, "new"), dtype=torch.float64)
+    logprobs.requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, 0.0, -2.0], dtype=torch.float64)[:, None].expand(6, 5)
+
+    def gradient(cuts):
+        # 5 + 2 + 3 + 1 + 4 + 5 = 20 trained tokens in 6 rows
+        size = UpdateSize(rows=6, tokens=20, microbatches=len(cuts))
+        loss = sum(built(loss_inputs(logprobs, cut, advantages), size)[0] for cut in cuts)
+        return torch.autograd.grad(loss, logprobs)[0]
+
+    whole = gradient([[0, 1, 2, 3, 4, 5]])
+    assert (whole[[2, 4]] == 0).all()
+    assert (whole[0] != 0).any()
+    cut = gradient([[3, 0], [1, 2, 4], [5]])
+    if built.aggregation == "bnpo":  # by definition a mean of the micro-batches' token means
+        assert not torch.allclose(cut, whole, rtol=1e-3)
+    else:
+        torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-15)
+
+
+# --- the promise ---------------------------------------------------------------------------------------------------
+
+MY_ADVANTAGE = '''
+from dataclasses import dataclass
+
+import torch
+
+from edge_grpo.advantages.base import RewardAdvantage
+
+
+@dataclass(frozen=True)
+class RankAdvantage(RewardAdvantage):
+    """A_i = scale * (rank of r_i in its group - mean rank)."""
+
+    scale: float
+
+    def __call__(self, inputs):
+        r = inputs.grouped_rewards
+        ranks = (r[:, :, None] > r[:, None, :]).float().sum(2)
+        return self.scale * (ranks - ranks.mean(1, keepdim=True)).flatten(), {}
+'''
+
+
+def test_a_new_strategy_is_one_python_file_and_one_yaml_file(tmp_path: Path):
+    (tmp_path / "my_advantage.py").write_text(MY_ADVANTAGE)
+    yaml = tmp_path / "conf" / "advantage" / "mine.yaml"
+    yaml.parent.mkdir(parents=True)
+    yaml.write_text("_target_: my_advantage.RankAdvantage\nscale: 2.0\n")
+    run = tmp_path / "run"
+    process = command(
+        f"--config-dir={tmp_path}/conf",
+        "advantage=mine",
+        "allowed_targets=[my_advantage]",
+        *SMALL_GRPO,
+        "trainer.max_iterations=1",
+        f"hydra.run.dir={run}",
+        path=tmp_path,
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert json.loads((run / "summary.json").read_text())["iterations"] == 1
+    assert OmegaConf.load(run / "config.yaml").advantage == {"_target_": "my_advantage.RankAdvantage", "scale": 2.0}

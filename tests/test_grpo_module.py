@@ -1,0 +1,199 @@
+"""The update against hand-worked numbers, and its invariance to how it is cut into micro-batches."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from small_runs import SMALL_GRPO, composed
+
+from edge_grpo.advantages.base import RewardAdvantage
+from edge_grpo.advantages.entropy_driven import EntropyDriven
+from edge_grpo.advantages.vanilla import Vanilla
+from edge_grpo.corrections.base import UNIFORM_WEIGHT
+from edge_grpo.errors import UserError
+from edge_grpo.experiment import build_module
+from edge_grpo.grpo_update import GRPOUpdate
+from edge_grpo.losses.base import UpdateSize
+from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.policy.batching import to_update_batch
+from edge_grpo.policy.tiny import random_tiny_policy
+from edge_grpo.types import Problem, Provenance, Response, Rollout
+
+G = 3
+PROMPTS = ((65, 66, 67, 68), (70, 71))
+LENGTHS = (5, 2, 7, 1, 6, 3)
+REWARDS = (1.0, 0.0, 0.0, 0.0, 2.0, 1.0)
+# 9, 6, 11, 3, 8, 5 tokens a row with its prompt: the longest cut holds all six rows in 6 x 11 = 66 padded tokens.
+MANY, FEW, ONE = 11, 33, 66
+
+
+@pytest.fixture
+def model():
+    """A float64 policy, not so flat as a freshly initialised one."""
+    policy = random_tiny_policy(0, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(4.0)
+    return policy.to(torch.float64).model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    responses = tuple(
+        Response(
+            torch.randint(0, 256, (length,), generator=generator),
+            torch.zeros(length),
+            torch.full((length,), Provenance.SAMPLED, dtype=torch.int8),
+            "length",
+        )
+        for length in LENGTHS
+    )
+    problems = tuple(Problem(str(i), "?", ("1",), prompt_ids=ids) for i, ids in enumerate(PROMPTS))
+    rows = range(len(LENGTHS))
+    device = torch.device("cpu")
+    return to_update_batch(
+        Rollout(problems, responses, G), rows, token_weight=UNIFORM_WEIGHT, pad_id=260, device=device
+    )
+
+
+def clipped(aggregation="grpo", beta=0.0, epsilon=0.2):
+    return ClippedLoss(aggregation, epsilon, epsilon, beta, "k3", max_response_tokens=10)
+
+
+def eda(**official):
+    settings = {"clamp": 10.0, "detach": True, "scope": "group", "mask": "response", "refresh": "rollout"}
+    return EntropyDriven(Vanilla(eps=1e-4), **(settings | official))
+
+
+@dataclass(frozen=True)
+class Given(RewardAdvantage):
+    """The rewards themselves."""
+
+    def __call__(self, inputs):
+        return inputs.rewards, {}
+
+
+class Gradients:
+    """An `optimise` that keeps the gradients and takes a plain gradient step of size `lr`."""
+
+    def __init__(self, model, lr=0.0):
+        self.model, self.lr = model, lr
+        self.seen = []
+
+    def __call__(self, shares):
+        self.model.zero_grad()
+        total = 0.0
+        for share in shares:
+            loss = share()
+            loss.backward()
+            total += float(loss.detach())
+        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+        self.seen.append(gradient)
+        with torch.no_grad():
+            for p in self.model.parameters():
+                p -= self.lr * p.grad
+        return total, float(gradient.norm())
+
+
+def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, reference=None):
+    """Gradients of each epoch, metrics, and the number of micro-batches."""
+    update = GRPOUpdate(
+        model=model,
+        reference=reference,
+        batch=batch(),
+        rewards=torch.tensor(REWARDS),
+        advantage=advantage,
+        loss=loss,
+        num_generations=G,
+        temperature=0.8,
+        microbatch_tokens=microbatch_tokens,
+    )
+    update.prepare()
+    gradients = Gradients(model, lr)
+    metrics = update.run(epochs, UpdateSize(*update.size()), gradients)
+    return gradients.seen, metrics, len(update.cuts)
+
+
+@pytest.mark.parametrize("advantage", [Vanilla(eps=1e-4), eda()], ids=["vanilla", "eda"])
+@pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
+def test_the_gradient_does_not_depend_on_the_micro_batches(model, aggregation, advantage):
+    runs = [run(model, clipped(aggregation), advantage, tokens) for tokens in (ONE, FEW, MANY)]
+    assert [count for *_, count in runs] == [1, 2, 5]  # at 11 the rows of 5 and 3 tokens fit together: 2 x 5
+    ((whole,), metrics, _), *others = runs
+    assert whole.norm() > 1e-3
+    for (gradient,), other_metrics, _ in others:
+        torch.testing.assert_close(gradient, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+        assert other_metrics == pytest.approx(metrics, rel=1e-6, abs=1e-9)
+
+
+def test_bnpo_depends_on_the_micro_batches_by_definition(model):
+    ((whole,), *_), ((cut,), *_) = (run(model, clipped("bnpo"), Vanilla(eps=1e-4), t) for t in (ONE, MANY))
+    assert (whole - cut).norm() > 1e-2 * whole.norm()
+
+
+def test_kl_gradient_does_not_depend_on_the_micro_batches(model):
+    reference = random_tiny_policy(1, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64)
+    reference = reference.to(torch.float64).model
+    loss = clipped(beta=0.5)
+    ((whole,), metrics, _), ((cut,), *_) = (
+        run(model, loss, Vanilla(eps=1e-4), tokens, reference=reference) for tokens in (ONE, MANY)
+    )
+    assert metrics["train/kl"] > 0
+    torch.testing.assert_close(cut, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ratio_is_exactly_one_at_the_first_epoch(model, dtype):
+    # Every ratio is 1, so a row's token mean of -ratio A is -A, and the mean over rows is
+    # -(1 + 0 + 0 + 0 + 2 + 1) / 6 = -2 / 3. A clip range of width 0 would catch any other ratio.
+    _, metrics, _ = run(model.to(dtype), clipped(epsilon=0.0), Given(), FEW)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    assert metrics["train/loss"] == pytest.approx(-2 / 3, abs=tolerance)
+    assert (metrics["train/clip_ratio/low_mean"], metrics["train/clip_ratio/high_mean"]) == (0, 0)
+
+
+def test_the_ratio_leaves_one_at_the_second_epoch(model):
+    gradients, metrics, _ = run(model, clipped(epsilon=0.0), Given(), FEW, epochs=2, lr=1e-2)
+    assert metrics["train/clip_ratio/high_mean"] > 0  # a step up the gradient makes tokens with A > 0 likelier
+    assert (gradients[0] - gradients[1]).norm() > 0
+    # Epsilon 0 clips every token that the step improved: less gradient is left.
+    assert gradients[1].norm() < gradients[0].norm()
+
+
+def test_eda_with_its_gradient_has_the_same_loss_and_another_gradient(model):
+    (detached,), one, _ = run(model, clipped(), eda())
+    (attached,), two, _ = run(model, clipped(), eda(detach=False))
+    assert two["train/loss"] == pytest.approx(one["train/loss"], abs=1e-6)
+    assert (attached - detached).norm() > 1e-3 * detached.norm()
+
+
+def test_taking_eda_again_in_the_update_changes_nothing_at_the_first_epoch(model):
+    (once,), *_ = run(model, clipped(), eda(), FEW)
+    (again,), *_ = run(model, clipped(), eda(refresh="update"), FEW)
+    # Entropies of the update's own forward pass are those taken before it, up to the float32 they were kept in.
+    torch.testing.assert_close(again, once, rtol=0, atol=1e-6 * float(once.norm()))
+
+
+def test_metrics_of_the_update_by_hand(model):
+    _, metrics, _ = run(model, clipped(), Given())
+    # Row advantages 1, 0, 0, 0, 2, 1: mean 2/3, squares' mean 6/6, variance 1 - 4/9; three rows are not 0.
+    assert metrics["train/advantage_var"] == pytest.approx(5 / 9, rel=1e-6)
+    assert metrics["train/effective_rows"] == pytest.approx(3 / 6)
+    assert 0 < metrics["train/entropy"] == pytest.approx(metrics["train/entropy_sampled"])  # all tokens are sampled
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.num_generations=1", "algorithm.num_generations=1: a group needs at least 2 responses"),
+        ("algorithm.update_epochs=0", "algorithm.update_epochs=0 must be at least 1"),
+        ("algorithm.microbatch_tokens=0", "algorithm.microbatch_tokens=0 and algorithm.max_grad_norm=1.0"),
+        ("algorithm.max_grad_norm=0.0", "algorithm.microbatch_tokens=16384 and algorithm.max_grad_norm=0.0"),
+        ("rollout.temperature=0.0", "rollout.temperature=0: greedy responses of a group are all equal"),
+    ],
+)
+def test_values_out_of_range_are_refused(override, message):
+    cfg, _ = composed("train", *SMALL_GRPO, override)
+    with pytest.raises(UserError) as caught:
+        build_module(cfg)
+    assert message in str(caught.value)

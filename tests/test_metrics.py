@@ -1,0 +1,198 @@
+"""Metrics of an iteration by hand, and their page in docs/."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge_grpo.metrics import (
+    METRICS,
+    advantage_metrics,
+    as_markdown,
+    collapse_metrics,
+    correction_metrics,
+    describe,
+    multiplier_metrics,
+    reward_metrics,
+    share,
+)
+from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+
+
+def response(kinds, reason="stop"):
+    """One token a letter: s(ampled), i(njected), r(eference)."""
+    provenance = torch.tensor(["sir".index(kind) for kind in kinds], dtype=torch.int8)
+    return Response(torch.zeros(len(kinds), dtype=torch.long), torch.zeros(len(kinds)), provenance, reason)
+
+
+def scored(accuracy, box, responses=None):
+    """Rows of two; the reward is accuracy + box."""
+    n = len(accuracy)
+    accuracy, box = torch.tensor(accuracy, dtype=torch.float32), torch.tensor(box, dtype=torch.float32)
+    problems = tuple(Problem(str(i), "?", ("1",)) for i in range(n // 2))
+    rollout = Rollout(problems, tuple(responses or [response("ss")] * n), 2)
+    scores = Scores(accuracy + box, {"accuracy": accuracy, "format": box}, accuracy == 1)
+    return ScoredRollout(rollout, ("",) * n, scores)
+
+
+# Three groups of two. The first is all wrong and gets one right answer; the second is mixed and gets its wrong row
+# repaired; the third is all right and stays.
+BEFORE = scored(
+    [0, 0, 1, 0, 1, 1],
+    [0, 0, 1, 0, 1, 1],
+    [
+        response("ss", "length"),
+        response("sss"),
+        response("s"),
+        response("ssss", "length"),
+        response("s"),
+        response("s"),
+    ],
+)
+AFTER = scored(
+    [1, 0, 1, 1, 1, 1],
+    [1, 0, 1, 1, 1, 1],
+    [response("rrrrr"), response("sssii"), response("s"), response("ssssii"), response("s"), response("s")],
+)
+BRANCHES = ("solution", "reflect", None, "answer", None, None)
+
+
+def test_collapse_by_hand():
+    assert collapse_metrics(BEFORE, AFTER) == pytest.approx(
+        {
+            "collapse/before/all_wrong": 1 / 3,
+            "collapse/before/all_right": 1 / 3,
+            "collapse/before/mixed": 1 / 3,
+            "collapse/before/zero_variance": 2 / 3,
+            "collapse/after/all_wrong": 0,
+            "collapse/after/all_right": 2 / 3,
+            "collapse/after/mixed": 1 / 3,
+            "collapse/after/zero_variance": 2 / 3,
+            "collapse/revived_by_correction": 1 / 3,
+            "collapse/created_by_correction": 1 / 3,
+        }
+    )
+
+
+def test_zero_variance_is_of_rewards_and_all_wrong_of_answers():
+    # Both wrong, one of them in a box: the rewards 1 and 0 differ, so there is an advantage without a right answer.
+    metrics = collapse_metrics(scored([0, 0], [1, 0]), scored([0, 0], [1, 0]))
+    assert (metrics["collapse/before/all_wrong"], metrics["collapse/before/zero_variance"]) == (1, 0)
+    # Right without a box and wrong with one: mixed, but with equal rewards.
+    metrics = collapse_metrics(scored([1, 0], [0, 1]), scored([1, 0], [0, 1]))
+    assert (metrics["collapse/before/mixed"], metrics["collapse/before/zero_variance"]) == (1, 1)
+
+
+def test_rewards_by_hand():
+    # After correction the rewards are 2, 0 | 2, 2 | 2, 2; the standard deviation of 2 and 0 with n - 1 is sqrt(2).
+    assert reward_metrics(BEFORE, AFTER) == pytest.approx(
+        {
+            "train/reward": 10 / 6,
+            "train/reward_std": math.sqrt(2) / 3,
+            "train/frac_reward_zero_std": 2 / 3,
+            "train/rewards/accuracy/mean": 5 / 6,
+            "train/rewards/format/mean": 5 / 6,
+            "train/accuracy": 3 / 6,
+            "train/accuracy_corrected": 5 / 6,
+            "train/completions/mean_length": (5 + 5 + 1 + 6 + 1 + 1) / 6,
+            "train/completions/clipped_ratio": 2 / 6,
+        }
+    )
+
+
+def test_corrections_by_hand():
+    # Not sampled: 5 reference tokens and 2 + 2 injected ones of 19.
+    assert correction_metrics(AFTER, BRANCHES) == pytest.approx(
+        {
+            "correction/solution/count": 1,
+            "correction/solution/success_rate": 1,
+            "correction/reflect/count": 1,
+            "correction/reflect/success_rate": 0,
+            "correction/answer/count": 1,
+            "correction/answer/success_rate": 1,
+            "correction/tokens_not_sampled": 9 / 19,
+        }
+    )
+    assert correction_metrics(BEFORE, (None,) * 6) == pytest.approx({"correction/tokens_not_sampled": 0})
+
+
+def test_advantages_by_hand():
+    # Token advantages of row 0: 1 and 3, mean 2; row 1 has one token, -2 (its padding of 9 does not count); row 2
+    # is 0. Mean 0, variance (4 + 4 + 0) / 3; two of three rows have an advantage.
+    advantages = torch.tensor([[1.0, 3.0], [-2.0, 9.0], [0.0, 0.0]])
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    assert advantage_metrics(advantages, mask) == pytest.approx(
+        {"train/advantage_var": 8 / 3, "train/effective_rows": 2 / 3}
+    )
+
+
+def test_a_row_whose_token_advantages_cancel_is_still_effective():
+    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    assert metrics == {"train/advantage_var": 0, "train/effective_rows": 1}
+
+
+def test_multipliers_by_hand():
+    # 0, 1, ..., 20 clamped at 18: quantile q of 21 evenly spaced values lies at 20 q: 1, 10 and 19 -> 18.
+    # Sum 0 + ... + 20 = 210, minus 1 and 2 that the clamp takes off; 18, 19 and 20 are at it.
+    multiplier = torch.arange(21.0).clamp(max=18)
+    assert multiplier_metrics(multiplier, 18.0) == pytest.approx(
+        {
+            "eda/multiplier_mean": 207 / 21,
+            "eda/multiplier_p05": 1,
+            "eda/multiplier_p50": 10,
+            "eda/multiplier_p95": 18,
+            "eda/multiplier_max": 18,
+            "eda/clamped": 3 / 21,
+        }
+    )
+    assert multiplier_metrics(multiplier, None)["eda/clamped"] == 0
+
+
+def test_share_of_nothing_is_zero():
+    assert share(torch.zeros(0, dtype=torch.bool)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("train/entropy", "nats"),
+        ("train/rewards/accuracy/mean", "reward"),
+        ("correction/reflect/count", "rows"),
+        ("eval/held_out/accuracy", "share"),
+        ("timing_s/rollout", "s"),
+        ("train/entropie", None),
+        ("reward", None),
+        ("eval/held_out/pass@k", None),
+    ],
+)
+def test_describe(name, unit):
+    found = describe(name)
+    assert (found and found.unit) == unit
+
+
+def test_what_the_functions_return_is_defined():
+    names = {
+        *collapse_metrics(BEFORE, AFTER),
+        *reward_metrics(BEFORE, AFTER),
+        *correction_metrics(AFTER, BRANCHES),
+        *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)),
+        *multiplier_metrics(torch.ones(2), None),
+    }
+    assert {name for name in names if describe(name) is None} == set()
+
+
+def test_every_definition_is_complete():
+    for name, metric in METRICS.items():
+        assert metric.unit, name
+        assert metric.estimator, name
+        assert describe(name) is metric, f"an earlier pattern hides {name}"
+
+
+def test_the_page_is_what_the_module_prints():
+    assert DOCS.read_text() == as_markdown(), "python -m edge_grpo.metrics > docs/metrics.md"
+    rows = [line for line in as_markdown().splitlines() if line.startswith("| `")]
+    assert len(rows) == len(METRICS)
+    assert all(row.count("|") == 4 for row in rows)

@@ -1,0 +1,241 @@
+"""Whole runs of the smallest size: what they write, that they repeat, and that they survive a kill."""
+
+import json
+import math
+import signal
+import time
+from functools import partial
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from small_runs import SHORT, SMALL_GRPO, command, equal_weights, metrics_rows, run_small, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from edge_grpo.metrics import describe
+from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
+
+WITH_CORRECTION = ("gec", "force_r", "force_r_eda", "edge_grpo", "edge_grpo_official")
+EXPERIMENTS = ("vanilla", "eda", *WITH_CORRECTION, "sft")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """(experiment, overrides) -> folder of the run, made once a session."""
+    done = {}
+
+    def get(experiment, *overrides):
+        key = (experiment, *overrides)
+        if key not in done:
+            # What the metrics of two equal settings must not share is a folder.
+            folder = tmp_path_factory.mktemp(experiment) / "run"
+            short = SHORT if experiment in WITH_CORRECTION else ()
+            short = SHORT[:1] if experiment == "edge_grpo_official" else short  # it knows no bound on the response
+            entry = "sft" if experiment == "sft" else "train"
+            done[key] = run_small(folder, f"experiment={experiment}", *short, *overrides, config_name=entry)
+        return done[key]
+
+    return get
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_writes_what_the_readme_promises(run, experiment):
+    folder = run(experiment)
+    config = OmegaConf.load(folder / "config.yaml")
+    assert (config.name, config.trainer.max_iterations) == (experiment, 2)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["iterations"] == 2
+    # Four held-out problems, one response each.
+    assert {summary["accuracy"]["before"] * 4 % 1, summary["accuracy"]["after"] * 4 % 1} == {0}
+    assert 0 <= summary["accuracy"]["before"] <= 1
+    assert 0 <= summary["accuracy"]["after"] <= 1
+    assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == [
+        "iteration-000001.ckpt",
+        "iteration-000002.ckpt",
+    ]
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_logs_one_row_a_step_of_defined_metrics(run, experiment):
+    rows = metrics_rows(run(experiment))
+    # Iteration i logs at step i, the evaluation before at 0 and the one after at 2.
+    assert [row["step"] for row in rows] == ["0", "1", "2"]
+    names = set(rows[0]) - {"step"}
+    assert {name for name in names if describe(name) is None} == set()
+    trained = "sft/loss" if experiment == "sft" else "train/loss"
+    assert [row[trained] != "" for row in rows] == [True, True, False]
+    assert [row["eval/held_out/accuracy"] != "" for row in rows] == [True, False, True]
+    values = [float(value) for row in rows for value in row.values() if value != ""]
+    assert all(math.isfinite(value) for value in values)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_exported_model_is_the_trained_one_and_loads_anywhere(run, experiment):
+    folder = run(experiment)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    last = torch.load(folder / "checkpoints" / "iteration-000002.ckpt", weights_only=True)["state_dict"]
+    parameters = model.state_dict()
+    assert parameters
+    for name, value in parameters.items():
+        assert torch.equal(value, last[f"model.{name}"]), name
+    text = "<|user|>12 + 3 = ?<|assistant|>12 + 3 = 15\n\\boxed{15}<|end|>"
+    assert tokenizer(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
+    assert (len(tokenizer), tokenizer.eos_token, tokenizer.chat_template) == (261, "<|end|>", CHAT_TEMPLATE)
+
+
+def test_the_arms_do_what_they_are_named_after(run):
+    """A random policy is never right and never boxes: every group is all wrong as sampled."""
+    for experiment in ("vanilla", "eda"):
+        for row in metrics_rows(run(experiment))[:2]:
+            assert float(row["collapse/before/all_wrong"]) == float(row["collapse/after/zero_variance"]) == 1
+            assert float(row["train/grad_norm"]) == 0
+    rows = metrics_rows(run("force_r"))[:2]
+    assert [float(row["correction/reflect/count"]) for row in rows] == [4, 4]  # 2 problems x 2 responses
+    assert [float(row["train/num_rollouts"]) for row in rows] == [8, 16]  # each sampled and reflected
+    rows = metrics_rows(run("gec"))[:2]
+    branches = [f"correction/{branch}/count" for branch in ("reflect", "answer", "solution")]
+    assert [sum(float(row[name] or 0) for name in branches if name in row) for row in rows] == [4, 4]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(run):
+    once, again = run("edge_grpo"), run("edge_grpo", "name=again")
+    assert once != again
+    assert equal_weights(weights(once), weights(again))
+    assert metrics_rows(once, timed=False) == metrics_rows(again, timed=False)
+    other = run("edge_grpo", "seed=1")
+    assert not equal_weights(weights(once), weights(other))
+
+
+def test_the_seed_of_the_draws_is_not_that_of_the_weights_alone(run):
+    # The same initial weights, other draws of rollout and correction.
+    other = run("edge_grpo", "seed=1", "model.seed=0")
+    assert not equal_weights(weights(run("edge_grpo")), weights(other))
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
+    settings = (*SMALL_GRPO, "experiment=edge_grpo", *SHORT, "trainer.max_iterations=12", "scheduler=linear")
+    killed = tmp_path / "killed"
+    process = command(*settings, f"hydra.run.dir={killed}")
+    try:
+        deadline = time.monotonic() + 60
+        while not list(killed.glob("checkpoints/*.ckpt")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "no checkpoint after a minute"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (killed / "summary.json").exists(), "the run ended before it could be killed"
+    resumed = command(f"resume={killed}")
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    assert "resuming from" in output
+    whole = run_small(tmp_path / "whole", *settings[len(SMALL_GRPO) :])
+    assert equal_weights(weights(killed), weights(whole))
+    assert metrics_rows(killed, timed=False) == metrics_rows(whole, timed=False)
+    assert [row["step"] for row in metrics_rows(killed)] == [str(i) for i in range(13)]
+    one, two = (json.loads((folder / "summary.json").read_text()) for folder in (killed, whole))
+    assert one["accuracy"] == two["accuracy"]
+
+
+def test_a_finished_run_can_be_resumed_further(tmp_path):
+    # A linear schedule would know of the longer run from its first step; the constant one does not.
+    part = run_small(tmp_path / "part", "experiment=edge_grpo", *SHORT)
+    run_small(part, "experiment=edge_grpo", *SHORT, "trainer.max_iterations=3")
+    whole = run_small(tmp_path / "whole", "experiment=edge_grpo", *SHORT, "trainer.max_iterations=3")
+    assert equal_weights(weights(part), weights(whole))
+    assert [row["step"] for row in metrics_rows(part)] == ["0", "1", "2", "3"]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    again = partial(run_small, tmp_path / "run", "experiment=vanilla")
+    before = weights(again()), metrics_rows(tmp_path / "run"), (tmp_path / "run/summary.json").read_text()
+    again()
+    assert equal_weights(weights(tmp_path / "run"), before[0])
+    assert metrics_rows(tmp_path / "run") == before[1]
+    accuracy = json.loads((tmp_path / "run/summary.json").read_text())["accuracy"]
+    assert accuracy == json.loads(before[2])["accuracy"]
+
+
+def test_resume_never_starts_over(tmp_path):
+    folder = run_small(tmp_path / "run", "experiment=gec", *SHORT)
+    first = weights(folder)
+    run_small(folder, "experiment=gec", *SHORT, "resume=never")
+    assert equal_weights(weights(folder), first)
+    assert [row["step"] for row in metrics_rows(folder)] == ["0", "1", "2"]
+
+
+def test_kl_to_the_reference_starts_at_zero_and_grows(run):
+    # At the first iteration policy and reference are the same model, so d = 0 and k3 = exp(0) - 0 - 1 = 0.
+    rows = metrics_rows(run("gec", "loss.beta=0.1", "optimizer.lr=0.01"))
+    assert float(rows[0]["train/kl"]) == pytest.approx(0, abs=1e-9)
+    assert float(rows[1]["train/kl"]) > 1e-6
+    assert "train/kl" not in metrics_rows(run("gec"))[0]
+
+
+def test_a_second_update_epoch_leaves_the_ratio_of_one(run):
+    # With a clip range of width 0 every trained token that moved the way of its advantage counts as clipped.
+    width_0 = ("loss.epsilon_low=0.0", "loss.epsilon_high=0.0", "optimizer.lr=0.01")
+    clips = [f"train/clip_ratio/{side}_mean" for side in ("low", "high")]
+    for epochs, moved in ((1, False), (2, True)):
+        rows = metrics_rows(run("gec", *width_0, f"algorithm.update_epochs={epochs}"))[:2]
+        shares = [sum(float(row[name]) for name in clips) for row in rows]
+        # Over both epochs, and the first of them clips nothing: half of the tokens at most.
+        assert all(0 <= share <= 0.5 for share in shares)
+        assert any(share > 0 for share in shares) == moved
+
+
+def test_dropped_groups_leave_the_weights_alone(run):
+    initial = random_tiny_policy(
+        0, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32
+    ).model.state_dict()
+    folder = run("vanilla", "group_filter=drop_zero_variance", "optimizer.lr=0.1")
+    rows = metrics_rows(folder)[:2]
+    assert [float(row["train/frac_reward_zero_std"]) for row in rows] == [1, 1]  # nothing to learn from
+    final = weights(folder)
+    assert final.keys() <= initial.keys()
+    assert all(torch.equal(final[name], initial[name]) for name in final)
+    # The same settings do move the weights where correction revives groups.
+    revived = weights(run("gec", "group_filter=drop_zero_variance", "optimizer.lr=0.1"))
+    assert not equal_weights(revived, final)
+
+
+def test_samples_are_whole_groups_with_their_branches(run):
+    records = [json.loads(line) for line in (run("gec") / "samples.jsonl").read_text().splitlines()]
+    assert len(records) == 4  # iteration 0 only (every 5th), 2 problems x 2 responses
+    assert {r["step"] for r in records} == {0}
+    assert [r["id"] for r in records] == [records[0]["id"]] * 2 + [records[2]["id"]] * 2
+    assert {r["branch"] for r in records} <= {"reflect", "answer", "solution"}
+    for r in records:
+        if r["branch"] in ("answer", "solution"):
+            assert r["correct"]
+            assert r["gold"] in r["response"]
+            assert r["finish_reason"] == "stop"
+        assert r["sampled_tokens"] == {"solution": 0, "answer": 8}.get(r["branch"], r["sampled_tokens"])
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains(run, precision):
+    folder = run("gec", f"trainer.precision={precision}", "optimizer.lr=0.01")
+    assert any(float(row["train/grad_norm"]) > 0 for row in metrics_rows(folder)[:2])
+    assert all(torch.isfinite(value).all() for value in weights(folder).values())
+
+
+def test_tensorboard_writes_event_files(tmp_path):
+    folder = run_small(tmp_path / "run", "experiment=vanilla", "logger=tensorboard")
+    events = list(folder.rglob("events.out.tfevents.*"))
+    assert events
+    assert sum(path.stat().st_size for path in events) > 1000
+    assert len(metrics_rows(folder)) == 3  # metrics.csv is written beside it
+
+
+def test_wandb_offline_writes_its_run_into_the_run_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = run_small(tmp_path / "run", "experiment=vanilla", "logger=wandb")
+    (run_folder,) = (folder / "wandb").glob("offline-run-*")
+    identity = (folder / "wandb_run_id").read_text()
+    assert run_folder.name.endswith(identity)
+    assert list(run_folder.glob("*.wandb"))
+    assert len(metrics_rows(folder)) == 3
