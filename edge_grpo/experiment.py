@@ -157,3 +157,5 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # An iteration whose groups are all dropped takes no optimiser step, but the schedule goes on.
+    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.. before .optimizer.step.*")

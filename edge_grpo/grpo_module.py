@@ -61,6 +61,7 @@ class GRPOModule(PolicyModule):
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
+        self._lost = self.rewards.counts
         self.corrected: Corrected | None = None
         """the last iteration's rollout, for callbacks"""
 
@@ -151,7 +152,7 @@ class GRPOModule(PolicyModule):
         metrics |= correction_metrics(after, corrected.branches)
         metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}
         metrics |= {
-            **{f"verifier/{name}": float(count) for name, count in self.rewards.counts.items()},
+            **{f"verifier/{name}": float(n - self._lost[name]) for name, n in self.rewards.counts.items()},
             "train/lr": self.step_scheduler(),
             "train/num_tokens": float(self.num_tokens),
             "train/num_rollouts": float(self.num_rollouts),
@@ -159,5 +160,5 @@ class GRPOModule(PolicyModule):
             "perf/update_tokens_per_s": updated / seconds["update"],
             "perf/peak_memory_gb": self.peak_memory_gb(),
         }
-        self.metrics = {}
+        self._lost, self.metrics = self.rewards.counts, {}
         self.record(metrics, step=self.iteration)

@@ -46,4 +46,4 @@ class SFTModule(PolicyModule):
     def _reference(self, problem: Problem) -> Response:
         ids = torch.tensor([*problem.solution_ids, self.policy.eos_ids[0]])
         written = torch.full(ids.shape, Provenance.REFERENCE, dtype=torch.int8)
-        return Response(ids, torch.zeros(ids.shape), written, "stop")
+        return Response(ids, torch.zeros(ids.shape, dtype=torch.float32), written, "stop")

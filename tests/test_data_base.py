@@ -13,7 +13,7 @@ from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.templates import TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem
+from edge_grpo.types import Problem, ProblemBatch
 
 NEEDS_SOLUTION = frozenset({"answers", "solution"})
 NEEDS_ANSWER = frozenset({"answers"})
@@ -178,8 +178,8 @@ class Recorder(pl.LightningModule):
         self.weight = torch.nn.Linear(1, 1)
         self.seen: list[list[str]] = []
 
-    def training_step(self, batch: list[Problem], batch_idx: int) -> None:
-        self.seen.append([p.id for p in batch])
+    def training_step(self, batch: ProblemBatch, batch_idx: int) -> None:
+        self.seen.append([p.id for p in batch.problems])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -13,7 +13,6 @@ from edge_grpo.metrics import (
     collapse_metrics,
     correction_metrics,
     describe,
-    multiplier_metrics,
     reward_metrics,
     share,
 )
@@ -124,13 +123,13 @@ def test_advantages_by_hand():
     # is 0. Mean 0, variance (4 + 4 + 0) / 3; two of three rows have an advantage.
     advantages = torch.tensor([[1.0, 3.0], [-2.0, 9.0], [0.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False], [True, True]])
-    assert advantage_metrics(advantages, mask) == pytest.approx(
+    assert advantage_metrics(advantages, mask, {}) == pytest.approx(
         {"train/advantage_var": 8 / 3, "train/effective_rows": 2 / 3}
     )
 
 
 def test_a_row_whose_token_advantages_cancel_is_still_effective():
-    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool), {})
     assert metrics == {"train/advantage_var": 0, "train/effective_rows": 1}
 
 
@@ -138,17 +137,17 @@ def test_multipliers_by_hand():
     # 0, 1, ..., 20 clamped at 18: quantile q of 21 evenly spaced values lies at 20 q: 1, 10 and 19 -> 18.
     # Sum 0 + ... + 20 = 210, minus 1 and 2 that the clamp takes off; 18, 19 and 20 are at it.
     multiplier = torch.arange(21.0).clamp(max=18)
-    assert multiplier_metrics(multiplier, 18.0) == pytest.approx(
-        {
-            "eda/multiplier_mean": 207 / 21,
-            "eda/multiplier_p05": 1,
-            "eda/multiplier_p50": 10,
-            "eda/multiplier_p95": 18,
-            "eda/multiplier_max": 18,
-            "eda/clamped": 3 / 21,
-        }
-    )
-    assert multiplier_metrics(multiplier, None)["eda/clamped"] == 0
+    extra = {"eda/multiplier": multiplier, "eda/clamped": (multiplier >= 18).float()}
+    metrics = advantage_metrics(torch.zeros(21, 1), torch.ones(21, 1, dtype=torch.bool), extra)
+    expected = {
+        "eda/multiplier_mean": 207 / 21,
+        "eda/multiplier_p05": 1,
+        "eda/multiplier_p50": 10,
+        "eda/multiplier_p95": 18,
+        "eda/multiplier_max": 18,
+        "eda/clamped": 3 / 21,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
 def test_share_of_nothing_is_zero():
@@ -178,8 +177,7 @@ def test_what_the_functions_return_is_defined():
         *collapse_metrics(BEFORE, AFTER),
         *reward_metrics(BEFORE, AFTER),
         *correction_metrics(AFTER, BRANCHES),
-        *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)),
-        *multiplier_metrics(torch.ones(2), None),
+        *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool), {"eda/multiplier": torch.ones(2)}),
     }
     assert {name for name in names if describe(name) is None} == set()
 

@@ -26,6 +26,13 @@ class SampleWriter(pl.Callback):
         self.path = Path(folder) / "samples.jsonl"
         self.every_n_iterations, self.num_rows = max(every_n_iterations, 1), num_rows
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Drop what a resumed run will write again."""
+        if trainer.is_global_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] < trainer.current_epoch]
+            self.path.write_text("".join(kept), encoding="utf-8")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero or trainer.current_epoch % self.every_n_iterations:
             return

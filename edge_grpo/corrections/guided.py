@@ -81,7 +81,7 @@ class GuidedCorrection:
         if self.trigger == "all_wrong":
             wrong = wrong & wrong.all(1, keepdim=True)
         elif self.trigger == "leave_one_wrong":
-            keys = torch.rand(wrong.shape, generator=tools.generator).masked_fill(~wrong, -1.0)
+            keys = torch.rand(wrong.shape, generator=tools.generator, dtype=torch.float32).masked_fill(~wrong, -1.0)
             left = torch.nn.functional.one_hot(keys.argmax(1), wrong.shape[1]).bool()
             wrong = wrong & ~left
         return wrong.flatten()
@@ -91,7 +91,7 @@ class GuidedCorrection:
     ) -> tuple[dict[int, Response], tuple[str | None, ...]]:
         """Row -> its new response, and the branch of every row."""
         rollout = scored.rollout
-        draws = torch.rand(rollout.num_rows, generator=tools.generator).tolist()
+        draws = torch.rand(rollout.num_rows, generator=tools.generator, dtype=torch.float32).tolist()
         branches: list[str | None] = [None] * rollout.num_rows
         edited: dict[int, Response] = {}
         reflecting: dict[int, Response] = {}
@@ -204,7 +204,7 @@ def join(first: Response, second: Response) -> Response:
 def _written(token_ids: Sequence[int], provenance: Provenance) -> Response:
     n = len(token_ids)
     ids = torch.tensor(list(token_ids), dtype=torch.long)
-    return Response(ids, torch.zeros(n), torch.full((n,), provenance, dtype=torch.int8), "stop")
+    return Response(ids, torch.zeros(n, dtype=torch.float32), torch.full((n,), provenance, dtype=torch.int8), "stop")
 
 
 def _checked_probabilities(probabilities: Mapping[str, float]) -> dict[str, float]:

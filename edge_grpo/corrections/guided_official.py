@@ -76,4 +76,6 @@ def _through_text(response: Response, lost: int, tools: CorrectionTools) -> Resp
     ids = torch.tensor(tools.encode(tools.decode(response.token_ids))[lost:], dtype=torch.long)
     kinds = set(response.provenance.tolist())
     kind = kinds.pop() if len(kinds) == 1 else Provenance.SAMPLED
-    return Response(ids, torch.zeros(len(ids)), torch.full((len(ids),), kind, dtype=torch.int8), "length")
+    return Response(
+        ids, torch.zeros(len(ids), dtype=torch.float32), torch.full((len(ids),), kind, dtype=torch.int8), "length"
+    )

@@ -21,7 +21,8 @@ class DemonstrationDataModule(ArithmeticDataModule):
         worked    the worked solution
         repaired  a wrong boxed guess, `wait_phrase`, a new line, the worked solution
         guess     a wrong guess, boxed, outright
-        unboxed   the same without the box
+        unboxed   the same in words, without the box (begun unlike a worked solution, or a model that samples its
+                  first digit could not know which of the two it is in)
 
     Args:
         phases: in order, each {iterations, styles: style -> probability}; the last one goes on for ever.
@@ -95,6 +96,6 @@ class DemonstrationDataModule(ArithmeticDataModule):
         while guess == answer:
             guess = max(0, answer + rng.randint(-self.guess_spread, self.guess_spread))
         if style == "unboxed":
-            return str(guess)
+            return f"It is {guess}."
         boxed = f"\\boxed{{{guess}}}"
         return boxed if style == "guess" else f"{boxed}{self.wait_phrase}\n{solution}"

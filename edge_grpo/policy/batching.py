@@ -26,7 +26,7 @@ def to_update_batch(
     prompt_lengths = torch.tensor([len(p) for p in prompts])
     response_lengths = torch.tensor([len(r) for r in responses])
     tokens = torch.full((len(prompts), int((prompt_lengths + response_lengths).max())), pad_id)
-    weights = torch.zeros(len(prompts), int(response_lengths.max()))
+    weights = torch.zeros(len(prompts), int(response_lengths.max()), dtype=torch.float32)
     sampled = torch.zeros(weights.shape, dtype=torch.bool)
     weight_of = torch.tensor([token_weight[p] for p in Provenance], dtype=torch.float32)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

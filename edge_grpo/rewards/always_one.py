@@ -21,4 +21,4 @@ class AlwaysOne:
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
         """[n] float32 ones."""
-        return torch.ones(len(texts))
+        return torch.ones(len(texts), dtype=torch.float32)

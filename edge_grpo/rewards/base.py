@@ -45,13 +45,14 @@ class WeightedRewards:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How answers were decided so far, by the rewards that count it."""
-        return {name: n for reward in self.rewards.values() for name, n in getattr(reward, "counts", {}).items()}
+        """Answers lost so far to a `timeout` or an `error` of a worker, over the rewards that count them."""
+        found = [getattr(reward, "counts", {}) for reward in self.rewards.values()]
+        return {name: sum(counts.get(name, 0) for counts in found) for name in ("timeout", "error")}
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         """Grade n responses, each exactly once."""
         parts = {name: reward(problems, texts) for name, reward in self.rewards.items()}
-        total = torch.zeros(len(texts))
+        total = torch.zeros(len(texts), dtype=torch.float32)
         for name, part in parts.items():
             total += self.weights[name] * part
         return Scores(rewards=total, parts=parts, correct=parts["accuracy"] >= 1.0)

@@ -62,7 +62,7 @@ class ReasoningGymAccuracy:
             UserError: a problem without `generator` and `entry`, an unknown generator, or workers that cannot start.
         """
         sources = [self._source(problem) for problem in problems]
-        scores = torch.zeros(len(texts))
+        scores = torch.zeros(len(texts), dtype=torch.float32)
         rows, items = [], []
         for row, ((generator, entry), text) in enumerate(zip(sources, texts, strict=True)):
             answer = last_boxed(text)

@@ -102,7 +102,7 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor
     """
     if sampling.greedy:
         tokens = logits.argmax(-1)
-        return tokens, torch.zeros(tokens.shape, device=logits.device)
+        return tokens, torch.zeros(tokens.shape, device=logits.device, dtype=torch.float32)
     probabilities = token_distribution(logits, sampling)
     cdf = probabilities.cumsum(-1)
     total = cdf[:, -1:]

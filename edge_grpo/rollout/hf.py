@@ -34,7 +34,9 @@ class HFRollout(NativeRollout):
         if not prefixes:
             return []
         check_rows(policy, prefixes, budgets)
-        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator).to(policy.model.device)
+        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32).to(
+            policy.model.device
+        )
         size = self.max_batch_rows or len(prefixes)
         was_training = policy.model.training
         policy.model.eval()

@@ -55,7 +55,7 @@ class NativeRollout:
         if not prefixes:
             return []
         check_rows(policy, prefixes, budgets)
-        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator)
+        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32)
         size = self.max_batch_rows or len(prefixes)
         was_training = policy.model.training
         policy.model.eval()
@@ -86,7 +86,7 @@ class _Decoding:
         self.uniforms = uniforms.to(self.device)
         n, longest = uniforms.shape
         self.tokens = torch.full((n, longest), policy.pad_id, device=self.device)
-        self.logprobs = torch.zeros(n, longest, device=self.device)
+        self.logprobs = torch.zeros(n, longest, device=self.device, dtype=torch.float32)
         self.lengths = torch.zeros(n, dtype=torch.long, device=self.device)
         self.stopped = torch.zeros(n, dtype=torch.bool, device=self.device)
         self.eos = torch.tensor(policy.eos_ids, device=self.device)
