@@ -1,0 +1,35 @@
+"""Difficulty: what it writes is what the data modules read."""
+
+import json
+
+from small_runs import composed
+
+from edge_grpo.data.file import read_problems
+from edge_grpo.evaluation.difficulty import measure_difficulty
+
+SMALL = (
+    "data.train_count=5",
+    "data.held_out_count=1",
+    "data.correctness_rates=null",
+    "model=tiny_random",
+    "model.hidden_size=32",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.intermediate_size=32",
+    "rollout.max_new_tokens=4",
+    "num_samples=4",
+    "problems_per_batch=2",
+)
+
+
+def test_writes_problems_with_their_rates(tmp_path):
+    cfg, _ = composed("difficulty", *SMALL, f"paths.run_dir={tmp_path}")
+    # Four bytes of noise hold no box: no response is right, so every rate is 0.
+    assert measure_difficulty(cfg) == 1.0
+    columns = {"question": ["question"], "answer": ["answer"], "solution": ["solution"], "id": ["id"]}
+    problems = read_problems(tmp_path / "problems.jsonl", columns | {"correctness_rate": ["correctness_rate"]})
+    assert [p.correctness_rate for p in problems] == [0.0] * 5
+    assert problems[0].solution.endswith(f"\\boxed{{{problems[0].answers[0]}}}")
+    by_question = json.loads((tmp_path / "correctness_rates.json").read_text())
+    assert by_question == {p.question: 0.0 for p in problems}
