@@ -139,6 +139,8 @@ def _finish(
         for label in ("metrics", "figure", "model"):
             log.info("%-8s %s", label, summary[label])
         log.info("%-8s %s", "run", folder)
+        if any((folder / "wandb").glob("offline-run-*")):
+            log.info("%-8s wandb sync %s", "W&B", folder / "wandb" / "latest-run")
     return summary
 
 

@@ -20,7 +20,7 @@ COLUMNS = {
 
 
 class ConsoleLines(pl.Callback):
-    """Logs a line every n iterations and one for every held-out evaluation.
+    """Logs a line every n iterations, and at the last one.
 
     Args:
         every_n_iterations: at least 1.

@@ -10,7 +10,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from edge_grpo.config import nearest
-from edge_grpo.data.base import ProblemDataModule, PromptTemplate
+from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.rows import Columns, check_columns, hold_out, parse_rows
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
@@ -26,8 +26,7 @@ class FileDataModule(ProblemDataModule):
         held_out_path: null holds out a part of `path`.
         held_out_count: how many, drawn the same way whatever `seed` is; null takes all of `held_out_path`.
         columns: field (question, answer, solution, correctness_rate, id) -> accepted column names.
-        template, problems_per_iteration, max_prompt_tokens, max_correctness_rate, check_references, seed: see
-            `ProblemDataModule`.
+        shared: arguments of `ProblemDataModule`.
 
     Raises:
         UserError: a value out of range, or an unknown field in `columns`.
@@ -39,16 +38,9 @@ class FileDataModule(ProblemDataModule):
         held_out_path: str | None,
         held_out_count: int | None,
         columns: Columns,
-        template: PromptTemplate,
-        problems_per_iteration: int,
-        max_prompt_tokens: int,
-        max_correctness_rate: float | None,
-        check_references: bool,
-        seed: int,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            template, problems_per_iteration, max_prompt_tokens, max_correctness_rate, check_references, seed
-        )
+        super().__init__(**shared)
         check_columns(columns)
         if held_out_path is None and held_out_count is None:
             raise UserError("data.held_out_count=null takes all of data.held_out_path, which is null: set one of them")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from edge_grpo.data.base import ProblemDataModule, PromptTemplate
+from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.rows import Columns, check_columns, hold_out, parse_rows
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
@@ -21,8 +21,7 @@ class HubDataModule(ProblemDataModule):
         revision: commit, tag or branch; a commit makes the run repeatable.
         held_out_count: how many, drawn the same way whatever `seed` is; null takes all of `held_out_split`.
         columns: field (question, answer, solution, correctness_rate, id) -> accepted column names.
-        template, problems_per_iteration, max_prompt_tokens, max_correctness_rate, check_references, seed: see
-            `ProblemDataModule`.
+        shared: arguments of `ProblemDataModule`.
 
     Raises:
         UserError: a value out of range, or an unknown field in `columns`.
@@ -37,16 +36,9 @@ class HubDataModule(ProblemDataModule):
         revision: str | None,
         held_out_count: int | None,
         columns: Columns,
-        template: PromptTemplate,
-        problems_per_iteration: int,
-        max_prompt_tokens: int,
-        max_correctness_rate: float | None,
-        check_references: bool,
-        seed: int,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            template, problems_per_iteration, max_prompt_tokens, max_correctness_rate, check_references, seed
-        )
+        super().__init__(**shared)
         check_columns(columns)
         if held_out_split is None and held_out_count is None:
             raise UserError("data.held_out_count=null takes all of data.held_out_split, which is null: set one of them")

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from edge_grpo.config import nearest
-from edge_grpo.data.base import ProblemDataModule, PromptTemplate
+from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
 
@@ -22,8 +22,7 @@ class ReasoningGymDataModule(ProblemDataModule):
         generator_config: its settings, without seed and size.
         train_count, held_out_count: problems.
         problem_seed: of the problems (their order follows `seed`).
-        template, problems_per_iteration, max_prompt_tokens, max_correctness_rate, check_references, seed: see
-            `ProblemDataModule`.
+        shared: arguments of `ProblemDataModule`.
 
     Raises:
         UserError: a value out of range.
@@ -36,16 +35,9 @@ class ReasoningGymDataModule(ProblemDataModule):
         train_count: int,
         held_out_count: int,
         problem_seed: int,
-        template: PromptTemplate,
-        problems_per_iteration: int,
-        max_prompt_tokens: int,
-        max_correctness_rate: float | None,
-        check_references: bool,
-        seed: int,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            template, problems_per_iteration, max_prompt_tokens, max_correctness_rate, check_references, seed
-        )
+        super().__init__(**shared)
         if train_count < 1 or not 1 <= held_out_count <= HELD_OUT_POOL:
             raise UserError(
                 f"data.train_count={train_count} must be at least 1 and data.held_out_count={held_out_count} "

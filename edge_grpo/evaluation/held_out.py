@@ -1,5 +1,6 @@
 """Accuracy on the held-out problems before, during and after training."""
 
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ from edge_grpo.policy_module import PolicyModule
 from edge_grpo.rollout.base import Sampling
 from edge_grpo.seeding import stage_generator, stage_seed
 from edge_grpo.types import Problem, Rollout
+
+log = logging.getLogger(__name__)
 
 
 class HeldOutEvaluation(pl.Callback):
@@ -88,6 +91,7 @@ class HeldOutEvaluation(pl.Callback):
             },
             step=step,
         )
+        log.info("held-out accuracy %.1f %% after %d iterations", 100 * right / n, step)
         return right / n
 
     def _measure(self, module: PolicyModule, problems: tuple[Problem, ...], step: int) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.base import Sampling, check_rows, choose
+from edge_grpo.rollout.base import Sampling, choose
 from edge_grpo.rollout.native import NativeRollout
 from edge_grpo.types import FinishReason, Provenance, Response
 
@@ -21,31 +21,35 @@ class HFRollout(NativeRollout):
     Args: as `NativeRollout`.
     """
 
-    @torch.no_grad()
-    def generate(
+    def _decode(
         self,
         policy: Policy,
         prefixes: Sequence[Sequence[int]],
         budgets: Sequence[int],
+        uniforms: Tensor,
         sampling: Sampling,
-        generator: torch.Generator,
     ) -> list[Response]:
-        """See `RolloutEngine.generate`."""
-        if not prefixes:
-            return []
-        check_rows(policy, prefixes, budgets)
-        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32).to(
-            policy.model.device
+        """See `NativeRollout._decode`."""
+        device = policy.model.device
+        width = max(map(len, prefixes))
+        ids = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prefixes], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=device)
+        draw = _Draw(uniforms.to(device), sampling)
+        out = policy.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(budgets),
+            do_sample=False,
+            logits_processor=LogitsProcessorList([draw]),
+            eos_token_id=list(policy.eos_ids),
+            pad_token_id=policy.pad_id,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            repetition_penalty=None,
         )
-        size = self.max_batch_rows or len(prefixes)
-        was_training = policy.model.training
-        policy.model.eval()
-        responses: list[Response] = []
-        for start in range(0, len(prefixes), size):
-            rows = slice(start, start + size)
-            responses += _generate(policy, prefixes[rows], budgets[rows], uniforms[rows], sampling)
-        policy.model.train(was_training)
-        return responses
+        tokens, logprobs = out[:, width:].cpu(), torch.stack(draw.logprobs, dim=1).cpu()
+        return [_response(tokens[i], logprobs[i], budget, policy.eos_ids) for i, budget in enumerate(budgets)]
 
 
 class _Draw(LogitsProcessor):
@@ -59,27 +63,6 @@ class _Draw(LogitsProcessor):
         tokens, logprobs = choose(scores, self.uniforms[:, len(self.logprobs)], self.sampling)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
-
-
-def _generate(
-    policy: Policy, prefixes: Sequence[Sequence[int]], budgets: Sequence[int], uniforms: Tensor, sampling: Sampling
-) -> list[Response]:
-    width = max(map(len, prefixes))
-    ids = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prefixes], device=policy.model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=policy.model.device)
-    draw = _Draw(uniforms, sampling)
-    out = policy.model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max(budgets),
-        do_sample=False,
-        logits_processor=LogitsProcessorList([draw]),
-        eos_token_id=list(policy.eos_ids),
-        pad_token_id=policy.pad_id,
-        **{"temperature": None, "top_p": None, "top_k": None},
-    )
-    tokens, logprobs = out[:, width:].cpu(), torch.stack(draw.logprobs, dim=1).cpu()
-    return [_response(tokens[i], logprobs[i], budget, policy.eos_ids) for i, budget in enumerate(budgets)]
 
 
 def _response(tokens: Tensor, logprobs: Tensor, budget: int, eos_ids: tuple[int, ...]) -> Response:

@@ -62,10 +62,20 @@ class NativeRollout:
         responses: list[Response] = []
         for start in range(0, len(prefixes), size):
             rows = slice(start, start + size)
-            decoding = _Decoding(policy, prefixes[rows], budgets[rows], uniforms[rows], sampling)
-            responses += decoding.run()
+            responses += self._decode(policy, prefixes[rows], budgets[rows], uniforms[rows], sampling)
         policy.model.train(was_training)
         return responses
+
+    def _decode(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        budgets: Sequence[int],
+        uniforms: Tensor,
+        sampling: Sampling,
+    ) -> list[Response]:
+        """Rows that are decoded together; `uniforms` [n, longest budget] are their draws."""
+        return _Decoding(policy, prefixes, budgets, uniforms, sampling).run()
 
 
 class _Decoding:
