@@ -25,7 +25,7 @@ def arms_table(folder: Path) -> str:
     Args:
         folder: any folder above the runs.
     """
-    configs = sorted(folder.rglob("config.yaml"))
+    configs = [path for path in sorted(folder.rglob("config.yaml")) if path.parent.name != ".hydra"]
     runs = [_run(path.parent) for path in configs if (path.parent / "summary.json").exists()]
     unfinished = [path.parent for path in configs if not (path.parent / "summary.json").exists()]
     lines = [f"| arm | runs | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
