@@ -114,6 +114,7 @@ REFUSED = {
     "leaf alone": (["clamp=3"], "there is no setting 'clamp'; did you mean advantage.clamp?"),
     "nothing near": (["advantage.zzz=3"], "there is no setting 'advantage.zzz'; advantage has clamp, eps"),
     "unknown group": (["advntage=vanilla"], "there is no setting 'advntage'; did you mean advantage?"),
+    "key that nothing reads": (["+sed=1"], "+sed=1: nothing reads a setting 'sed'; remove it"),
     "unknown top-level key": (["sed=1"], "there is no setting 'sed'; did you mean seed?"),
     "unknown option": (
         ["advantage=entropy_drivn"],

@@ -91,7 +91,8 @@ class HeldOutEvaluation(pl.Callback):
             },
             step=step,
         )
-        log.info("held-out accuracy %.1f %% after %d iterations", 100 * right / n, step)
+        if trainer.is_global_zero:
+            log.info("held-out accuracy %.1f %% after %d iterations", 100 * right / n, step)
         return right / n
 
     def _measure(self, module: PolicyModule, problems: tuple[Problem, ...], step: int) -> tuple[float, float, float]:
