@@ -34,7 +34,7 @@ def model():
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.mul_(4.0)
-    return policy.to(torch.float64).model
+    return policy.model.to(torch.float64)
 
 
 def batch():

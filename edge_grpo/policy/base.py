@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
@@ -62,7 +61,3 @@ class Policy:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
-
-    def to(self, dtype: torch.dtype) -> "Policy":
-        self.model.to(dtype)
-        return self
