@@ -133,7 +133,7 @@ def test_bnpo_depends_on_the_micro_batches_by_definition(model):
 
 def test_kl_gradient_does_not_depend_on_the_micro_batches(model):
     reference = random_tiny_policy(1, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64)
-    reference = reference.to(torch.float64).model
+    reference = reference.model.to(torch.float64)
     loss = clipped(beta=0.5)
     ((whole,), metrics, _), ((cut,), *_) = (
         run(model, loss, Vanilla(eps=1e-4), tokens, reference=reference) for tokens in (ONE, MANY)
