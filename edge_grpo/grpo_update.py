@@ -117,7 +117,7 @@ class GRPOUpdate:
         )
         loss, counts = self.loss(inputs, size)
         for name, value in counts.items():
-            self._counts[name] = self._counts.get(name, torch.zeros(())) + value.cpu()
+            self._counts[name] = self._counts.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu()
         return loss
 
     def _take_advantages(self, part: UpdateBatch, rewards: Tensor, entropy: Tensor | None) -> Tensor:

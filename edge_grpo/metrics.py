@@ -140,7 +140,8 @@ def advantage_metrics(advantages: Tensor, mask: Tensor, extra: Mapping[str, Tens
 
 
 def _multiplier_metrics(multiplier: Tensor) -> dict[str, float]:
-    quantiles = torch.quantile(multiplier.float(), torch.tensor([0.05, 0.5, 0.95], device=multiplier.device))
+    levels = torch.tensor([0.05, 0.5, 0.95], device=multiplier.device, dtype=torch.float32)
+    quantiles = torch.quantile(multiplier.float(), levels)
     p05, p50, p95 = quantiles.tolist()
     return {
         "eda/multiplier_mean": float(multiplier.mean()),

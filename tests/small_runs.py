@@ -20,18 +20,21 @@ from edge_grpo.train import INJECTED
 
 REPO = Path(__file__).resolve().parent.parent
 
-SMALL = (
-    "data.train_count=8",
-    "data.held_out_count=4",
-    "data.problems_per_iteration=2",
-    "data.max_correctness_rate=null",
-    "data.correctness_rates=null",
+SMALL_MODEL = (
     "model=tiny_random",
     "model.hidden_size=32",
     "model.num_layers=1",
     "model.num_heads=2",
     "model.num_kv_heads=1",
     "model.intermediate_size=32",
+)
+SMALL = (
+    "data.train_count=8",
+    "data.held_out_count=4",
+    "data.problems_per_iteration=2",
+    "data.max_correctness_rate=null",
+    "data.correctness_rates=null",
+    *SMALL_MODEL,
     "rollout.max_new_tokens=8",
     "trainer=cpu",
     "trainer.max_iterations=2",

@@ -2,7 +2,7 @@
 
 import json
 
-from small_runs import composed
+from small_runs import SMALL_MODEL, composed
 
 from edge_grpo.data.file import read_problems
 from edge_grpo.evaluation.difficulty import measure_difficulty
@@ -11,12 +11,7 @@ SMALL = (
     "data.train_count=5",
     "data.held_out_count=1",
     "data.correctness_rates=null",
-    "model=tiny_random",
-    "model.hidden_size=32",
-    "model.num_layers=1",
-    "model.num_heads=2",
-    "model.num_kv_heads=1",
-    "model.intermediate_size=32",
+    *SMALL_MODEL,
     "rollout.max_new_tokens=4",
     "num_samples=4",
     "problems_per_batch=2",

@@ -218,7 +218,7 @@ def test_samples_are_whole_groups_with_their_branches(run):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_trains(run, precision):
-    folder = run("gec", f"trainer.precision={precision}", "optimizer.lr=0.01")
+    folder = run("edge_grpo", f"trainer.precision={precision}", "optimizer.lr=0.01")
     assert any(float(row["train/grad_norm"]) > 0 for row in metrics_rows(folder)[:2])
     assert all(torch.isfinite(value).all() for value in weights(folder).values())
 
