@@ -18,7 +18,7 @@ from edge_grpo.metrics import collapse_metrics, correction_metrics, reward_metri
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy_module import PolicyModule
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout, ScoredRollout, UpdateBatch
+from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout, ScoredRollout
 
 
 class GRPOModule(PolicyModule):
@@ -88,7 +88,7 @@ class GRPOModule(PolicyModule):
                 size = UpdateSize(*map(int, self.total_over_ranks(*update.size())))
                 metrics = update.run(self.update_epochs, size, self.optimise)
         self.corrected = corrected
-        self._log(sampled, corrected, update.batch, metrics)
+        self._log(sampled, corrected, update, metrics)
 
     def roll_out(self, problems: Sequence[Problem]) -> Rollout:
         """G responses to each problem."""
@@ -136,18 +136,20 @@ class GRPOModule(PolicyModule):
             num_generations=self.num_generations,
             temperature=self.rollout.sampling.temperature,
             microbatch_tokens=self.microbatch_tokens,
+            chunk_tokens=self.chunk_tokens,
+            packing=self.packing,
         )
 
-    def _log(self, sampled: ScoredRollout, corrected: Corrected, batch: UpdateBatch, metrics: dict[str, float]) -> None:
+    def _log(self, sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdate, metrics: dict[str, float]) -> None:
         """Everything of one iteration under the names of metrics.py."""
         after = corrected.scored
         generated = sum(len(response) for response in sampled.rollout.responses)
         rollouts = sampled.rollout.num_rows + corrected.branches.count("reflect")
-        trained, new_rollouts = self.total_over_ranks(int(batch.response_lengths.sum()), rollouts)
+        trained, new_rollouts = self.total_over_ranks(int(update.batch.response_lengths.sum()), rollouts)
         self.num_tokens += int(trained)
         self.num_rollouts += int(new_rollouts)
         seconds, self.timings = self.timings, {}
-        updated = int((batch.prompt_lengths + batch.response_lengths).sum()) * self.update_epochs
+        updated = update.computed_response_tokens * self.update_epochs
         metrics |= reward_metrics(sampled, after) | collapse_metrics(sampled, after)
         metrics |= correction_metrics(after, corrected.branches)
         metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}

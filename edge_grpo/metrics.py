@@ -31,8 +31,9 @@ METRICS: dict[str, Metric] = {
     "train/rewards/*/mean": Metric("reward", "mean over rows of one reward before weighting, after correction"),
     "train/accuracy": Metric("share", "rows that the policy itself got right: before correction"),
     "train/accuracy_corrected": Metric("share", "rows that are right after correction"),
-    "train/entropy": Metric("nats", "mean over response tokens of the full-vocabulary entropy, before the update"),
-    "train/entropy_sampled": Metric("nats", "the same over tokens that the policy sampled itself"),
+    "train/entropy": Metric(
+        "nats", "mean over sampled tokens of the full-vocabulary entropy at the rollout temperature, before correction"
+    ),
     "train/advantage_var": Metric("advantage^2", "population variance over rows of the row's mean token advantage"),
     "train/effective_rows": Metric("share", "rows whose advantage is not 0"),
     "train/completions/mean_length": Metric("tokens", "mean over rows of the response length, after correction"),
@@ -68,7 +69,12 @@ METRICS: dict[str, Metric] = {
     "verifier/error": Metric("answers", "graded wrong in this iteration because a worker of the verifier failed"),
     "timing_s/*": Metric("s", "wall time of a stage in this iteration"),
     "perf/rollout_tokens_per_s": Metric("tokens/s", "tokens of the first rollout over its time"),
-    "perf/update_tokens_per_s": Metric("tokens/s", "prompt and response tokens trained on over the time of the update"),
+    "perf/update_tokens_per_s": Metric(
+        "tokens/s", "response tokens computed (not skipped), times mu, over the update's time"
+    ),
+    "perf/skipped_tokens": Metric(
+        "tokens", "prompt and response tokens of rows without any loss, whose forward and backward were skipped"
+    ),
     "perf/peak_memory_gb": Metric("GB", "peak memory: of the GPU, or the process's resident set on the CPU"),
     "eval/*/accuracy": Metric("share", "problems answered right, mean over samples (avg@n)"),
     "eval/*/mean_length": Metric("tokens", "mean response length"),
@@ -102,7 +108,7 @@ def collapse_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, f
 
 
 def reward_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, float]:
-    """`train/reward*`, accuracies and lengths of one iteration."""
+    """`train/reward*`, accuracies, lengths and the sampling entropy of one iteration."""
     rewards = after.scores.rewards.view(-1, after.rollout.num_generations)
     return {
         "train/reward": float(rewards.mean()),
@@ -112,6 +118,7 @@ def reward_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, flo
         "train/accuracy": share(before.scores.correct),
         "train/accuracy_corrected": share(after.scores.correct),
         "train/completions/mean_length": _mean([len(r) for r in after.rollout.responses]),
+        "train/entropy": float(torch.cat([r.entropies for r in before.rollout.responses]).mean()),
         "train/completions/clipped_ratio": _mean([r.finish_reason == "length" for r in before.rollout.responses]),
     }
 
@@ -128,13 +135,19 @@ def correction_metrics(after: ScoredRollout, branches: Sequence[str | None]) -> 
 
 
 def advantage_metrics(advantages: Tensor, mask: Tensor, extra: Mapping[str, Tensor]) -> dict[str, float]:
-    """[N, T] advantages and mask, and the strategy's own [N] metrics -> `train/advantage_var` and its like, `eda/*`."""
+    """[N, T] advantages and mask, and the strategy's own [N] metrics -> `train/advantage_var` and its like, `eda/*`.
+
+    The strategy's own are over the rows that have one: NaN stands where a row was skipped.
+    """
     per_row = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
     metrics = {
         "train/advantage_var": float(per_row.var(correction=0)),
         "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
     }
-    for name, values in extra.items():
+    for name, row_values in extra.items():
+        values = row_values[~row_values.isnan()]
+        if not len(values):
+            continue
         metrics |= _multiplier_metrics(values) if name == "eda/multiplier" else {name: float(values.float().mean())}
     return metrics
 

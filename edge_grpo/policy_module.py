@@ -13,6 +13,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.metrics import describe
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rollout.base import RolloutEngine
 from edge_grpo.types import Problem, Rollout, ScoredRollout
@@ -31,7 +32,10 @@ class PolicyModule(pl.LightningModule):
         optimizer: parameters -> optimiser.
         scheduler: optimiser -> learning-rate scheduler, stepped once an iteration.
         max_grad_norm: gradients are clipped to this global norm; null for none.
-        microbatch_tokens: bound on the padded tokens (rows x longest row) of one forward and backward.
+        microbatch_tokens: bound on the tokens of one forward and backward.
+        chunk_tokens: tokens whose logits are in memory at once (times the vocabulary, in float32).
+        packing: compute a prompt once for all its responses and no padding; false runs padded rows through the
+            model's own attention, for models whose attention the project does not know.
         seed: of every draw.
 
     Raises:
@@ -47,19 +51,21 @@ class PolicyModule(pl.LightningModule):
         scheduler: SchedulerFactory,
         max_grad_norm: float | None,
         microbatch_tokens: int,
+        chunk_tokens: int,
+        packing: bool,
         seed: int,
     ) -> None:
         super().__init__()
-        if microbatch_tokens < 1 or (max_grad_norm is not None and max_grad_norm <= 0):
-            raise UserError(
-                f"algorithm.microbatch_tokens={microbatch_tokens} and algorithm.max_grad_norm={max_grad_norm} "
-                "must be above 0"
-            )
+        bounds = {"microbatch_tokens": microbatch_tokens, "chunk_tokens": chunk_tokens, "max_grad_norm": max_grad_norm}
+        for name, value in bounds.items():
+            if value is not None and value <= 0:
+                raise UserError(f"algorithm.{name}={value} must be above 0")
         self.automatic_optimization = False
         self.policy, self.rollout, self.rewards = policy, rollout, rewards
         self.model = policy.model  # registered, so that Lightning moves, wraps and saves it
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
-        self.max_grad_norm, self.microbatch_tokens, self.seed = max_grad_norm, microbatch_tokens, seed
+        self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
         self.timings: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
 
@@ -67,6 +73,12 @@ class PolicyModule(pl.LightningModule):
     def iteration(self) -> int:
         """Updates the policy has had."""
         return self.trainer.current_epoch
+
+    def on_fit_start(self) -> None:
+        """Refuse a model that the update cannot compute, before any work."""
+        check_head(self.model, self.chunk_tokens)
+        if self.packing:
+            check_packed(self.model)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The injected optimiser and scheduler."""

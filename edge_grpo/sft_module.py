@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
-from edge_grpo.policy.batching import microbatches, to_update_batch
+from edge_grpo.memory import out_of_memory
+from edge_grpo.policy.batching import microbatches, packed_microbatches, to_update_batch
+from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.token_stats import token_stats
 from edge_grpo.policy_module import PolicyModule
-from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout
+from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout, UpdateBatch, written_response
 
 
 class SFTModule(PolicyModule):
@@ -31,19 +33,32 @@ class SFTModule(PolicyModule):
             )
             usable = torch.tensor([p.solution_passes for p in problems], device=self.device)
             (tokens,) = self.total_over_ranks(int(rows.response_lengths[usable].sum()))
-            cuts = microbatches((rows.prompt_lengths + rows.response_lengths).cpu(), self.microbatch_tokens)
 
             def share(cut: Tensor) -> Tensor:
-                stats = token_stats(self.model, rows.select(cut.to(self.device)), temperature=1.0)
+                stats = token_stats(
+                    self.model,
+                    rows.select(cut.to(self.device)),
+                    temperature=1.0,
+                    chunk_tokens=self.chunk_tokens,
+                    packing=self.packing,
+                )
                 return -(stats.logprobs.sum(1) * usable[cut]).sum() / max(tokens, 1)
 
-            loss, norm = self.optimise([partial(share, cut) for cut in cuts])
+            memory = out_of_memory("algorithm.microbatch_tokens", "algorithm.chunk_tokens")
+            with packed_attention(self.model, self.packing), memory:
+                loss, norm = self.optimise([partial(share, cut) for cut in self._cuts(rows)])
             rate = self.step_scheduler()
         timing = {f"timing_s/{stage}": seconds for stage, seconds in self.timings.items()}
         self.timings = {}
         self.record({"sft/loss": loss, "train/grad_norm": norm, "train/lr": rate, **timing}, step=self.iteration)
 
+    def _cuts(self, rows: UpdateBatch) -> list[Tensor]:
+        prompts, responses = rows.prompt_lengths.cpu(), rows.response_lengths.cpu()
+        if not self.packing:
+            return microbatches(prompts + responses, self.microbatch_tokens)
+        problems = rows.problem_ids.tolist()
+        return packed_microbatches(prompts.tolist(), responses.tolist(), problems, self.microbatch_tokens)
+
     def _reference(self, problem: Problem) -> Response:
         ids = torch.tensor([*problem.solution_ids, self.policy.eos_ids[0]])
-        written = torch.full(ids.shape, Provenance.REFERENCE, dtype=torch.int8)
-        return Response(ids, torch.zeros(ids.shape, dtype=torch.float32), written, "stop")
+        return written_response(ids, Provenance.REFERENCE, "stop")

@@ -68,29 +68,40 @@ class ProblemBatch:
 
 @dataclass(frozen=True)
 class Response:
-    """One response, EOS included when the policy wrote it (`finish_reason == "stop"`).
+    """One response, with the EOS that the policy wrote (or the token that completed a stop string), if any.
 
     Args:
         token_ids: [L] int64.
         behaviour_logprobs: [L] float32, log-probability under the distribution that was really sampled from
             (temperature and truncation included); 0 for injected and reference tokens, which were put there
             with probability one.
+        entropies: [L] float32, nats, full-vocabulary entropy of the policy at the rollout temperature where the
+            token was sampled, before truncation; 0 for injected and reference tokens, where nobody looked.
         provenance: [L] int8, values of `Provenance`.
-        finish_reason: "stop" if an EOS ended it, "length" if the budget did.
+        finish_reason: "stop" if an EOS or a stop string ended it, "length" if the budget did.
     """
 
     token_ids: Tensor
     behaviour_logprobs: Tensor
+    entropies: Tensor
     provenance: Tensor
     finish_reason: FinishReason
 
     def __post_init__(self) -> None:
-        shapes = {tuple(x.shape) for x in (self.token_ids, self.behaviour_logprobs, self.provenance)}
+        shapes = {tuple(x.shape) for x in (self.token_ids, self.behaviour_logprobs, self.entropies, self.provenance)}
         if len(shapes) != 1 or self.token_ids.ndim != 1:
-            raise ValueError(f"a response's three tensors must share one shape [L], got {sorted(shapes)}")
+            raise ValueError(f"a response's four tensors must share one shape [L], got {sorted(shapes)}")
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
+
+
+def written_response(token_ids: Tensor, provenance: Provenance, finish_reason: FinishReason) -> Response:
+    """[L] tokens that were put there and not sampled, so without behaviour log-probs or entropies."""
+    nothing = torch.zeros(token_ids.shape, dtype=torch.float32)
+    return Response(
+        token_ids, nothing, nothing, torch.full_like(token_ids, provenance, dtype=torch.int8), finish_reason
+    )
 
 
 @dataclass(frozen=True)
@@ -180,6 +191,7 @@ class UpdateBatch:
         token_weights: [N, T] float32, loss weight by provenance; 0 outside the response.
         sampled_mask: [N, T] bool, tokens that the policy itself sampled.
         row_ids: [N] int64, the row's index in its `Rollout`.
+        problem_ids: [N] int64; rows of one problem have the same prompt.
         pad_id: fills `tokens`.
     """
 
@@ -189,11 +201,12 @@ class UpdateBatch:
     token_weights: Tensor
     sampled_mask: Tensor
     row_ids: Tensor
+    problem_ids: Tensor
     pad_id: int
 
     def __post_init__(self) -> None:
         n, width = self.tokens.shape
-        lengths = (self.prompt_lengths.shape, self.response_lengths.shape, self.row_ids.shape)
+        lengths = tuple(x.shape for x in (self.prompt_lengths, self.response_lengths, self.row_ids, self.problem_ids))
         if any(tuple(shape) != (n,) for shape in lengths) or self.token_weights.shape != self.sampled_mask.shape:
             raise ValueError(f"batch of {n} rows with lengths {lengths}, weights {tuple(self.token_weights.shape)}")
         if self.token_weights.shape[0] != n or (n and int((self.prompt_lengths + self.response_lengths).max()) > width):
@@ -238,5 +251,6 @@ class UpdateBatch:
             token_weights=self.token_weights[rows, :length],
             sampled_mask=self.sampled_mask[rows, :length],
             row_ids=self.row_ids[rows],
+            problem_ids=self.problem_ids[rows],
             pad_id=self.pad_id,
         )

@@ -1,11 +1,13 @@
 """Micro-batches hold every row once within their bound, and tensors hold the tokens of their rollout."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_grpo.policy.batching import group_microbatches, microbatches, to_update_batch
+from edge_grpo.policy.batching import group_microbatches, microbatches, packed_microbatches, to_update_batch
 from edge_grpo.types import Problem, Provenance, Response, Rollout
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -31,8 +33,38 @@ def test_lengths_fall_from_cut_to_cut_and_none_could_have_taken_the_next_row(len
     lengths = torch.tensor(lengths)
     cuts = microbatches(lengths, max_tokens)
     assert lengths[torch.cat(cuts)].tolist() == sorted(lengths.tolist(), reverse=True)
-    for cut in cuts[:-1]:
-        assert (len(cut) + 1) * int(lengths[cut].max()) > max_tokens
+    for cut, following in pairwise(cuts):
+        rows, longest = len(cut) + 1, int(lengths[cut].max())
+        padding = rows * longest - int(lengths[cut].sum()) - int(lengths[following[0]])
+        assert rows * longest > max_tokens or padding > 0.1 * rows * longest
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 400))
+def test_padding_stays_under_a_tenth(lengths, max_tokens):
+    lengths = torch.tensor(lengths)
+    for cut in microbatches(lengths, max_tokens):
+        assert padded(cut, lengths) - int(lengths[cut].sum()) <= 0.1 * padded(cut, lengths)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 400), st.data())
+def test_packed_cuts_hold_every_row_once_and_whole_groups_where_they_fit(problems, g, max_tokens, data):
+    n = problems * g
+    prompts = [length for _ in range(problems) for length in [data.draw(st.integers(1, 9))] * g]
+    responses = data.draw(st.lists(st.integers(1, 40), min_size=n, max_size=n))
+    ids = [row // g for row in range(n)]
+    cuts = packed_microbatches(prompts, responses, ids, max_tokens)
+    assert sorted(torch.cat(cuts).tolist()) == list(range(n))
+    group_size = [prompts[p * g] + sum(responses[p * g : p * g + g]) for p in range(problems)]
+    for cut in cuts:
+        rows = cut.tolist()
+        assert rows == sorted(rows)
+        size = sum(responses[row] for row in rows) + sum({ids[row]: prompts[row] for row in rows}.values())
+        assert size <= max_tokens or len(rows) == 1
+        for problem in {ids[row] for row in rows}:
+            whole = sum(ids[row] == problem for row in rows) == g
+            assert whole or group_size[problem] > max_tokens
 
 
 @settings(deadline=None)
@@ -55,6 +87,9 @@ def test_the_bound_is_of_padded_tokens():
     # 3 x 10 = 30 fits; a fourth row would make 40 padded tokens, however short it is.
     cuts = microbatches(torch.tensor([10, 1, 10, 9]), max_tokens=30)
     assert [cut.tolist() for cut in cuts] == [[0, 2, 3], [1]]
+    # 10 + 10 + 7 are 3 of 30 padding, a tenth; with 6 it would be more.
+    assert len(microbatches(torch.tensor([10, 10, 7]), max_tokens=99)) == 1
+    assert len(microbatches(torch.tensor([10, 10, 6]), max_tokens=99)) == 2
     # Groups of two: the longest row of each decides, 2 x 9 and 2 x 3; together 4 x 9 = 36.
     lengths = torch.tensor([2, 9, 3, 1])
     assert [cut.tolist() for cut in group_microbatches(lengths, 2, 36)] == [[0, 1, 2, 3]]
@@ -69,7 +104,7 @@ def rollout():
 
     def response(ids, kinds):
         kinds = torch.tensor(kinds, dtype=torch.int8)
-        return Response(torch.tensor(ids), torch.zeros(len(ids)), kinds, "stop")
+        return Response(torch.tensor(ids), torch.zeros(len(ids)), torch.zeros(len(ids)), kinds, "stop")
 
     problems = (Problem("a", "?", ("1",), prompt_ids=(1, 2)), Problem("b", "?", ("1",), prompt_ids=(3,)))
     s, i, r = Provenance

@@ -30,7 +30,8 @@ def decode(ids):
 
 def sampled(text, eos=True):
     ids = torch.tensor([*encode(text), *([EOS] if eos else [])])
-    return Response(ids, -torch.ones(len(ids)), torch.zeros(len(ids), dtype=torch.int8), "stop" if eos else "length")
+    ones = torch.ones(len(ids))
+    return Response(ids, -ones, ones, torch.zeros(len(ids), dtype=torch.int8), "stop" if eos else "length")
 
 
 def score(problems, texts):
@@ -62,7 +63,7 @@ def tools(seed=0, continuation=" so \\boxed{7}", calls=None):
 def replace_length(response, budget):
     if len(response) <= budget:
         return response
-    fields = (response.token_ids, response.behaviour_logprobs, response.provenance)
+    fields = (response.token_ids, response.behaviour_logprobs, response.entropies, response.provenance)
     return Response(*(x[:budget] for x in fields), "length")
 
 

@@ -24,7 +24,8 @@ DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 def response(kinds, reason="stop"):
     """One token a letter: s(ampled), i(njected), r(eference)."""
     provenance = torch.tensor(["sir".index(kind) for kind in kinds], dtype=torch.int8)
-    return Response(torch.zeros(len(kinds), dtype=torch.long), torch.zeros(len(kinds)), provenance, reason)
+    n = len(kinds)
+    return Response(torch.zeros(n, dtype=torch.long), torch.zeros(n), torch.full((n,), 0.5), provenance, reason)
 
 
 def scored(accuracy, box, responses=None):
@@ -96,6 +97,7 @@ def test_rewards_by_hand():
             "train/rewards/format/mean": 5 / 6,
             "train/accuracy": 3 / 6,
             "train/accuracy_corrected": 5 / 6,
+            "train/entropy": 0.5,  # of every sampled token of these rows
             "train/completions/mean_length": (5 + 5 + 1 + 6 + 1 + 1) / 6,
             "train/completions/clipped_ratio": 2 / 6,
         }

@@ -8,15 +8,15 @@ from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.rollout.base import Sampling, choose, token_distribution
 from edge_grpo.rollout.hf import HFRollout
-from edge_grpo.rollout.native import NativeRollout
+from edge_grpo.rollout.native import NativeRollout, _Decoding
 from edge_grpo.seeding import stage_generator
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 261}
 
 
-def engine(kind=NativeRollout, max_batch_rows=None, **sampling):
+def engine(kind=NativeRollout, max_batch_rows=None, stop_strings=(), **sampling):
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0} | sampling
-    return kind(max_new_tokens=12, max_batch_rows=max_batch_rows, **settings)
+    return kind(max_new_tokens=12, stop_strings=stop_strings, max_batch_rows=max_batch_rows, **settings)
 
 
 def model_named(name, policy):
@@ -26,7 +26,15 @@ def model_named(name, policy):
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, hidden_size=32, num_key_value_heads=1)),
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=261)),
         "gemma2": lambda: Gemma2ForCausalLM(
-            Gemma2Config(**SMALL, hidden_size=32, num_key_value_heads=1, head_dim=16, sliding_window=6)
+            Gemma2Config(
+                **SMALL,
+                hidden_size=32,
+                num_key_value_heads=1,
+                head_dim=16,
+                sliding_window=6,
+                final_logit_softcapping=5.0,
+                attn_logit_softcapping=2.0,
+            )
         ),
     }
     model = make[name]().eval()
@@ -65,13 +73,15 @@ def test_behaviour_logprobs_are_those_of_the_sampling_distribution(policy, sampl
         probabilities = token_distribution(logits, made.sampling)
         expected = probabilities.gather(1, response.token_ids[:, None]).squeeze(1).log()
         torch.testing.assert_close(response.behaviour_logprobs, expected, atol=1e-4, rtol=1e-4)
+        full = torch.log_softmax(logits / made.sampling.temperature, -1)
+        torch.testing.assert_close(response.entropies, -(full.exp() * full).sum(-1), atol=1e-4, rtol=1e-4)
 
 
 def test_engines_share_seed_tokens_and_logprobs(policy):
     prefixes = [policy.encode(p) for p in PROMPTS]
     runs = [
         made.generate(policy, prefixes, [12] * 4, made.sampling, stage_generator(0, "test"))
-        for made in (engine(), engine(HFRollout), engine(max_batch_rows=3))
+        for made in (engine(), engine(HFRollout), engine(max_batch_rows=3), engine(HFRollout, max_batch_rows=3))
     ]
     for rows in zip(*runs, strict=True):
         assert len({tuple(r.token_ids.tolist()) for r in rows}) == 1
@@ -90,11 +100,103 @@ def test_a_row_ends_with_its_eos(policy):
     assert {r.finish_reason for r in out} == {"stop"}
 
 
+class Prefills:
+    """Counts how often each prefix is forwarded."""
+
+    def __init__(self, monkeypatch):
+        self.seen = []
+        original = _Decoding._prefill
+
+        def prefill(decoding, prefixes, places):
+            self.seen += prefixes
+            return original(decoding, prefixes, places)
+
+        monkeypatch.setattr(_Decoding, "_prefill", prefill)
+
+
+@pytest.mark.parametrize("max_batch_rows", [None, 1, 3, 20, 1000])
+def test_waiting_rows_are_admitted_and_each_prefix_is_prefilled_once(policy, max_batch_rows, monkeypatch):
+    """Ragged prompts, budgets and ends; the batch must change no row and no prefix must be computed twice."""
+    policy.model.generation_config.eos_token_id = list(range(0, 256, 9))
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(1, 256, (n,), generator=generator).tolist() for n in (3, 9, 1, 6, 4)]
+    prefixes = [prompt for prompt in prompts for _ in range(8)]
+    prefixes = prefixes[:20] + prefixes[32:] + prefixes[20:32]  # the rows of one prompt need not be neighbours
+    budgets = torch.randint(1, 13, (40,), generator=generator).tolist()
+    expected = engine(HFRollout).generate(policy, prefixes, budgets, Sampling(), stage_generator(5, "test"))
+    prefills = Prefills(monkeypatch)
+    out = engine(max_batch_rows=max_batch_rows).generate(
+        policy, prefixes, budgets, Sampling(), stage_generator(5, "test")
+    )
+    assert sorted(prefills.seen) == sorted(map(tuple, prompts))
+    assert {r.finish_reason for r in out} == {"stop", "length"}
+    for ours, theirs in zip(out, expected, strict=True):
+        assert ours.token_ids.tolist() == theirs.token_ids.tolist()
+        assert ours.finish_reason == theirs.finish_reason
+        torch.testing.assert_close(ours.behaviour_logprobs, theirs.behaviour_logprobs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.entropies, theirs.entropies, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [NativeRollout, HFRollout])
+def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(policy, kind):
+    rows, budgets = [[65]] * 16, [12] * 16
+    free = engine(kind).generate(policy, rows, budgets, Sampling(), stage_generator(1, "test"))
+    # Pairs of characters, a token each, that stand somewhere in a row.
+    texts = [policy.tokenizer.decode(r.token_ids.tolist()) for r in free]
+    stops = tuple(sorted({t[i : i + 2] for t in texts for i in range(3, len(t) - 2) if t[i : i + 2].isascii()}))
+    out = engine(kind, stop_strings=stops).generate(policy, rows, budgets, Sampling(), stage_generator(1, "test"))
+    ended = 0
+    for before, after in zip(free, out, strict=True):
+        text = [policy.tokenizer.decode(before.token_ids[:n].tolist()) for n in range(1, len(before) + 1)]
+        hits = [n for n, t in enumerate(text, start=1) if any(t.endswith(stop) for stop in stops)]
+        length = min([*hits, len(before)])
+        assert after.token_ids.tolist() == before.token_ids[:length].tolist()
+        assert after.finish_reason == ("stop" if hits else before.finish_reason)
+        ended += bool(hits)
+    assert ended >= 3
+
+
+def test_the_same_seed_gives_the_same_rows_twice_and_another_seed_does_not(policy):
+    runs = [
+        engine().generate(policy, [[65]] * 9, [12] * 9, Sampling(), stage_generator(seed, "test")) for seed in (0, 0, 1)
+    ]
+    rows = [[r.token_ids.tolist() for r in run] for run in runs]
+    assert rows[0] == rows[1]
+    assert rows[0] != rows[2]
+
+
+def test_a_long_finished_row_leaves_nothing_behind_for_the_row_that_takes_its_place(policy):
+    # With one place the second row is decoded where the first one was; alone it must give the same.
+    long, short = [65] * 40, [66, 67]
+    both = engine(max_batch_rows=1).generate(
+        policy, [long, short], [12, 12], Sampling(temperature=0), stage_generator(0, "test")
+    )
+    alone = engine().generate(policy, [short], [12], Sampling(temperature=0), stage_generator(0, "test"))
+    assert both[1].token_ids.tolist() == alone[0].token_ids.tolist()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_out_of_memory_names_the_settings_that_lower_it(policy, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(_Decoding, "_step", fail)
+    with pytest.raises(UserError, match=r"rollout\.max_batch_rows, rollout\.max_new_tokens, algorithm\.num_gener"):
+        engine().generate(policy, [[65]], [12], Sampling(), stage_generator(0, "test"))
+
+
+@pytest.mark.parametrize("kind", [NativeRollout, HFRollout])
+def test_a_model_without_a_causal_head_is_refused(policy, kind, monkeypatch):
+    monkeypatch.setattr(type(policy.model), "get_output_embeddings", lambda self: None)
+    with pytest.raises(UserError, match="has no causal language-model head"):
+        engine(kind).generate(policy, [[65]], [12], Sampling(), stage_generator(0, "test"))
+
+
 def test_sampled_frequencies_match_the_softmax():
     # Chi-squared with 9 degrees of freedom: below 27.9 with probability 0.999; the seed is fixed.
     logits = torch.linspace(-1, 2, 10)
     uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    tokens, _ = choose(logits.expand(20_000, 10), uniforms, Sampling())
+    tokens, *_ = choose(logits.expand(20_000, 10), uniforms, Sampling())
     expected = 20_000 * logits.softmax(-1)
     statistic = ((tokens.bincount(minlength=10) - expected) ** 2 / expected).sum()
     assert statistic < 27.9
@@ -111,7 +213,7 @@ def test_truncations_by_hand():
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24])
 def test_the_ends_of_the_cdf_pick_possible_tokens(uniform):
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
-    token, logprob = choose(logits, torch.tensor([uniform]), Sampling())
+    token, logprob, _ = choose(logits, torch.tensor([uniform]), Sampling())
     assert token.item() in (1, 2)
     assert torch.isfinite(logprob).all()
 

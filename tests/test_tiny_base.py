@@ -28,7 +28,7 @@ def accuracy(policy: Policy, prompt: str, sampling: Sampling, samples: int, prob
     stream = distinct_chains(0, 2, 4, 99)
     rows = [next(stream) for _ in range(problems)]
     prefixes = [policy.encode(prompt.format(q)) for q, _, _ in rows for _ in range(samples)]
-    engine = NativeRollout(128, 1.0, 1.0, 0, 0.0, None)
+    engine = NativeRollout(128, 1.0, 1.0, 0, 0.0, (), None)
     out = engine.generate(policy, prefixes, [128] * len(prefixes), sampling, stage_generator(0, "test"))
     right = [last_boxed(policy.decode(r.token_ids)) == rows[i // samples][1] for i, r in enumerate(out)]
     return torch.tensor(right).float().view(problems, samples).mean(1)

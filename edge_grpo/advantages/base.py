@@ -64,6 +64,10 @@ class Advantage(Protocol):
         """Whether it is taken anew in every micro-batch of every update, on the forward pass's own entropies."""
         ...
 
+    def idle_groups(self, inputs: AdvantageInputs) -> Tensor:
+        """[P] bool: groups whose advantages are all 0 whatever the entropies are, so that no pass is spent on them."""
+        ...
+
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -74,6 +78,15 @@ class RewardAdvantage:
     differentiates_entropy = False
     reads_padding = False
     inside_update = False
+
+    def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Advantage`."""
+        raise NotImplementedError
+
+    def idle_groups(self, inputs: AdvantageInputs) -> Tensor:
+        """Rewards say it all."""
+        advantages, _ = self(inputs)
+        return (advantages == 0).view(len(inputs.grouped_rewards), -1).all(1)
 
 
 def collapsed(grouped_rewards: Tensor) -> Tensor:

@@ -68,6 +68,11 @@ class EntropyDriven:
     def reads_padding(self) -> bool:
         return self.mask == "padded"
 
+    def idle_groups(self, inputs: AdvantageInputs) -> Tensor:
+        """The base's, unless the entropies of every row go into the mean that others are divided by."""
+        idle = self.base.idle_groups(inputs)
+        return idle if self.scope == "group" else torch.zeros_like(idle)
+
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N] rewards and [N, T] entropies -> [N] advantages; metrics `eda/multiplier` and `eda/clamped`, [N]."""
         advantages, metrics = self.base(inputs)

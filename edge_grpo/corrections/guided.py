@@ -8,7 +8,7 @@ import torch
 
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout
+from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, written_response
 
 BRANCHES = ("reflect", "answer", "solution")
 
@@ -120,7 +120,7 @@ class GuidedCorrection:
         """Branch -> edited response (a reflection's without its continuation), for the branches that fit."""
         limit = self._limit(tools)
         end = tools.eos_ids[:1] if self.keep_eos else ()
-        kept = without_eos(response)
+        kept = without_eos(response, tools.eos_ids)
         answer = self.answer_phrase.replace("{answer}", problem.answers[0])
         made = {
             "reflect": (append(kept, tools.encode(self.reflect_phrase)), 1),  # one token to continue with, at least
@@ -174,11 +174,17 @@ def rescored(scored: ScoredRollout, edited: Mapping[int, Response], tools: Corre
     )
 
 
-def without_eos(response: Response) -> Response:
+def without_eos(response: Response, eos_ids: Sequence[int]) -> Response:
     """The response without its final EOS, if it has one."""
-    if response.finish_reason == "length":
-        return response
-    return Response(response.token_ids[:-1], response.behaviour_logprobs[:-1], response.provenance[:-1], "length")
+    if not len(response) or int(response.token_ids[-1]) not in eos_ids:
+        return replace(response, finish_reason="length")
+    return Response(
+        response.token_ids[:-1],
+        response.behaviour_logprobs[:-1],
+        response.entropies[:-1],
+        response.provenance[:-1],
+        "length",
+    )
 
 
 def append(response: Response, token_ids: Sequence[int]) -> Response:
@@ -196,15 +202,14 @@ def join(first: Response, second: Response) -> Response:
     return Response(
         torch.cat([first.token_ids, second.token_ids]),
         torch.cat([first.behaviour_logprobs, second.behaviour_logprobs]),
+        torch.cat([first.entropies, second.entropies]),
         torch.cat([first.provenance, second.provenance]),
         second.finish_reason,
     )
 
 
 def _written(token_ids: Sequence[int], provenance: Provenance) -> Response:
-    n = len(token_ids)
-    ids = torch.tensor(list(token_ids), dtype=torch.long)
-    return Response(ids, torch.zeros(n, dtype=torch.float32), torch.full((n,), provenance, dtype=torch.int8), "stop")
+    return written_response(torch.tensor(list(token_ids), dtype=torch.long), provenance, "stop")
 
 
 def _checked_probabilities(probabilities: Mapping[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.corrections.guided import GuidedCorrection, rescored
 from edge_grpo.errors import UserError
-from edge_grpo.types import Provenance, Response, Rollout, ScoredRollout
+from edge_grpo.types import Provenance, Response, Rollout, ScoredRollout, written_response
 
 
 class OfficialGuidedCorrection(GuidedCorrection):
@@ -76,6 +76,4 @@ def _through_text(response: Response, lost: int, tools: CorrectionTools) -> Resp
     ids = torch.tensor(tools.encode(tools.decode(response.token_ids))[lost:], dtype=torch.long)
     kinds = set(response.provenance.tolist())
     kind = kinds.pop() if len(kinds) == 1 else Provenance.SAMPLED
-    return Response(
-        ids, torch.zeros(len(ids), dtype=torch.float32), torch.full((len(ids),), kind, dtype=torch.int8), "length"
-    )
+    return written_response(ids, Provenance(kind), "length")

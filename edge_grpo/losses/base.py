@@ -55,4 +55,9 @@ class Loss(Protocol):
 
     beta: float
 
+    @property
+    def reads_every_row(self) -> bool:
+        """Whether a row whose advantages are all 0 still matters to the loss."""
+        ...
+
     def __call__(self, inputs: LossInputs, size: UpdateSize) -> tuple[Tensor, dict[str, Tensor]]: ...

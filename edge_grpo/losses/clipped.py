@@ -49,8 +49,13 @@ class ClippedLoss:
         if self.max_response_tokens < 1:
             raise UserError(f"loss.max_response_tokens={self.max_response_tokens} must be at least 1")
 
+    @property
+    def reads_every_row(self) -> bool:
+        """The KL term reaches every row, and bnpo counts the tokens of every row of a micro-batch."""
+        return self.beta > 0 or self.aggregation == "bnpo"
+
     def __call__(self, inputs: LossInputs, size: UpdateSize) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Loss`. Metrics (sums over trained tokens): `clip_low`, `clip_high`, `kl`, `tokens`."""
+        """See `Loss`. Metrics (sums over trained tokens): `clip_low`, `clip_high`, `kl`."""
         ratio = torch.exp(inputs.logprobs - inputs.old_logprobs)
         clipped = ratio.clamp(1 - self.epsilon_low, 1 + self.epsilon_high)
         per_token = -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
@@ -58,7 +63,6 @@ class ClippedLoss:
         metrics = {
             "clip_low": (trained & (ratio < 1 - self.epsilon_low) & (inputs.advantages < 0)).sum(),
             "clip_high": (trained & (ratio > 1 + self.epsilon_high) & (inputs.advantages > 0)).sum(),
-            "tokens": trained.sum(),
         }
         if inputs.ref_logprobs is not None:
             kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, self.kl)

@@ -41,40 +41,90 @@ def to_update_batch(
         token_weights=weights.to(device),
         sampled_mask=sampled.to(device),
         row_ids=torch.tensor(list(rows), device=device),
+        problem_ids=torch.tensor([row // rollout.num_generations for row in rows], device=device),
         pad_id=pad_id,
     )
 
 
-def microbatches(lengths: Tensor, max_tokens: int) -> list[Tensor]:
+def packed_microbatches(
+    prompt_lengths: Sequence[int], response_lengths: Sequence[int], problem_ids: Sequence[int], max_tokens: int
+) -> list[Tensor]:
+    """Cut rows into micro-batches of at most `max_tokens` tokens, each prompt counted once.
+
+    The rows of a problem stay together, unless they alone exceed the bound.
+
+    Args:
+        prompt_lengths, response_lengths, problem_ids: of each of N rows.
+        max_tokens: a single longer row makes a micro-batch of its own.
+
+    Returns:
+        Row indices, every row exactly once, ascending within a micro-batch.
+
+    >>> [m.tolist() for m in packed_microbatches([2] * 4, [3, 4, 5, 9], [0, 0, 1, 1], max_tokens=16)]
+    [[2, 3], [0, 1]]
+    """
+    groups: dict[int, list[int]] = {}
+    for row, problem in enumerate(problem_ids):
+        groups.setdefault(problem, []).append(row)
+    parts: list[list[int]] = []
+    for rows in groups.values():
+        used = max_tokens
+        for row in sorted(rows, key=lambda row: -response_lengths[row]):
+            used += response_lengths[row]
+            if used > max_tokens:
+                parts.append([])
+                used = prompt_lengths[row] + response_lengths[row]
+            parts[-1].append(row)
+    sizes = [prompt_lengths[part[0]] + sum(response_lengths[row] for row in part) for part in parts]
+    cuts: list[list[int]] = []
+    used = max_tokens
+    # Similar lengths together: attention is padded within a micro-batch.
+    for i in sorted(range(len(parts)), key=lambda i: -response_lengths[parts[i][0]]):
+        used += sizes[i]
+        if used > max_tokens:
+            cuts.append([])
+            used = sizes[i]
+        cuts[-1] += parts[i]
+    return [torch.tensor(sorted(cut)) for cut in cuts]
+
+
+def microbatches(lengths: Tensor, max_tokens: int, max_padding: float = 0.1) -> list[Tensor]:
     """Cut rows into micro-batches of at most `max_tokens` padded tokens, similar lengths together.
 
     Args:
         lengths: [N] prompt + response tokens of each row.
         max_tokens: bound on rows x longest row; a single longer row makes a micro-batch of its own.
+        max_padding: share of a micro-batch that may be padding.
 
     Returns:
         Row indices, every row exactly once.
 
-    >>> [m.tolist() for m in microbatches(torch.tensor([2, 9, 3, 8]), max_tokens=18)]
-    [[1, 3], [2, 0]]
+    >>> [m.tolist() for m in microbatches(torch.tensor([3, 9, 3, 8]), max_tokens=18)]
+    [[1, 3], [0, 2]]
     """
     order = torch.argsort(lengths, descending=True, stable=True).tolist()
     cuts: list[list[int]] = []
+    padding = 0
     for row in order:
-        if cuts and (len(cuts[-1]) + 1) * int(lengths[cuts[-1][0]]) <= max_tokens:
-            cuts[-1].append(row)
-        else:
-            cuts.append([row])
+        length = int(lengths[row])
+        if cuts:
+            longest, rows = int(lengths[cuts[-1][0]]), len(cuts[-1]) + 1
+            padding += longest - length
+            if rows * longest <= max_tokens and padding <= max_padding * rows * longest:
+                cuts[-1].append(row)
+                continue
+        cuts.append([row])
+        padding = 0
     return [torch.tensor(cut) for cut in cuts]
 
 
 def group_microbatches(lengths: Tensor, num_generations: int, max_tokens: int) -> list[Tensor]:
-    """Like `microbatches`, but a group of G consecutive rows is never cut and keeps its order.
+    """Like `microbatches`, but a group of G consecutive rows is never cut and keeps its order, whatever its padding.
 
     >>> [m.tolist() for m in group_microbatches(torch.tensor([2, 9, 3, 8]), num_generations=2, max_tokens=18)]
     [[0, 1], [2, 3]]
     """
     longest = lengths.view(-1, num_generations).amax(dim=1)
     within = torch.arange(num_generations)
-    cuts = microbatches(longest * num_generations, max_tokens)
+    cuts = microbatches(longest * num_generations, max_tokens, max_padding=1.0)
     return [(cut.sort().values[:, None] * num_generations + within).flatten() for cut in cuts]

@@ -1,7 +1,7 @@
 """Log-probability and entropy of response tokens from one forward pass.
 
-The head runs over chunks of response tokens only: no position of a prompt or of padding is projected to the
-vocabulary, and a chunk's [chunk, V] logits are recomputed in the backward pass rather than kept.
+The head runs on the hidden states that predict response tokens only: no position of a prompt or of padding is
+projected to the vocabulary, and logits exist for one chunk of tokens at a time.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from edge_grpo.errors import UserError
+from edge_grpo.policy.head import Head
+from edge_grpo.policy.packed_attention import TreesLayout
 from edge_grpo.types import UpdateBatch
-
-CHUNK_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -32,67 +30,92 @@ class TokenStats:
 
 
 def token_stats(
-    model: Any, batch: UpdateBatch, *, temperature: float, entropy_grad: bool = False, every_position: bool = False
+    model: Any,
+    batch: UpdateBatch,
+    *,
+    temperature: float,
+    chunk_tokens: int,
+    packing: bool,
+    entropy_grad: bool = False,
+    every_position: bool = False,
 ) -> TokenStats:
     """Forward `batch` once and return its `TokenStats`.
 
     Args:
-        model: causal language model.
+        model: causal language model; with `packing`, inside `packed_attention(model)`.
         batch: rows on the model's device.
         temperature: of the rollout; logits are divided by it (as TRL does), so that the importance ratio is
             between the distributions that were sampled from.
+        chunk_tokens: tokens whose logits are in memory at once.
+        packing: compute a prompt once for all its rows, and no padding. False runs padded rows through the model's
+            own attention.
         entropy_grad: keep a graph through the entropy (only the official EDA wants it).
         every_position: also fill the [N, T] positions past a response's end, whose tokens are padding (only
-            the official EDA reads them).
+            the official EDA reads them); not with `packing`.
     """
-    hidden = model.get_decoder()(
-        input_ids=batch.tokens, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state
+    if packing and every_position:
+        raise ValueError("a packed forward has no positions past a response's end")
     wanted = torch.ones_like(batch.completion_mask) if every_position else batch.completion_mask
-    source = batch.predicting_positions.clamp(max=hidden.shape[1] - 1)  # [N, T]
-    rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(source)
-    selected = hidden[rows[wanted], source[wanted]]  # [M, H]
-    targets = batch.response_tokens[wanted]  # [M]
-    head = _Head(model, temperature)
-    logprobs, entropies = [], []
-    for states, ids in zip(selected.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-        if torch.is_grad_enabled():
-            logprob, entropy = checkpoint(head, states, ids, entropy_grad, use_reentrant=False)
-        else:
-            logprob, entropy = head(states, ids, entropy_grad)
-        logprobs.append(logprob)
-        entropies.append(entropy)
+    hidden, source = _packed(model, batch) if packing else _padded(model, batch)
+    states = hidden.index_select(0, source[wanted])  # [M, H]
+    head = Head.of(model, temperature, chunk_tokens)
+    # Under DDP the gradient has to pass the reducer's hooks, so it is returned.
+    logprobs, entropies = head(
+        states,
+        batch.response_tokens[wanted],
+        entropy_grad=entropy_grad,
+        in_place=head.weight.is_leaf and not torch.distributed.is_initialized(),
+    )
     return TokenStats(_scatter(logprobs, wanted), _scatter(entropies, wanted))
 
 
-def _scatter(chunks: list[Tensor], wanted: Tensor) -> Tensor:
-    out = torch.zeros(wanted.shape, dtype=torch.float32, device=wanted.device)
-    if not chunks:
-        return out
-    values = torch.cat(chunks)
-    return out.to(values.dtype).masked_scatter(wanted, values)
+def _padded(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
+    """Hidden states [N * W, H], and the position [N, T] that predicts each response token."""
+    hidden = model.get_decoder()(
+        input_ids=batch.tokens, attention_mask=batch.attention_mask, use_cache=False
+    ).last_hidden_state
+    n, width = batch.tokens.shape
+    rows = torch.arange(n, device=hidden.device)[:, None] * width
+    return hidden.flatten(0, 1), rows + batch.predicting_positions.clamp(max=width - 1)
 
 
-class _Head:
-    """hidden states [M, H] and token ids [M] -> log-probs [M], entropies [M], in float32 or wider."""
+def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
+    """The same from one flat sequence: each prompt once, then each response without its last token."""
+    device = batch.tokens.device
+    prompt_lengths, response_lengths = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
+    problems = batch.problem_ids.tolist()
+    order = sorted(range(batch.num_rows), key=lambda row: -response_lengths[row])
+    first = {problem: row for row, problem in reversed(list(enumerate(problems)))}
+    prompts = sorted(first, key=lambda problem: -prompt_lengths[first[problem]])
+    inputs = [row for row in order if response_lengths[row] > 1]
+    pieces = [batch.tokens[first[p], : prompt_lengths[first[p]]] for p in prompts]
+    pieces += [batch.tokens[row, prompt_lengths[row] :][: response_lengths[row] - 1] for row in inputs]
+    starts = [0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()]
+    last_of = {p: starts[i + 1] - 1 for i, p in enumerate(prompts)}
+    own = dict(zip(inputs, starts[len(prompts) :], strict=False))
+    layout = TreesLayout(
+        [prompt_lengths[first[p]] for p in prompts],
+        [response_lengths[row] - 1 for row in inputs],
+        [prompts.index(problems[row]) for row in inputs],
+        device,
+    )
+    offsets = [prompt_lengths[row] for row in inputs]
+    position = [torch.arange(len(piece)) for piece in pieces]
+    position = position[: len(prompts)] + [
+        p + offset for p, offset in zip(position[len(prompts) :], offsets, strict=True)
+    ]
+    hidden = model.get_decoder()(
+        input_ids=torch.cat(pieces)[None],
+        position_ids=torch.cat(position)[None].to(device),
+        use_cache=False,
+        layout=layout,
+    ).last_hidden_state[0]
+    before = torch.tensor([own.get(row, 0) - 1 for row in range(batch.num_rows)])
+    source = before[:, None] + torch.arange(batch.token_weights.shape[1])
+    source[:, 0] = torch.tensor([last_of[problem] for problem in problems])
+    return hidden, source.to(device)
 
-    def __init__(self, model: Any, temperature: float) -> None:
-        self.project = model.get_output_embeddings()
-        if self.project is None:
-            raise UserError(f"{type(model).__name__} has no causal language-model head")
-        text_config = model.config.get_text_config()
-        if getattr(text_config, "logit_scale", None) not in (None, 1.0):
-            raise UserError(f"{type(model).__name__} scales its logits (logit_scale), which is not supported")
-        self.softcap = getattr(text_config, "final_logit_softcapping", None)
-        self.temperature = temperature
 
-    def __call__(self, states: Tensor, ids: Tensor, entropy_grad: bool) -> tuple[Tensor, Tensor]:
-        logits = self.project(states)
-        logits = logits.float() if logits.dtype != torch.float64 else logits
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        logp = torch.log_softmax(logits / self.temperature, dim=-1)
-        chosen = logp.gather(-1, ids[:, None]).squeeze(-1)
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            entropy = -(logp.exp() * logp).sum(-1)
-        return chosen, entropy
+def _scatter(values: Tensor, wanted: Tensor) -> Tensor:
+    out = torch.zeros(wanted.shape, dtype=values.dtype, device=wanted.device)
+    return out.masked_scatter(wanted, values)

@@ -1,15 +1,18 @@
 """The rollout stage: token prefixes in, responses with their exact behaviour log-probs out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from transformers import StopStringCriteria
 
 from edge_grpo.errors import UserError
+from edge_grpo.memory import out_of_memory
 from edge_grpo.policy.base import Policy
-from edge_grpo.types import Response
+from edge_grpo.types import FinishReason, Provenance, Response
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 class RolloutEngine(Protocol):
     """Continues token prefixes with the policy."""
@@ -68,6 +75,114 @@ class RolloutEngine(Protocol):
         ...
 
 
+class SamplingEngine(ABC):
+    """What the engines of this project share: settings, checks and seeds.
+
+    A row's uniforms are drawn for its whole budget before decoding starts, so its tokens depend on the seed and its
+    own index; other rows can change them only through floating-point rounding of a batched matmul.
+
+    Args:
+        max_new_tokens: budget of a fresh response, in tokens.
+        temperature, top_p, top_k, min_p: see `Sampling`.
+        stop_strings: a response ends with the token that completes one of them, as it does with an EOS token.
+        max_batch_rows: rows decoded at once, a bound on KV-cache memory; null decodes all together.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        stop_strings: Sequence[str],
+        max_batch_rows: int | None,
+    ) -> None:
+        if max_new_tokens < 1 or (max_batch_rows is not None and max_batch_rows < 1):
+            raise UserError(f"rollout needs max_new_tokens={max_new_tokens} and max_batch_rows={max_batch_rows} >= 1")
+        if any(not stop for stop in stop_strings):
+            raise UserError("rollout.stop_strings holds an empty string, which would end every response at once")
+        self.sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+        self.max_new_tokens = max_new_tokens
+        self.stop_strings = tuple(stop_strings)
+        self.max_batch_rows = max_batch_rows
+
+    @torch.no_grad()
+    def generate(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        budgets: Sequence[int],
+        sampling: Sampling,
+        generator: torch.Generator,
+    ) -> list[Response]:
+        """See `RolloutEngine.generate`."""
+        if not prefixes:
+            return []
+        check_rows(policy, prefixes, budgets)
+        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32)
+        was_training = policy.model.training
+        policy.model.eval()
+        try:
+            with out_of_memory("rollout.max_batch_rows", "rollout.max_new_tokens", "algorithm.num_generations"):
+                return self._decode(policy, prefixes, budgets, uniforms, sampling)
+        finally:
+            policy.model.train(was_training)
+
+    @abstractmethod
+    def _decode(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        budgets: Sequence[int],
+        uniforms: Tensor,
+        sampling: Sampling,
+    ) -> list[Response]:
+        """The rows' responses, in order; `uniforms` [n, longest budget] are their draws."""
+
+
+class Ends:
+    """Which tokens end their response: an EOS, or one that completes a stop string.
+
+    Args:
+        policy: whose EOS ids and tokenizer are used.
+        stop_strings: may be empty.
+    """
+
+    def __init__(self, policy: Policy, stop_strings: Sequence[str]) -> None:
+        self.eos = torch.tensor(policy.eos_ids)
+        self.pad_id = policy.pad_id
+        self.criteria = StopStringCriteria(policy.tokenizer, list(stop_strings)) if stop_strings else None
+
+    def __call__(self, tokens: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+        """Whether the newest token ends its row.
+
+        Args:
+            tokens: [N, T], the responses so far.
+            rows: [n] of them, with `counts` [n] >= 1 tokens each.
+
+        Returns:
+            [n] bool.
+        """
+        ended = torch.isin(tokens[rows, counts - 1], self.eos)
+        if self.criteria is None:
+            return ended
+        reach = torch.arange(-self.criteria.maximum_token_len, 0)
+        position = counts[:, None] + reach
+        tail = torch.where(position >= 0, tokens[rows[:, None], position.clamp(min=0)], self.pad_id)
+        return ended | self.criteria(tail, None)
+
+
+def sampled_response(tokens: Tensor, logprobs: Tensor, entropies: Tensor, *, stopped: bool) -> Response:
+    """A response of sampled tokens; the three tensors are [L] and are copied."""
+    reason: FinishReason = "stop" if stopped else "length"
+    provenance = torch.full(tokens.shape, Provenance.SAMPLED, dtype=torch.int8)
+    return Response(tokens.clone(), logprobs.clone(), entropies.clone(), provenance, reason)
+
+
 def token_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """[n, V] logits -> [n, V] probabilities that are really sampled from (not greedy), rows summing to 1.
 
@@ -90,26 +205,55 @@ def token_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     return probabilities
 
 
-def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Draw one token a row by inverse CDF.
+_BLOCK = 1 << 18
+
+
+class Drawn(NamedTuple):
+    """One token a row.
+
+    Args:
+        tokens: [n] int64.
+        logprobs: [n] float32, under the distribution that was really sampled from; 0 when greedy.
+        entropies: [n] float32, nats, of the full distribution at the temperature, before truncation; 0 when greedy.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+
+
+def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
+    """Draw one token a row by inverse CDF, which costs one uniform a row.
 
     Args:
         logits: [n, V].
-        uniforms: [n] in [0, 1), one a row; unused when greedy.
-
-    Returns:
-        token ids [n] and their log-probs [n] (0 when greedy: the choice is certain).
+        uniforms: [n] in [0, 1); unused when greedy.
     """
     if sampling.greedy:
         tokens = logits.argmax(-1)
-        return tokens, torch.zeros(tokens.shape, device=logits.device, dtype=torch.float32)
-    probabilities = token_distribution(logits, sampling)
-    cdf = probabilities.cumsum(-1)
-    total = cdf[:, -1:]
-    # Strictly below the total, or rounding could pick a token beyond the last possible one.
-    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cdf, target, right=True).squeeze(-1)
-    return tokens, probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
+        certain = torch.zeros(tokens.shape, device=logits.device, dtype=torch.float32)
+        return Drawn(tokens, certain, certain)
+    # On the CPU a block of rows is worked on in its cache; on a GPU one launch does all.
+    rows = len(logits) if logits.is_cuda else max(_BLOCK // logits.shape[-1], 1)
+    blocks = [_draw(*block, sampling) for block in zip(logits.split(rows), uniforms.split(rows), strict=True)]
+    return Drawn(*map(torch.cat, zip(*blocks, strict=True)))
+
+
+def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
+    scores = logits.float() / sampling.temperature
+    scores -= scores.amax(-1, keepdim=True)
+    weights = scores.exp()
+    total = weights.sum(-1)
+    entropies = total.log() - torch.linalg.vecdot(weights, scores) / total
+    if sampling.truncates:
+        weights = token_distribution(logits, sampling)
+    cdf = weights.cumsum(-1)
+    # Strictly below the last entry, or rounding could pick a token beyond the last possible one.
+    last = cdf[:, -1:]
+    target = torch.minimum(uniforms[:, None] * last, torch.nextafter(last, torch.zeros_like(last)))
+    tokens = torch.searchsorted(cdf, target, right=True)
+    logprobs = weights.gather(-1, tokens).squeeze(-1).log()
+    return Drawn(tokens.squeeze(-1), logprobs if sampling.truncates else logprobs - total.log(), entropies)
 
 
 def check_rows(policy: Policy, prefixes: Sequence[Sequence[int]], budgets: Sequence[int]) -> None:

@@ -1,24 +1,25 @@
 """Rollout through transformers' `generate`: the slow reference for any model that `generate` can decode."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.base import Sampling, choose
-from edge_grpo.rollout.native import NativeRollout
-from edge_grpo.types import FinishReason, Provenance, Response
+from edge_grpo.rollout.base import Drawn, Ends, Sampling, SamplingEngine, choose, sampled_response
+from edge_grpo.types import Response
 
 
-class HFRollout(NativeRollout):
+class HFRollout(SamplingEngine):
     """`generate` on left-padded prompts, every row decoded until the longest one ends.
 
     The tokens are drawn by the project's own sampler inside a logits processor (all mass goes to the drawn token),
-    so that both engines share seeds and behaviour log-probs; budgets are enforced by cutting.
+    so that both engines share seeds and behaviour log-probs; budgets and stop strings are enforced by cutting.
 
-    Args: as `NativeRollout`.
+    Args: as `SamplingEngine`.
     """
 
     def _decode(
@@ -29,7 +30,24 @@ class HFRollout(NativeRollout):
         uniforms: Tensor,
         sampling: Sampling,
     ) -> list[Response]:
-        """See `NativeRollout._decode`."""
+        """See `SamplingEngine._decode`."""
+        if policy.model.get_output_embeddings() is None:
+            raise UserError(f"{type(policy.model).__name__} has no causal language-model head")
+        size = self.max_batch_rows or len(prefixes)
+        responses: list[Response] = []
+        for start in range(0, len(prefixes), size):
+            rows = slice(start, start + size)
+            responses += self._batch(policy, prefixes[rows], budgets[rows], uniforms[rows], sampling)
+        return responses
+
+    def _batch(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        budgets: Sequence[int],
+        uniforms: Tensor,
+        sampling: Sampling,
+    ) -> list[Response]:
         device = policy.model.device
         width = max(map(len, prefixes))
         ids = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prefixes], device=device)
@@ -47,28 +65,42 @@ class HFRollout(NativeRollout):
             top_p=None,
             top_k=None,
             repetition_penalty=None,
+            **self._stopping(policy),
         )
-        tokens, logprobs = out[:, width:].cpu(), torch.stack(draw.logprobs, dim=1).cpu()
-        return [_response(tokens[i], logprobs[i], budget, policy.eos_ids) for i, budget in enumerate(budgets)]
+        tokens = out[:, width:].cpu()
+        logprobs, entropies = (torch.stack(x, dim=1).cpu() for x in (draw.logprobs, draw.entropies))
+        ends = Ends(policy, self.stop_strings)
+        responses = []
+        for row, budget in enumerate(budgets):
+            length, stopped = _first_end(tokens, row, min(budget, tokens.shape[1]), ends)
+            responses.append(
+                sampled_response(tokens[row, :length], logprobs[row, :length], entropies[row, :length], stopped=stopped)
+            )
+        return responses
+
+    def _stopping(self, policy: Policy) -> dict[str, Any]:
+        if not self.stop_strings:
+            return {}
+        return {"stop_strings": list(self.stop_strings), "tokenizer": policy.tokenizer}
 
 
 class _Draw(LogitsProcessor):
-    """Replaces each row's logits by certainty of the token that our sampler draws, and records its log-prob."""
+    """Replaces each row's logits by certainty of the token that our sampler draws, and records what it drew from."""
 
     def __init__(self, uniforms: Tensor, sampling: Sampling) -> None:
         self.uniforms, self.sampling = uniforms, sampling
         self.logprobs: list[Tensor] = []
+        self.entropies: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        tokens, logprobs = choose(scores, self.uniforms[:, len(self.logprobs)], self.sampling)
-        self.logprobs.append(logprobs)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+        drawn: Drawn = choose(scores, self.uniforms[:, len(self.logprobs)], self.sampling)
+        self.logprobs.append(drawn.logprobs)
+        self.entropies.append(drawn.entropies)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn.tokens[:, None], 0.0)
 
 
-def _response(tokens: Tensor, logprobs: Tensor, budget: int, eos_ids: tuple[int, ...]) -> Response:
-    """Cut a row at its first EOS or at its budget."""
-    ends = torch.isin(tokens[:budget], torch.tensor(eos_ids)).nonzero()
-    length = int(ends[0]) + 1 if len(ends) else min(budget, len(tokens))
-    reason: FinishReason = "stop" if len(ends) else "length"
-    provenance = torch.full((length,), Provenance.SAMPLED, dtype=torch.int8)
-    return Response(tokens[:length].clone(), logprobs[:length].clone(), provenance, reason)
+def _first_end(tokens: Tensor, row: int, budget: int, ends: Ends) -> tuple[int, bool]:
+    """Length of a row up to its end or its budget, and whether it ended."""
+    counts = torch.arange(1, budget + 1)
+    ended = ends(tokens, torch.full_like(counts, row), counts).nonzero()
+    return (int(ended[0]) + 1, True) if len(ended) else (budget, False)

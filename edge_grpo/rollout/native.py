@@ -1,70 +1,30 @@
-"""Rollout through the model's own forward: unique prompts are prefilled once and finished rows leave the batch."""
+"""Rollout through the model's own forward, on flat tokens and a preallocated KV cache."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.base import Sampling, check_rows, choose
-from edge_grpo.types import FinishReason, Provenance, Response
+from edge_grpo.policy.kv_cache import RowCache, Stored
+from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
+from edge_grpo.policy.support import check_packed
+from edge_grpo.rollout.base import Ends, Sampling, SamplingEngine, choose, sampled_response
+from edge_grpo.types import Response
+
+# Tokens of one prefill forward: more do not make it faster, and their activations take memory.
+_PREFILL_TOKENS = 4096
 
 
-class NativeRollout:
-    """Batched decoding for any decoder-only Hugging Face model.
+class NativeRollout(SamplingEngine):
+    """Batched decoding for any Hugging Face decoder whose attention is full or sliding-window softmax attention.
 
-    A row's uniforms are drawn for its whole budget before decoding starts, so its tokens depend on the seed and
-    its own index; other rows can change them only through floating-point rounding of a batched matmul.
+    Each unique prefix is prefilled once and its keys and values are shared by its rows. Rows that end leave the
+    batch at once (the last live row moves into the hole), and where `max_batch_rows` bounds the batch, waiting rows
+    are admitted into freed places.
 
-    Args:
-        max_new_tokens: budget of a fresh response, in tokens.
-        temperature, top_p, top_k, min_p: see `Sampling`.
-        max_batch_rows: rows decoded at once, a bound on KV-cache memory; null decodes all together.
-
-    Raises:
-        UserError: a value out of range.
+    Args: as `SamplingEngine`.
     """
-
-    def __init__(
-        self,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        min_p: float,
-        max_batch_rows: int | None,
-    ) -> None:
-        if max_new_tokens < 1 or (max_batch_rows is not None and max_batch_rows < 1):
-            raise UserError(f"rollout needs max_new_tokens={max_new_tokens} and max_batch_rows={max_batch_rows} >= 1")
-        self.sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
-        self.max_new_tokens = max_new_tokens
-        self.max_batch_rows = max_batch_rows
-
-    @torch.no_grad()
-    def generate(
-        self,
-        policy: Policy,
-        prefixes: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        sampling: Sampling,
-        generator: torch.Generator,
-    ) -> list[Response]:
-        """See `RolloutEngine.generate`."""
-        if not prefixes:
-            return []
-        check_rows(policy, prefixes, budgets)
-        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32)
-        size = self.max_batch_rows or len(prefixes)
-        was_training = policy.model.training
-        policy.model.eval()
-        responses: list[Response] = []
-        for start in range(0, len(prefixes), size):
-            rows = slice(start, start + size)
-            responses += self._decode(policy, prefixes[rows], budgets[rows], uniforms[rows], sampling)
-        policy.model.train(was_training)
-        return responses
 
     def _decode(
         self,
@@ -74,12 +34,20 @@ class NativeRollout:
         uniforms: Tensor,
         sampling: Sampling,
     ) -> list[Response]:
-        """Rows that are decoded together; `uniforms` [n, longest budget] are their draws."""
-        return _Decoding(policy, prefixes, budgets, uniforms, sampling).run()
+        """See `SamplingEngine._decode`."""
+        check_packed(policy.model)
+        ends = Ends(policy, self.stop_strings)
+        places = min(self.max_batch_rows or len(prefixes), len(prefixes))
+        with packed_attention(policy.model):
+            return _Decoding(policy, prefixes, budgets, uniforms, sampling, ends, places).run()
 
 
 class _Decoding:
-    """One batch from prefill to the last live row. Buffers are indexed by row, live tensors by place in the batch."""
+    """All rows of one call, from the first prefill to the last live row.
+
+    Books are kept on the CPU: per row what was sampled, per place (a slot of the cache; the live ones come first)
+    which row it holds.
+    """
 
     def __init__(
         self,
@@ -88,88 +56,130 @@ class _Decoding:
         budgets: Sequence[int],
         uniforms: Tensor,
         sampling: Sampling,
+        ends: Ends,
+        num_places: int,
     ) -> None:
-        self.policy, self.sampling = policy, sampling
+        self.model, self.sampling, self.ends = policy.model, sampling, ends
         self.device = policy.model.device
-        self.prefixes = prefixes
-        self.budgets = torch.tensor(budgets, device=self.device)
-        self.uniforms = uniforms.to(self.device)
-        n, longest = uniforms.shape
-        self.tokens = torch.full((n, longest), policy.pad_id, device=self.device)
-        self.logprobs = torch.zeros(n, longest, device=self.device, dtype=torch.float32)
-        self.lengths = torch.zeros(n, dtype=torch.long, device=self.device)
-        self.stopped = torch.zeros(n, dtype=torch.bool, device=self.device)
-        self.eos = torch.tensor(policy.eos_ids, device=self.device)
-        self.cache = DynamicCache(config=policy.model.config)
-        self.mask = torch.empty(0)
+        self.prefixes = [tuple(prefix) for prefix in prefixes]
+        self.prefix_lengths = torch.tensor([len(prefix) for prefix in self.prefixes])
+        self.budgets, self.uniforms = torch.tensor(budgets), uniforms
+        self.tokens = torch.full(uniforms.shape, policy.pad_id)
+        self.logprobs, self.entropies = torch.zeros(2, *uniforms.shape, dtype=torch.float32)
+        self.counts = torch.zeros(len(prefixes), dtype=torch.long)
+        self.stopped = torch.zeros(len(prefixes), dtype=torch.bool)
+        self.cache = RowCache(num_places, int((self.prefix_lengths + self.budgets).max()))
+        self.rows = torch.empty(0, dtype=torch.long)
+        self.waiting = list(range(len(prefixes)))
+        self.stored: dict[tuple[int, ...], tuple[Stored, Tensor]] = {}
+        # A prefill costs about a step of the live rows, so a few places are collected before it.
+        self.admit_at = max(num_places // 8, 1)
 
     def run(self) -> list[Response]:
-        logits = self._prefill()
-        rows = torch.arange(len(self.prefixes), device=self.device)
-        for step in range(self.uniforms.shape[1]):
-            chosen, alive = self._record(step, rows, logits)
-            if not alive.any():
-                break
-            if not alive.all():
-                places = alive.nonzero().squeeze(-1)
-                rows, chosen, self.mask = rows[places], chosen[places], self.mask[places]
-                self.cache.batch_select_indices(places)
-            logits = self._forward(chosen[:, None])
-        return self._responses()
+        """Decode until every row has ended."""
+        while self.waiting or len(self.rows):
+            free = self.cache.num_places - len(self.rows)
+            if self.waiting and (free >= min(self.admit_at, len(self.waiting)) or not len(self.rows)):
+                self._admit(free)
+            else:
+                self._record(self.rows, self._step())
+            self._leave()
+        return [
+            sampled_response(
+                self.tokens[row, :n], self.logprobs[row, :n], self.entropies[row, :n], stopped=bool(self.stopped[row])
+            )
+            for row, n in enumerate(self.counts.tolist())
+        ]
 
-    def _prefill(self) -> Tensor:
-        """Forward each unique prefix once, left-padded, then share its cache among its rows; [n, V] logits."""
-        unique = list(dict.fromkeys(map(tuple, self.prefixes)))
-        place = {prefix: i for i, prefix in enumerate(unique)}
-        width = max(map(len, unique))
-        ids = torch.full((len(unique), width), self.policy.pad_id)
-        self.mask = torch.zeros(len(unique), width, dtype=torch.long)
-        for i, prefix in enumerate(unique):
-            ids[i, width - len(prefix) :] = torch.tensor(prefix)
-            self.mask[i, width - len(prefix) :] = 1
-        self.mask = self.mask.to(self.device)
-        logits = self._forward(ids.to(self.device), self.mask)
-        index = torch.tensor([place[tuple(prefix)] for prefix in self.prefixes], device=self.device)
-        self.cache.batch_select_indices(index)
-        self.mask = self.mask[index]
-        return logits[index]
+    def _admit(self, free: int) -> None:
+        """Give places to the next waiting rows and draw their first tokens."""
+        new, self.waiting = self.waiting[:free], self.waiting[free:]
+        shared: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(new, start=len(self.rows)):
+            shared.setdefault(self.prefixes[row], []).append(place)
+        self.rows = torch.cat([self.rows, torch.tensor(new)])
+        still_wanted = {self.prefixes[row] for row in self.waiting}
+        fresh = sorted((prefix for prefix in shared if prefix not in self.stored), key=len, reverse=True)
+        last: dict[tuple[int, ...], Tensor] = {}
+        for prefix in shared.keys() - set(fresh):
+            stored, last[prefix] = self.stored[prefix]
+            self.cache.write(shared[prefix], stored)
+        for some in _cut(fresh, _PREFILL_TOKENS):
+            last |= zip(some, self._prefill(some, [shared[prefix] for prefix in some]), strict=True)
+        for prefix in shared.keys() & still_wanted - self.stored.keys():
+            self.stored[prefix] = self.cache.read(shared[prefix][0], len(prefix)), last[prefix]
+        self.stored = {prefix: kept for prefix, kept in self.stored.items() if prefix in still_wanted}
+        self._record(torch.tensor(new), torch.stack([last[self.prefixes[row]] for row in new]))
 
-    def _forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[n, L] new tokens through the model with the cache; logits of the last position [n, V]."""
-        if mask is None:
-            self.mask = mask = torch.cat([self.mask, self.mask.new_ones(len(ids), 1)], dim=1)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.policy.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
+    def _prefill(self, prefixes: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Tensor:
+        """Forward each prefix once into the places of its rows; logits of its last token, [n, V]."""
+        lengths = [len(prefix) for prefix in prefixes]
+        position = torch.cat([torch.arange(length) for length in lengths])
+        ids = torch.tensor([token for prefix in prefixes for token in prefix])
+        flat = torch.arange(len(ids)).split(lengths)
+        source = torch.cat([run for run, shared in zip(flat, places, strict=True) for _ in shared])
+        place = torch.cat(
+            [torch.tensor(shared).repeat_interleave(n) for n, shared in zip(lengths, places, strict=True)]
+        )
+        self.cache.prefill_at(source.to(self.device), place.to(self.device), position[source].to(self.device))
+        last = torch.tensor(lengths).cumsum(0) - 1
+        return self._forward(ids, position, TreesLayout(lengths, [], [], self.device), last.to(self.device))
+
+    def _step(self) -> Tensor:
+        """The newest token of every live row through the model; [n, V] logits."""
+        counts = self.counts[self.rows]
+        position = self.prefix_lengths[self.rows] + counts - 1
+        width = int(position.max()) + 1
+        self.cache.decode_at(position.to(self.device), width)
+        layout = RowsLayout((position + 1).to(self.device), width)
+        return self._forward(self.tokens[self.rows, counts - 1], position, layout, slice(None))
+
+    def _forward(self, ids: Tensor, position: Tensor, layout: RowsLayout | TreesLayout, keep: Tensor | slice) -> Tensor:
+        """Flat tokens [M] -> logits [kept, V]."""
+        out = self.model(
+            input_ids=ids[None].to(self.device),
+            position_ids=position[None].to(self.device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            layout=layout,
+            logits_to_keep=0 if isinstance(keep, slice) else keep,
         )
-        return out.logits[:, -1]
+        return out.logits[0]
 
-    def _record(self, step: int, rows: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw and store token `step` of the live rows; the tokens and which of the rows go on."""
-        chosen, logprobs = choose(logits, self.uniforms[rows, step], self.sampling)
-        self.tokens[rows, step] = chosen
-        self.logprobs[rows, step] = logprobs
-        self.lengths[rows] = step + 1
-        ended = torch.isin(chosen, self.eos)
-        self.stopped[rows] = ended
-        return chosen, ~ended & (self.lengths[rows] < self.budgets[rows])
+    def _record(self, rows: Tensor, logits: Tensor) -> None:
+        """Draw and store the next token of these rows."""
+        step = self.counts[rows]
+        drawn = choose(logits, self.uniforms[rows, step].to(self.device), self.sampling)
+        self.tokens[rows, step] = drawn.tokens.cpu()
+        self.logprobs[rows, step] = drawn.logprobs.cpu()
+        self.entropies[rows, step] = drawn.entropies.cpu()
+        self.counts[rows] += 1
+        self.stopped[rows] = self.ends(self.tokens, rows, self.counts[rows])
 
-    def _responses(self) -> list[Response]:
-        tokens, logprobs = self.tokens.cpu(), self.logprobs.cpu()
-        responses = []
-        for row, (length, stopped) in enumerate(zip(self.lengths.tolist(), self.stopped.tolist(), strict=True)):
-            reason: FinishReason = "stop" if stopped else "length"
-            responses.append(
-                Response(
-                    token_ids=tokens[row, :length].clone(),
-                    behaviour_logprobs=logprobs[row, :length].clone(),
-                    provenance=torch.full((length,), Provenance.SAMPLED, dtype=torch.int8),
-                    finish_reason=reason,
-                )
-            )
-        return responses
+    def _leave(self) -> None:
+        """Take ended rows out of the batch: only as many rows are copied as have ended before the last live one."""
+        alive = ~self.stopped[self.rows] & (self.counts[self.rows] < self.budgets[self.rows])
+        left = int(alive.sum())
+        if left == len(alive):
+            return
+        holes = (~alive[:left]).nonzero().flatten()
+        sources = alive[left:].nonzero().flatten() + left
+        if len(holes):
+            moved = self.rows[sources]
+            width = int((self.prefix_lengths[moved] + self.counts[moved]).max()) - 1
+            self.cache.move(sources.to(self.device), holes.to(self.device), width)
+            self.rows[holes] = moved
+        self.rows = self.rows[:left]
+
+
+def _cut(prefixes: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:
+    """Runs of prefixes with at most `max_tokens` together; a longer one is alone."""
+    cuts: list[list[tuple[int, ...]]] = []
+    used = max_tokens
+    for prefix in prefixes:
+        used += len(prefix)
+        if used > max_tokens:
+            cuts.append([])
+            used = len(prefix)
+        cuts[-1].append(prefix)
+    return cuts

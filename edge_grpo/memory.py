@@ -1,0 +1,23 @@
+"""Running out of memory, said in words that help."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from edge_grpo.errors import UserError
+
+
+@contextmanager
+def out_of_memory(*settings: str) -> Iterator[None]:
+    """Turn an out-of-memory error, on a GPU or in RAM, into one that names the settings that lower the use.
+
+    Raises:
+        UserError: instead of the allocator's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain class
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(f"out of memory: lower {', '.join(settings)}") from error

@@ -1,0 +1,122 @@
+"""Whether a model can run on flat tokens: tried once on a few tokens before any work, not guessed from its name."""
+
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from edge_grpo.errors import UserError
+from edge_grpo.policy.head import Head
+from edge_grpo.policy.kv_cache import RowCache
+from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
+
+_WAY_OUT = "use rollout=hf algorithm.packing=false for this model"
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_checked: WeakSet[Any] = WeakSet()
+
+
+def check_packed(model: Any) -> None:
+    """Compare a packed forward, a prefill and a decoding step with the model's own forward.
+
+    Args:
+        model: causal language model; the second call for the same one costs nothing.
+
+    Raises:
+        UserError: no causal head, layers with a state other than keys and values, or other numbers come out.
+    """
+    if model in _checked:
+        return
+    name = type(model).__name__
+    if model.get_output_embeddings() is None:
+        raise UserError(f"{name} has no causal language-model head")
+    odd = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LAYER_TYPES
+    if odd:
+        raise UserError(f"{name} has layers of type {', '.join(sorted(odd))}: {_WAY_OUT}")
+    training = model.training
+    model.eval()
+    try:
+        expected, packed = _own_logits(model), _packed_logits(model)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise UserError(f"{name} does not run on flat tokens ({error}): {_WAY_OUT}") from error
+    finally:
+        model.train(training)
+    difference = float((packed - expected).abs().max() / expected.std().clamp(min=1e-6))
+    if not difference < _tolerance(expected):
+        raise UserError(f"{name} gives other logits on flat tokens (off by {difference:.2g}): {_WAY_OUT}")
+    _checked.add(model)
+
+
+@torch.no_grad()
+def check_head(model: Any, chunk_tokens: int) -> None:
+    """Compare the log-probs of a few tokens with those of the model's own logits.
+
+    Raises:
+        UserError: see `Head.of`, or the model does more to its logits than `Head` knows.
+    """
+    head = Head.of(model, temperature=1.0, chunk_tokens=chunk_tokens)
+    ids = torch.tensor([[1, 5, 3, 2]], device=model.device)
+    training = model.training
+    model.eval()
+    states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    logprobs, _ = head(states, ids[0], entropy_grad=False, in_place=False)
+    logits = model(input_ids=ids).logits[0]
+    model.train(training)
+    expected = logits.to(logprobs.dtype).log_softmax(-1).gather(-1, ids.T).squeeze(-1)
+    difference = float((logprobs - expected).abs().max())
+    if not difference < _tolerance(logits) * max(float(expected.abs().max()), 1.0):
+        raise UserError(
+            f"{type(model).__name__} does more to its logits than a linear map, a factor and a soft cap: its log-probs "
+            f"come out wrong by {difference:.2g} nats, so it cannot be trained here"
+        )
+
+
+def _tolerance(logits: Tensor) -> float:
+    return 1e-3 if logits.dtype in (torch.float32, torch.float64) else 0.1
+
+
+# Two prompts and three responses of uneven lengths.
+_PROMPTS = ((1, 5, 3), (2, 7))
+_RESPONSES = ((4, 6, 1), (3, 1), (5, 2))
+_PROMPT_OF = (0, 0, 1)
+
+
+@torch.no_grad()
+def _own_logits(model: Any) -> Tensor:
+    """[response tokens, V], then those of each prompt's last token after one more token."""
+    rows = [[*_PROMPTS[p], *response] for p, response in zip(_PROMPT_OF, _RESPONSES, strict=True)]
+    after = [[*prompt, 1] for prompt in _PROMPTS]
+    logits = [
+        model(input_ids=torch.tensor([row], device=model.device)).logits[0, -keep:]
+        for row, keep in [*zip(rows, map(len, _RESPONSES), strict=True), *((row, 1) for row in after)]
+    ]
+    return torch.cat(logits)
+
+
+@torch.no_grad()
+def _packed_logits(model: Any) -> Tensor:
+    """The same by a packed forward, and by a prefill with a decoding step."""
+    device = model.device
+    lengths, own = [len(p) for p in _PROMPTS], [len(r) for r in _RESPONSES]
+    prompt_positions = [t for n in lengths for t in range(n)]
+    positions = prompt_positions + [lengths[p] + t for p, n in zip(_PROMPT_OF, own, strict=True) for t in range(n)]
+    prompt_ids = [token for prompt in _PROMPTS for token in prompt]
+    ids = prompt_ids + [token for response in _RESPONSES for token in response]
+    cache = RowCache(len(lengths), max(lengths) + 1)
+
+    def forward(ids: list[int], positions: list[int], layout: Any, **more: Any) -> Tensor:
+        rows = torch.tensor([ids, positions], device=device)
+        return model(input_ids=rows[:1], position_ids=rows[1:], layout=layout, **more).logits[0]
+
+    with packed_attention(model):
+        trained = forward(ids, positions, TreesLayout(lengths, own, _PROMPT_OF, device), use_cache=False)
+        flat = torch.arange(len(prompt_ids), device=device)
+        place = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+        cache.prefill_at(flat, place, torch.tensor(prompt_positions, device=device))
+        prefill = TreesLayout(lengths, [], [], device)
+        forward(prompt_ids, prompt_positions, prefill, past_key_values=cache, use_cache=True)
+        grown = torch.tensor(lengths, device=device)
+        cache.decode_at(grown, max(lengths) + 1)
+        layout = RowsLayout(grown + 1, max(lengths) + 1)
+        decoded = forward([1] * len(lengths), lengths, layout, past_key_values=cache, use_cache=True)
+    return torch.cat([trained[len(prompt_ids) :], decoded])
