@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,7 +231,7 @@ def advantage_inputs(rewards, entropy):
 
 def tokenwise(advantages):
     """[N] or [N, T] -> [N, T]"""
-    return (advantages if advantages.ndim == 2 else advantages[:, None]).expand(P * G, T)
+    return (advantages if advantages.ndim == 2 else advantages[:, None]).expand(-1, T)
 
 
 REWARDS = npst.arrays("float64", (P, G), elements=st.sampled_from([0.0, 0.1, 1.0, 2.0]))
@@ -265,6 +266,21 @@ def test_an_advantage_is_finite_and_follows_a_permutation_of_a_group(option, rew
     rows = torch.tensor([*order, *range(G, P * G)])
     moved = tokenwise(built(advantage_inputs(rewards[rows], entropy[rows]))[0])
     torch.testing.assert_close(moved, taken[rows], rtol=1e-9, atol=1e-12)
+
+
+@every("advantage")
+@settings(max_examples=25, deadline=None)
+@given(rewards=REWARDS, entropy=ENTROPIES)
+def test_groups_called_idle_have_no_advantage_and_can_be_left_out(option, rewards, entropy):
+    built = strategies_of_advantage(option)
+    rewards, entropy = torch.tensor(rewards).flatten(), torch.tensor(entropy)
+    inputs = advantage_inputs(rewards, entropy)
+    taken = tokenwise(built(inputs)[0])
+    idle = built.idle_groups(replace(inputs, entropy=None)).repeat_interleave(G)
+    assert (taken[idle] == 0).all()
+    if idle.any() and not idle.all():
+        rest = tokenwise(built(advantage_inputs(rewards[~idle], entropy[~idle]))[0])
+        torch.testing.assert_close(rest, taken[~idle], rtol=1e-9, atol=1e-12)
 
 
 _BUILT: dict[str, object] = {}

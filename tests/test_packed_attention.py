@@ -50,7 +50,7 @@ RIGHT = {
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GROUPED, sliding_window=2, layer_types=KINDS)),
 }
 REFUSED = {
-    "bloom": (lambda: BloomForCausalLM(BloomConfig(vocab_size=31, hidden_size=16, n_layer=2, n_head=4)), "RowCache"),
+    "bloom": (lambda: BloomForCausalLM(BloomConfig(vocab_size=31, hidden_size=16, n_layer=2, n_head=4)), "flat tokens"),
     "gpt_oss": (
         lambda: GptOssForCausalLM(
             GptOssConfig(**GROUPED, num_local_experts=2, num_experts_per_tok=1, layer_types=KINDS)

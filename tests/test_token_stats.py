@@ -140,6 +140,19 @@ def test_the_head_accumulates_in_float32(dtype):
         torch.testing.assert_close(ours.double(), exact, atol=tolerance, rtol=tolerance)
 
 
+def test_mixed_precision_has_half_precision_states_and_a_float32_weight():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(9, 8, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(30, 8, generator=generator).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logprobs, _ = head(weight)(states, torch.arange(9), entropy_grad=False, in_place=False)
+    assert logprobs.dtype == torch.float32
+    exact = torch.log_softmax(states.detach().double() @ weight.detach().double().T / 0.7, -1).diagonal()
+    torch.testing.assert_close(logprobs.double(), exact, atol=1e-5, rtol=1e-5)
+    logprobs.sum().backward()
+    assert (states.grad.dtype, weight.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_in_place_the_heads_gradient_adds_to_what_is_there():
     generator = torch.Generator().manual_seed(0)
     states, weight = torch.randn(6, 4, generator=generator), torch.randn(9, 4, generator=generator).requires_grad_()

@@ -211,17 +211,17 @@ def _to_gradient(
         logits[block] = grad
 
 
-# Half-precision operands are multiplied in float32, a block of the vocabulary at a time on the CPU and by the tensor
-# cores' own float32 accumulators on a GPU.
+# Half-precision operands are multiplied in float32: on a GPU by the tensor cores' own accumulators (in the type of the
+# hidden states, as autocast would), on the CPU a block of the vocabulary at a time.
 _VOCABULARY_BLOCK = 8192
 
 
 def _matmul(states: Tensor, weight: Tensor, out: Tensor) -> None:
     """out = states @ weight.T"""
-    if weight.dtype == out.dtype:
-        torch.mm(states.to(out.dtype), weight.T, out=out)
-    elif weight.is_cuda:
-        torch.mm(states.to(weight.dtype), weight.T, out_dtype=out.dtype, out=out)
+    if states.dtype == weight.dtype == out.dtype:
+        torch.mm(states, weight.T, out=out)
+    elif states.is_cuda:
+        torch.mm(states, weight.to(states.dtype).T, out_dtype=out.dtype, out=out)
     else:
         wide = states.to(out.dtype)
         for start in range(0, len(weight), _VOCABULARY_BLOCK):
@@ -231,10 +231,10 @@ def _matmul(states: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def _matmul_into(grad: Tensor, weight: Tensor, out: Tensor) -> None:
     """out = grad @ weight"""
-    if weight.dtype == grad.dtype:
-        out.copy_(grad @ weight)
-    elif weight.is_cuda:
-        out.copy_(torch.mm(grad.to(weight.dtype), weight, out_dtype=grad.dtype))
+    if grad.dtype == weight.dtype == out.dtype:
+        torch.mm(grad, weight, out=out)
+    elif grad.is_cuda:
+        out.copy_(torch.mm(grad.to(out.dtype), weight.to(out.dtype), out_dtype=grad.dtype))
     else:
         total = torch.zeros(out.shape, dtype=grad.dtype)
         for start in range(0, len(weight), _VOCABULARY_BLOCK):
