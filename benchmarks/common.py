@@ -46,6 +46,16 @@ def qwen2(size: str, dtype: torch.dtype) -> Qwen2ForCausalLM:
     return model
 
 
+class EndlessTokenizer:
+    """Only what `Policy` asks of one; no token is EOS, so that lengths are as wanted."""
+
+    eos_token_id = -1
+    pad_token_id = 0
+
+    def __len__(self) -> int:
+        return 1
+
+
 def prompts(n: int, vocab_size: int) -> list[tuple[int, ...]]:
     """n different prompts of PROMPT_TOKENS tokens."""
     generator = torch.Generator().manual_seed(1)

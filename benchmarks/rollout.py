@@ -8,10 +8,20 @@ the batch when its longest row has ended; only the wanted tokens are counted. Th
 smallest ratio over the model sizes.
 """
 
-from types import SimpleNamespace
-
 import torch
-from common import LONGEST, PROMPT_TOKENS, SIZES, alternate, lengths, median, parser, prompts, qwen2, report
+from common import (
+    LONGEST,
+    PROMPT_TOKENS,
+    SIZES,
+    EndlessTokenizer,
+    alternate,
+    lengths,
+    median,
+    parser,
+    prompts,
+    qwen2,
+    report,
+)
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from edge_grpo.policy.base import Policy
@@ -24,13 +34,6 @@ class _Lengths(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
         return input_ids.shape[1] - PROMPT_TOKENS >= self.wanted.to(input_ids.device)
-
-
-class _Tokenizer(SimpleNamespace):
-    """Only what `Policy` asks; no token is EOS, so that lengths are as wanted."""
-
-    def __len__(self) -> int:
-        return 1
 
 
 def generate(model: Qwen2ForCausalLM, rows: list[tuple[int, ...]], wanted: list[int]) -> None:
@@ -60,7 +63,7 @@ def main() -> None:
     rows, ratios = [], {}
     for size in sizes:
         model = qwen2(size, getattr(torch, args.dtype)).eval().to(device)
-        policy = Policy(model, _Tokenizer(eos_token_id=-1, pad_token_id=0))
+        policy = Policy(model, EndlessTokenizer())
         engine = NativeRollout(LONGEST, 1.0, 1.0, 0, 0.0, (), None)
         prefixes = [p for p in prompts(groups, SIZES[size]["vocab_size"]) for _ in range(8)]
 

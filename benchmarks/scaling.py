@@ -7,11 +7,10 @@ and `doubling` in the last line is the largest factor by which a doubling change
 """
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import SIZES, median, parser, prompts, qwen2, report
+from common import SIZES, EndlessTokenizer, median, parser, prompts, qwen2, report
 
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
@@ -22,11 +21,6 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.rollout.native import NativeRollout
 from edge_grpo.types import Problem, Rollout
-
-
-class _Tokenizer(SimpleNamespace):
-    def __len__(self) -> int:
-        return 1
 
 
 def run(policy: Policy, p: int, g: int, t: int) -> tuple[float, float]:
@@ -69,7 +63,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--size", choices=list(SIZES), default="3M")
     args = options.parse_args()
-    policy = Policy(qwen2(args.size, torch.float32), _Tokenizer(eos_token_id=-1, pad_token_id=0))
+    policy = Policy(qwen2(args.size, torch.float32), EndlessTokenizer())
     doublings = 1 if args.quick else 3
     base = {"prompts": 8, "G": 8, "T": 64}
     rows: list[dict[str, Any]] = []

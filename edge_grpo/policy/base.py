@@ -1,5 +1,7 @@
 """The policy: a causal language model with its tokenizer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,29 @@ from typing import Any
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+
+
+def causal_head(model: Any) -> Any:
+    """The module that turns hidden states into logits.
+
+    Raises:
+        UserError: the model has none.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UserError(f"{type(model).__name__} has no causal language-model head")
+    return head
+
+
+@contextmanager
+def eval_mode(model: Any) -> Iterator[None]:
+    """Inside, without dropout; afterwards as before, whatever happened."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @dataclass(frozen=True)

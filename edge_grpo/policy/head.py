@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+from edge_grpo.policy.base import causal_head
 
 # Entries of a block that is worked on at once: small enough to stay in the processor's cache.
 _BLOCK = 1 << 20
@@ -41,11 +42,11 @@ class Head:
             UserError: no head, or one that is not a plain linear map. Logits that are scaled in another way than
                 those below are found by `check_head`.
         """
-        name, linear = type(model).__name__, model.get_output_embeddings()
-        if linear is None:
-            raise UserError(f"{name} has no causal language-model head")
+        linear = causal_head(model)
         if type(linear) is not torch.nn.Linear:
-            raise UserError(f"{name}'s head is a {type(linear).__name__}, not a linear map, which is not supported")
+            raise UserError(
+                f"{type(model).__name__}'s head is a {type(linear).__name__}, not a linear map, which is not supported"
+            )
         config = model.config.get_text_config()
         multiplier = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)

@@ -151,8 +151,7 @@ class RowsLayout:
             seen = position < self.lengths[:, None]
             if window is not None:
                 seen &= position >= self.lengths[:, None] - window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-            self._masks[window] = mask[:, None, None]
+            self._masks[window] = _additive(seen, dtype)[:, None, None]
         return self._masks[window]
 
 

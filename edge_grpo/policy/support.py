@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+from edge_grpo.policy.base import causal_head, eval_mode
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.kv_cache import RowCache
 from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
@@ -28,19 +29,15 @@ def check_packed(model: Any) -> None:
     if model in _checked:
         return
     name = type(model).__name__
-    if model.get_output_embeddings() is None:
-        raise UserError(f"{name} has no causal language-model head")
+    causal_head(model)
     odd = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LAYER_TYPES
     if odd:
         raise UserError(f"{name} has layers of type {', '.join(sorted(odd))}: {_WAY_OUT}")
-    training = model.training
-    model.eval()
     try:
-        expected, packed = _own_logits(model), _packed_logits(model)
+        with eval_mode(model):
+            expected, packed = _own_logits(model), _packed_logits(model)
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise UserError(f"{name} does not run on flat tokens ({error}): {_WAY_OUT}") from error
-    finally:
-        model.train(training)
     difference = float((packed - expected).abs().max() / expected.std().clamp(min=1e-6))
     if not difference < _tolerance(expected):
         raise UserError(f"{name} gives other logits on flat tokens (off by {difference:.2g}): {_WAY_OUT}")
@@ -56,12 +53,10 @@ def check_head(model: Any, chunk_tokens: int) -> None:
     """
     head = Head.of(model, temperature=1.0, chunk_tokens=chunk_tokens)
     ids = torch.tensor([[1, 5, 3, 2]], device=model.device)
-    training = model.training
-    model.eval()
-    states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    with eval_mode(model):
+        states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        logits = model(input_ids=ids).logits[0]
     logprobs, _ = head(states, ids[0], entropy_grad=False, in_place=False)
-    logits = model(input_ids=ids).logits[0]
-    model.train(training)
     expected = logits.to(logprobs.dtype).log_softmax(-1).gather(-1, ids.T).squeeze(-1)
     difference = float((logprobs - expected).abs().max())
     if not difference < _tolerance(logits) * max(float(expected.abs().max()), 1.0):

@@ -11,7 +11,7 @@ from transformers import StopStringCriteria
 
 from edge_grpo.errors import UserError
 from edge_grpo.memory import out_of_memory
-from edge_grpo.policy.base import Policy
+from edge_grpo.policy.base import Policy, eval_mode
 from edge_grpo.types import FinishReason, Provenance, Response
 
 
@@ -75,6 +75,21 @@ class RolloutEngine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What one call of an engine has to continue.
+
+    Args:
+        prefixes, budgets, sampling: see `RolloutEngine.generate`.
+        uniforms: [n, longest budget], the draws of every row.
+    """
+
+    prefixes: Sequence[Sequence[int]]
+    budgets: Sequence[int]
+    uniforms: Tensor
+    sampling: Sampling
+
+
 class SamplingEngine(ABC):
     """What the engines of this project share: settings, checks and seeds.
 
@@ -124,24 +139,13 @@ class SamplingEngine(ABC):
             return []
         check_rows(policy, prefixes, budgets)
         uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32)
-        was_training = policy.model.training
-        policy.model.eval()
-        try:
-            with out_of_memory("rollout.max_batch_rows", "rollout.max_new_tokens", "algorithm.num_generations"):
-                return self._decode(policy, prefixes, budgets, uniforms, sampling)
-        finally:
-            policy.model.train(was_training)
+        settings = ("rollout.max_batch_rows", "rollout.max_new_tokens", "algorithm.num_generations")
+        with eval_mode(policy.model), out_of_memory(*settings):
+            return self._decode(policy, Rows(prefixes, budgets, uniforms, sampling))
 
     @abstractmethod
-    def _decode(
-        self,
-        policy: Policy,
-        prefixes: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        uniforms: Tensor,
-        sampling: Sampling,
-    ) -> list[Response]:
-        """The rows' responses, in order; `uniforms` [n, longest budget] are their draws."""
+    def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
+        """The rows' responses, in order."""
 
 
 class Ends:

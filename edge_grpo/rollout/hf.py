@@ -1,15 +1,13 @@
 """Rollout through transformers' `generate`: the slow reference for any model that `generate` can decode."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from edge_grpo.errors import UserError
-from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.base import Drawn, Ends, Sampling, SamplingEngine, choose, sampled_response
+from edge_grpo.policy.base import Policy, causal_head
+from edge_grpo.rollout.base import Drawn, Ends, Rows, Sampling, SamplingEngine, choose, sampled_response
 from edge_grpo.types import Response
 
 
@@ -22,37 +20,26 @@ class HFRollout(SamplingEngine):
     Args: as `SamplingEngine`.
     """
 
-    def _decode(
-        self,
-        policy: Policy,
-        prefixes: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        uniforms: Tensor,
-        sampling: Sampling,
-    ) -> list[Response]:
+    def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
         """See `SamplingEngine._decode`."""
-        if policy.model.get_output_embeddings() is None:
-            raise UserError(f"{type(policy.model).__name__} has no causal language-model head")
-        size = self.max_batch_rows or len(prefixes)
+        causal_head(policy.model)
+        n = len(rows.prefixes)
+        size = self.max_batch_rows or n
         responses: list[Response] = []
-        for start in range(0, len(prefixes), size):
-            rows = slice(start, start + size)
-            responses += self._batch(policy, prefixes[rows], budgets[rows], uniforms[rows], sampling)
+        for start in range(0, n, size):
+            some = slice(start, start + size)
+            responses += self._batch(
+                policy, Rows(rows.prefixes[some], rows.budgets[some], rows.uniforms[some], rows.sampling)
+            )
         return responses
 
-    def _batch(
-        self,
-        policy: Policy,
-        prefixes: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        uniforms: Tensor,
-        sampling: Sampling,
-    ) -> list[Response]:
+    def _batch(self, policy: Policy, rows: Rows) -> list[Response]:
+        prefixes, budgets = rows.prefixes, rows.budgets
         device = policy.model.device
         width = max(map(len, prefixes))
         ids = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prefixes], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=device)
-        draw = _Draw(uniforms.to(device), sampling)
+        draw = _Draw(rows.uniforms.to(device), rows.sampling)
         out = policy.model.generate(
             input_ids=ids,
             attention_mask=mask,

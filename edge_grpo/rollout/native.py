@@ -9,7 +9,7 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.policy.kv_cache import RowCache, Stored
 from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
 from edge_grpo.policy.support import check_packed
-from edge_grpo.rollout.base import Ends, Sampling, SamplingEngine, choose, sampled_response
+from edge_grpo.rollout.base import Ends, Rows, SamplingEngine, choose, sampled_response
 from edge_grpo.types import Response
 
 # Tokens of one prefill forward: more do not make it faster, and their activations take memory.
@@ -26,20 +26,13 @@ class NativeRollout(SamplingEngine):
     Args: as `SamplingEngine`.
     """
 
-    def _decode(
-        self,
-        policy: Policy,
-        prefixes: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        uniforms: Tensor,
-        sampling: Sampling,
-    ) -> list[Response]:
+    def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
         """See `SamplingEngine._decode`."""
         check_packed(policy.model)
-        ends = Ends(policy, self.stop_strings)
-        places = min(self.max_batch_rows or len(prefixes), len(prefixes))
+        n = len(rows.prefixes)
+        places = min(self.max_batch_rows or n, n)
         with packed_attention(policy.model):
-            return _Decoding(policy, prefixes, budgets, uniforms, sampling, ends, places).run()
+            return _Decoding(policy, rows, Ends(policy, self.stop_strings), places).run()
 
 
 class _Decoding:
@@ -49,28 +42,19 @@ class _Decoding:
     which row it holds.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        prefixes: Sequence[Sequence[int]],
-        budgets: Sequence[int],
-        uniforms: Tensor,
-        sampling: Sampling,
-        ends: Ends,
-        num_places: int,
-    ) -> None:
-        self.model, self.sampling, self.ends = policy.model, sampling, ends
+    def __init__(self, policy: Policy, rows: Rows, ends: Ends, num_places: int) -> None:
+        self.model, self.sampling, self.ends = policy.model, rows.sampling, ends
         self.device = policy.model.device
-        self.prefixes = [tuple(prefix) for prefix in prefixes]
+        self.prefixes = [tuple(prefix) for prefix in rows.prefixes]
         self.prefix_lengths = torch.tensor([len(prefix) for prefix in self.prefixes])
-        self.budgets, self.uniforms = torch.tensor(budgets), uniforms
-        self.tokens = torch.full(uniforms.shape, policy.pad_id)
-        self.logprobs, self.entropies = torch.zeros(2, *uniforms.shape, dtype=torch.float32)
-        self.counts = torch.zeros(len(prefixes), dtype=torch.long)
-        self.stopped = torch.zeros(len(prefixes), dtype=torch.bool)
+        self.budgets, self.uniforms = torch.tensor(rows.budgets), rows.uniforms
+        self.tokens = torch.full(self.uniforms.shape, policy.pad_id)
+        self.logprobs, self.entropies = torch.zeros(2, *self.uniforms.shape, dtype=torch.float32)
+        self.counts = torch.zeros(len(self.prefixes), dtype=torch.long)
+        self.stopped = torch.zeros(len(self.prefixes), dtype=torch.bool)
         self.cache = RowCache(num_places, int((self.prefix_lengths + self.budgets).max()))
         self.rows = torch.empty(0, dtype=torch.long)
-        self.waiting = list(range(len(prefixes)))
+        self.waiting = list(range(len(self.prefixes)))
         self.stored: dict[tuple[int, ...], tuple[Stored, Tensor]] = {}
         # A prefill costs about a step of the live rows, so a few places are collected before it.
         self.admit_at = max(num_places // 8, 1)
