@@ -22,7 +22,7 @@ def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
     figure.suptitle(title)
     _accuracy(axes[0, 0], data)
     _collapse(axes[0, 1], data)
-    _lines(axes[1, 0], data, {"train/entropy": "response tokens", "train/entropy_sampled": "sampled tokens only"})
+    _lines(axes[1, 0], data, {"train/entropy": "sampled tokens"})
     axes[1, 0].set(title="Policy entropy", ylabel="nats per token", ylim=(0, None))
     _lines(axes[1, 1], data, {"train/advantage_var": "variance over rows"})
     axes[1, 1].set(title="Advantage variance", ylabel="variance", ylim=(0, None))
