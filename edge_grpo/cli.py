@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import (
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], float | None]
 PACKAGE = Path(__file__).resolve().parent
-NOT_A_DIRECTORY = ("auto", "never", "None")
+Check = Callable[[Path, Mapping[str, Any]], None]
+RESUME_OPTIONS = ("auto", "never")
 
 
 def config_dir() -> Path:
@@ -46,9 +48,9 @@ def asset(name: str) -> str:
     return str(path)
 
 
-def run_dir(resume: str | None, fresh: str) -> str:
-    """The directory to resume in, or a fresh one (`${run_dir:${resume},...}`)."""
-    return fresh if str(resume) in NOT_A_DIRECTORY else str(resume)
+def run_dir(resumed: str | None, fresh: str) -> str:
+    """The directory to resume in, or a fresh one (`${run_dir:${resume.directory},...}`)."""
+    return fresh if resumed in (None, "", "None") else str(resumed)
 
 
 def job_subdir(number: int, overrides: str) -> str:
@@ -64,7 +66,12 @@ for _resolver in (asset, run_dir, job_subdir):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
-def run(task: Task, config_name: str, injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED) -> None:
+def run(
+    task: Task,
+    config_name: str,
+    injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED,
+    check_directory: Check | None = None,
+) -> None:
     """Run `task` under Hydra with the settings of `sys.argv`.
 
     Exits with 2 and one line `error: ...` where the user can mend it, and with 1 if jobs of a sweep failed.
@@ -73,12 +80,13 @@ def run(task: Task, config_name: str, injected: Mapping[str, frozenset[str]] = N
         task: called with the composed config of each job; what it returns is what a sweeper optimises.
         config_name: primary config in `config_dir()`.
         injected: see `check_config`.
+        check_directory: called with the run directory of a single run and its plain config, before Hydra writes there.
     """
     job = _Job(task, injected)
     try:
         args = get_args_parser().parse_args()
         _replay_resumed(args)
-        check_command_line(args, job, config_dir(), config_name, injected)
+        check_command_line(args, job, config_dir(), config_name, injected, check_directory)
     except UserError as error:
         _exit(error)
     try:
@@ -131,13 +139,17 @@ class _Job:
 
 
 def _replay_resumed(args: argparse.Namespace) -> None:
-    """Put the overrides of the run in `resume=<dir>` before those typed now, which win."""
+    """Put the overrides of the run in `resume=<dir>` before those typed now, which win.
+
+    What was typed about resuming is of that time and is not put there.
+    """
     typed = {key_of(text): text for text in args.overrides}
-    if "resume" not in typed:
+    text = typed.get("resume") or typed.get("resume.directory")
+    if text is None:
         return
-    resume = parse([typed["resume"]])[0]
+    resume = parse([text])[0]
     value = str(resume.value())
-    if value in NOT_A_DIRECTORY:
+    if value in (*RESUME_OPTIONS, "None"):
         return
     if args.multirun or resume.is_sweep_override():
         raise UserError("resume=<dir> continues one run: name one directory, without --multirun")
@@ -147,7 +159,9 @@ def _replay_resumed(args: argparse.Namespace) -> None:
         raise UserError(f"resume={value}: no run there ({record} does not exist)")
     if next(folder.rglob("*.ckpt"), None) is None:
         raise UserError(f"resume={value}: the run has saved no checkpoint (*.ckpt)")
-    saved = [str(text) for text in OmegaConf.load(record) if key_of(str(text)) not in typed]
-    position = sys.argv.index(args.overrides[0], 1)
+    saved = [str(text) for text in OmegaConf.load(record)]
+    saved = [text for text in saved if key_of(text) not in typed and key_of(text).partition(".")[0] != "resume"]
     # A job of a sweep is continued alone, even if its experiment asks for a sweep.
-    sys.argv[position:position] = args.overrides[0:0] = [*saved, "hydra.mode=RUN"]
+    now = [f"resume.directory={o.partition('=')[2]}" if o == text else o for o in args.overrides]
+    position = sys.argv.index(args.overrides[0], 1)
+    sys.argv[position : position + len(now)] = args.overrides[:] = [*saved, "hydra.mode=RUN", *now]

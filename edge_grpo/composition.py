@@ -47,8 +47,9 @@ def check_command_line(
     conf: Path,
     config_name: str,
     injected: Mapping[str, frozenset[str]],
+    check_directory: Callable[[Path, Mapping[str, Any]], None] | None = None,
 ) -> None:
-    """Compose all that was typed; for a run, resolve it and hold it against the constructors too."""
+    """Compose all that was typed; for a run, resolve it and hold it against the constructors and its directory too."""
     if args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
         return
     if args.cfg and args.multirun:
@@ -61,6 +62,9 @@ def check_command_line(
             to_dict(_as_job(cfg))
         for cfg in variants:
             check_config(_as_job(cfg), injected)
+        if check_directory is not None and not (args.multirun or variants[0].hydra.mode == RunMode.MULTIRUN):
+            folder = Path(variants[0].hydra.run.dir)
+            check_directory(folder, to_dict(_as_job(variants[0])))
 
 
 @contextmanager

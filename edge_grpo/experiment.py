@@ -4,19 +4,22 @@ import json
 import logging
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import transformers
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from edge_grpo.callbacks.checkpoint import checkpoints
+from edge_grpo.checkpoints import STATE, read_manifest
 from edge_grpo.config import instantiate, to_dict
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.held_out import HeldOutEvaluation
 from edge_grpo.policy.base import Policy
 from edge_grpo.reporting.training_figure import draw_training_figure
+from edge_grpo.resume import alone_in, check_directory, check_settings, find_checkpoint
 from edge_grpo.run_info import run_info
 
 log = logging.getLogger(__name__)
@@ -35,12 +38,27 @@ def run_experiment(cfg: DictConfig) -> float:
     """
     _quiet()
     folder = Path(cfg.paths.run_dir)
-    _claim(folder, cfg)
+    check_directory(folder, to_dict(cfg))
+    folder.mkdir(parents=True, exist_ok=True)
+    # The other ranks of this run share its directory.
+    with alone_in(folder) if rank_zero_only.rank == 0 else nullcontext():
+        return _run(cfg, folder)
+
+
+def _run(cfg: DictConfig, folder: Path) -> float:
+    first = rank_zero_only.rank == 0
+    resumed = find_checkpoint(folder / "checkpoints", start_over=cfg.resume.start_over, tidy=first)
+    if resumed is not None:
+        check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
+    if first:
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     pl.seed_everything(cfg.seed, verbose=False)
     # The cheap parts first: what is wrong with them should not wait for a model to load.
     data = instantiate(cfg.data)
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
+    about = {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info()}
+    callbacks.append(instantiate(cfg.checkpoint, about=about))
     module = build_module(cfg)
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
@@ -51,10 +69,9 @@ def run_experiment(cfg: DictConfig) -> float:
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks], loggers=loggers)
     for logger in loggers:
-        logger.log_hyperparams({"config": to_dict(cfg), "overrides": _overrides(), "info": run_info()})
-    checkpoint = _checkpoint(cfg, folder)
+        logger.log_hyperparams(about)
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed), weights_only=True)
     summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
     for logger in loggers:
         logger.finalize("success")
@@ -76,22 +93,16 @@ def build_module(cfg: DictConfig) -> Any:
     return module
 
 
-def _claim(folder: Path, cfg: DictConfig) -> None:
-    """Write the resolved config, which also proves that the folder can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    except OSError as error:
-        raise UserError(f"paths.run_dir={folder}: cannot write there ({error.strerror}): choose another one") from error
-
-
-def _checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
-    """The checkpoint to go on from."""
-    found = checkpoints(folder / "checkpoints")
-    if cfg.resume == "never" or not found:
+def _state_of(checkpoint: Path | None) -> Path | None:
+    """What Lightning restores."""
+    if checkpoint is None:
         return None
-    log.info("resuming from %s", found[-1])
-    return found[-1]
+    log.info("resuming from %s", checkpoint)
+    written = read_manifest(checkpoint).get("info", {}).get("packages", {})
+    for name, version in run_info()["packages"].items():
+        if written.get(name) != version:
+            log.warning("the checkpoint was written with %s %s, this is %s", name, written.get(name), version)
+    return checkpoint / STATE
 
 
 def _report_data(data: Any, folder: Path) -> None:

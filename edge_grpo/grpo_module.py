@@ -88,6 +88,7 @@ class GRPOModule(PolicyModule):
                 size = UpdateSize(*map(int, self.total_over_ranks(*update.size())))
                 metrics = update.run(self.update_epochs, size, self.optimise)
         self.corrected = corrected
+        self.bad_rows = [self._describe(row, corrected, update) for row in update.bad_rows]
         self._log(sampled, corrected, update, metrics)
 
     def roll_out(self, problems: Sequence[Problem]) -> Rollout:
@@ -139,6 +140,21 @@ class GRPOModule(PolicyModule):
             chunk_tokens=self.chunk_tokens,
             packing=self.packing,
         )
+
+    def _describe(self, row: int, corrected: Corrected, update: GRPOUpdate) -> dict[str, Any]:
+        """A row of the update's batch, for the person who looks for what broke it."""
+        scored, i = corrected.scored, int(update.batch.row_ids[row])
+        problem = scored.rollout.problem_of(i)
+        return {
+            "problem": problem.id,
+            "origin": problem.origin,
+            "question": problem.question,
+            "response": scored.texts[i],
+            "branch": corrected.branches[i] or "",
+            "reward": float(scored.scores.rewards[i]),
+            "logprobs_finite": bool(update.old_logprobs[row].isfinite().all()),
+            "advantages_finite": bool(update.advantages[row].isfinite().all()),
+        }
 
     def _log(self, sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdate, metrics: dict[str, float]) -> None:
         """Everything of one iteration under the names of metrics.py."""

@@ -14,7 +14,7 @@ from edge_grpo.metrics import advantage_metrics
 from edge_grpo.policy.batching import group_microbatches, microbatches, packed_microbatches
 from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.token_stats import TokenStats, token_stats
-from edge_grpo.types import UpdateBatch
+from edge_grpo.types import Step, UpdateBatch
 
 _SETTINGS = ("algorithm.microbatch_tokens", "algorithm.chunk_tokens", "data.problems_per_iteration")
 
@@ -66,6 +66,8 @@ class GRPOUpdate:
         # Of the policy before the update; filled by the first epoch, before any step.
         self.old_logprobs = self._empty_stats().logprobs
         self._counts: dict[str, Tensor] = {}
+        self.bad_rows: list[int] = []
+        """rows of the batch in micro-batches whose loss or gradient was not finite"""
 
     @property
     def skipped_tokens(self) -> int:
@@ -96,14 +98,14 @@ class GRPOUpdate:
         return int(trained.any(1).sum()), int(trained.sum()), len(self.cuts)
 
     def run(
-        self, epochs: int, size: UpdateSize, optimise: Callable[[Sequence[Callable[[], Tensor]]], tuple[float, float]]
+        self, epochs: int, size: UpdateSize, optimise: Callable[[Sequence[Callable[[], Tensor]]], Step]
     ) -> dict[str, float]:
         """mu optimiser steps.
 
         Args:
             epochs: mu.
             size: of the update over all ranks.
-            optimise: one optimiser step on the sum of the given losses; returns loss and gradient norm.
+            optimise: one optimiser step on the sum of the given losses.
         """
         if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
             optimise = _without_step
@@ -112,8 +114,12 @@ class GRPOUpdate:
                 optimise([partial(self._share, cut, size, first=epoch == 0) for cut in self.cuts])
                 for epoch in range(epochs)
             ]
-        losses, norms = zip(*steps, strict=True)
-        metrics = {"train/loss": sum(losses) / epochs, "train/grad_norm": sum(norms) / epochs}
+        self.bad_rows = sorted({row for step in steps for i in step.bad or () for row in self.cuts[i].tolist()})
+        metrics = {
+            "train/loss": sum(step.loss for step in steps) / epochs,
+            "train/grad_norm": sum(step.grad_norm for step in steps) / epochs,
+            "train/skipped_steps": float(sum(step.bad is not None for step in steps)),
+        }
         return metrics | self._metrics(epochs)
 
     def _active_rows(self) -> Tensor:
@@ -230,6 +236,6 @@ class GRPOUpdate:
 
 
 @torch.no_grad()
-def _without_step(shares: Sequence[Callable[[], Tensor]]) -> tuple[float, float]:
-    """Loss and gradient norm of an update that does not take place."""
-    return sum(float(share()) for share in shares), 0.0
+def _without_step(shares: Sequence[Callable[[], Tensor]]) -> Step:
+    """The loss of an update that does not take place."""
+    return Step(sum(float(share()) for share in shares), 0.0)

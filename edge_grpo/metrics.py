@@ -43,6 +43,9 @@ METRICS: dict[str, Metric] = {
     "train/kl": Metric("nats", "mean over trained tokens of the chosen KL estimator; only where beta > 0"),
     "train/loss": Metric("loss", "sum of the micro-batches' shares, mean over update epochs"),
     "train/grad_norm": Metric("norm", "global gradient norm before clipping, mean over update epochs"),
+    "train/skipped_steps": Metric(
+        "steps", "optimiser steps of the iteration that were skipped: loss or gradient not finite"
+    ),
     "train/lr": Metric("1", "learning rate of the iteration"),
     "train/num_tokens": Metric("tokens", "response tokens trained on so far, all ranks"),
     "train/num_rollouts": Metric("responses", "responses sampled so far, reflections included, all ranks"),

@@ -1,5 +1,6 @@
 """What the GRPO and the SFT module share: the policy, its optimiser, grading, and the log."""
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,8 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rollout.base import RolloutEngine
-from edge_grpo.types import Problem, Rollout, ScoredRollout
+from edge_grpo.seeding import seed_globals
+from edge_grpo.types import Problem, Rollout, ScoredRollout, Step
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -68,6 +70,10 @@ class PolicyModule(pl.LightningModule):
         self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
         self.timings: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
+        self.bad_steps = 0
+        """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
+        self.bad_rows: list[dict[str, Any]] = []
+        """the rows of this iteration behind them, as records"""
 
     @property
     def iteration(self) -> int:
@@ -79,6 +85,26 @@ class PolicyModule(pl.LightningModule):
         check_head(self.model, self.chunk_tokens)
         if self.packing:
             check_packed(self.model)
+
+    def on_train_epoch_start(self) -> None:
+        """Global generators follow from the iteration too, so that a resumed run draws the same."""
+        seed_globals(self.seed, iteration=self.iteration, rank=self.global_rank)
+        self.bad_rows = []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            UserError: names the first parameter that is missing, unexpected or of another shape.
+        """
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise UserError(
+                    f"the checkpoint is of another model: {name} is {theirs.get(name, 'absent')} there and "
+                    f"{ours.get(name, 'absent')} here: set `model` as it was, or resume=never"
+                )
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The injected optimiser and scheduler."""
@@ -95,30 +121,52 @@ class PolicyModule(pl.LightningModule):
         """[n] bool: which texts answer their problem right."""
         return self.rewards(problems, texts).correct
 
-    def optimise(self, shares: Sequence[Callable[[], Tensor]]) -> tuple[float, float]:
-        """One optimiser step on the sum of the micro-batches' losses.
+    def optimise(self, shares: Sequence[Callable[[], Tensor]]) -> Step:
+        """One optimiser step on the sum of the micro-batches' losses; skipped where that or its gradient is not finite.
 
         Args:
             shares: each computes one micro-batch's share of the loss, with graph.
-
-        Returns:
-            The loss (this rank's) and the gradient norm before clipping.
         """
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for i, share in enumerate(shares):
-            last = i == len(shares) - 1
-            with optimizer.toggle_model(sync_grad=last):
-                # DDP averages gradients over ranks; the denominators already count all ranks.
-                loss = share()
-                self.manual_backward(loss * self.trainer.world_size)
-            total += float(loss.detach())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        losses = [self._backward(share, sync=i == len(shares) - 1) for i, share in enumerate(shares)]
+        norm = self._gradient_norm()
+        if not self._finite_on_every_rank(*losses, norm):
+            self.bad_steps += 1
+            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)] or self._without_gradient(shares)
+            optimizer.zero_grad(set_to_none=True)
+            return Step(sum(losses), norm, tuple(bad))
+        self.bad_steps = 0
         if self.max_grad_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
         optimizer.step()
-        return total, float(norm)
+        return Step(sum(losses), norm)
+
+    def _backward(self, share: Callable[[], Tensor], *, sync: bool) -> float:
+        """Add the gradient of one share, which is returned; DDP averages the gradients of all at the last one."""
+        optimizer: Any = self.optimizers()
+        with optimizer.toggle_model(sync_grad=sync):
+            loss = share()
+            # The denominators count all ranks already.
+            self.manual_backward(loss * self.trainer.world_size)
+        return float(loss.detach())
+
+    def _gradient_norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+
+    def _finite_on_every_rank(self, *values: float) -> bool:
+        here = all(map(math.isfinite, values))
+        return self.total_over_ranks(float(not here)) == [0.0]
+
+    def _without_gradient(self, shares: Sequence[Callable[[], Tensor]]) -> list[int]:
+        """The micro-batches whose loss is finite and whose gradient is not, each computed again alone."""
+        found = []
+        for i, share in enumerate(shares):
+            self.model.zero_grad(set_to_none=True)
+            self._backward(share, sync=False)
+            if not math.isfinite(self._gradient_norm()):
+                found.append(i)
+        return found
 
     def step_scheduler(self) -> float:
         """Advance the schedule by one iteration; the rate that this iteration used."""

@@ -5,7 +5,9 @@ run would have drawn, and no stage can disturb another by drawing more or less.
 """
 
 import hashlib
+import random
 
+import numpy as np
 import torch
 
 
@@ -24,3 +26,14 @@ def stage_seed(seed: int, stage: str, *, iteration: int = 0, rank: int = 0) -> i
 def stage_generator(seed: int, stage: str, *, iteration: int = 0, rank: int = 0) -> torch.Generator:
     """A CPU generator seeded by `stage_seed`; draw on the CPU and move, so that devices agree."""
     return torch.Generator().manual_seed(stage_seed(seed, stage, iteration=iteration, rank=rank))
+
+
+def seed_globals(seed: int, *, iteration: int, rank: int) -> None:
+    """Seed the generators of Python, numpy and torch for one iteration on one rank.
+
+    They serve what does not ask for a generator of its own, such as dropout or a user's strategy.
+    """
+    number = stage_seed(seed, "globals", iteration=iteration, rank=rank)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)

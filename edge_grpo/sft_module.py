@@ -46,11 +46,20 @@ class SFTModule(PolicyModule):
 
             memory = out_of_memory("algorithm.microbatch_tokens", "algorithm.chunk_tokens")
             with packed_attention(self.model, self.packing), memory:
-                loss, norm = self.optimise([partial(share, cut) for cut in self._cuts(rows)])
+                cuts = self._cuts(rows)
+                step = self.optimise([partial(share, cut) for cut in cuts])
             rate = self.step_scheduler()
+        bad = sorted(row for i in step.bad or () for row in cuts[i].tolist())
+        self.bad_rows = [{"problem": problems[row].id, "origin": problems[row].origin} for row in bad]
         timing = {f"timing_s/{stage}": seconds for stage, seconds in self.timings.items()}
         self.timings = {}
-        self.record({"sft/loss": loss, "train/grad_norm": norm, "train/lr": rate, **timing}, step=self.iteration)
+        metrics = {
+            "sft/loss": step.loss,
+            "train/grad_norm": step.grad_norm,
+            "train/skipped_steps": float(step.bad is not None),
+            "train/lr": rate,
+        }
+        self.record(metrics | timing, step=self.iteration)
 
     def _cuts(self, rows: UpdateBatch) -> list[Tensor]:
         prompts, responses = rows.prompt_lengths.cpu(), rows.response_lengths.cpu()

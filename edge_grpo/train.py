@@ -3,12 +3,14 @@
 from omegaconf import DictConfig
 
 from edge_grpo.cli import run
+from edge_grpo.resume import check_directory
 
 # Constructor arguments that the program passes itself.
 INJECTED = {
     "algorithm": frozenset(
         {"policy", "rollout", "rewards", "optimizer", "scheduler", "correction", "group_filter", "advantage", "loss"}
     ),
+    "checkpoint": frozenset({"about"}),
     "trainer": frozenset({"callbacks", "loggers"}),
     "scheduler": frozenset({"optimizer"}),
     "optimizer": frozenset({"params"}),
@@ -24,7 +26,7 @@ def train(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    run(train, "train", INJECTED)
+    run(train, "train", INJECTED, check_directory)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import torch
 from edge_grpo.errors import UserError
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+# Not 16-mixed: its loss scaling hides a gradient that is not finite, and clipping would see scaled ones.
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
 
 def build_trainer(
@@ -30,15 +32,18 @@ def build_trainer(
     Args:
         max_iterations: iterations in all.
         accelerator: "auto" takes the GPU where there is one.
-        devices, num_nodes, strategy, precision, deterministic: as Lightning's.
+        precision: one of `PRECISIONS`.
+        devices, num_nodes, strategy, deterministic: as Lightning's.
 
     Raises:
-        UserError: an unknown or absent accelerator, or fewer than one iteration.
+        UserError: an unknown or absent accelerator, another precision, or fewer than one iteration.
     """
     if max_iterations < 1:
         raise UserError(f"trainer.max_iterations={max_iterations} must be at least 1")
     if accelerator not in ACCELERATORS:
         raise UserError(f"trainer.accelerator={accelerator} is none of {', '.join(ACCELERATORS)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
     return pl.Trainer(

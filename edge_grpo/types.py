@@ -13,7 +13,7 @@ Tokens go in and tokens come out: text is decoded for graders and people and is 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -175,6 +175,21 @@ class ScoredRollout:
         n = self.rollout.num_rows
         if len(self.texts) != n or self.scores.rewards.shape[0] != n:
             raise ValueError(f"{n} rows, {len(self.texts)} texts, {self.scores.rewards.shape[0]} rewards")
+
+
+class Step(NamedTuple):
+    """One optimiser step.
+
+    Args:
+        loss: sum of the micro-batches' shares on this rank.
+        grad_norm: global norm before clipping.
+        bad: indices of the micro-batches on this rank whose loss or gradient is not finite; None if the step was
+            taken. An empty tuple: skipped for another rank's sake.
+    """
+
+    loss: float
+    grad_norm: float
+    bad: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

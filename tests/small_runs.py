@@ -38,7 +38,7 @@ SMALL = (
     "rollout.max_new_tokens=8",
     "trainer=cpu",
     "trainer.max_iterations=2",
-    "callbacks.checkpoint.every_n_iterations=1",
+    "checkpoint.every_n_iterations=1",
     "logger=csv",
 )
 SMALL_GRPO = (*SMALL, "algorithm.num_generations=2")

@@ -20,14 +20,13 @@ defaults:
   - experiment: null
   - hydra: default
 seed: 0
-resume: never
+resume: {directory: null, allow_changes: false}
 allowed_targets: [toy]
 data: {path: problems.jsonl}
 output_dir: ${hydra:runtime.output_dir}
 """,
     "conf/broken.yaml": """
 defaults: [_self_, {hydra: default}]
-resume: never
 seed: ${sede}
 """,
     "conf/advantage/vanilla.yaml": "{_target_: toy.Vanilla, clamp: 3.0, eps: 1e-4}",
@@ -222,7 +221,10 @@ def test_resume_replays_what_was_typed_and_typed_now_wins(app: App) -> None:
     assert again.stdout == f"ran 7 5.0 a b {app.folder / 'run'}\n", again.stderr
     assert app("seed=8", "resume=run").stdout == f"ran 8 5.0 a b {app.folder / 'run'}\n"
     assert app("resume=run").stdout.startswith("ran 8 ")  # what the last continuation ran with
-    assert app.runs("resume=auto") == ["0 3.0 problems.jsonl"]
+    # What was typed about resuming is not replayed.
+    app("resume=run", "resume.allow_changes=true")
+    app("resume=run")
+    assert "allow_changes" not in (app.folder / "run/.hydra/overrides.yaml").read_text()
 
 
 def test_a_sweeps_job_is_resumed_alone(app: App) -> None:

@@ -217,6 +217,7 @@ def test_every_setting_is_a_constructor_argument_or_read_by_the_run_itself(optio
         inside = [name] if name in nodes else [f"{name}.{child}" for child, value in node.items() if value is not None]
         assert set(inside) <= nodes, f"nothing reads {name}"
     assert set(plain["paths"]) == {"run_dir"}
+    assert set(plain["resume"]) == {"directory", "start_over", "allow_changes"}
 
 
 # --- advantages ----------------------------------------------------------------------------------------------------

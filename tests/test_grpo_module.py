@@ -17,7 +17,7 @@ from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.tiny import random_tiny_policy
-from edge_grpo.types import Problem, Provenance, Response, Rollout
+from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
 
 G = 3
 PROMPTS = ((65, 66, 67, 68), (70, 71))
@@ -104,7 +104,7 @@ class Gradients:
         with torch.no_grad():
             for p in self.model.parameters():
                 p -= self.lr * p.grad
-        return total, float(gradient.norm())
+        return Step(total, float(gradient.norm()))
 
 
 def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, reference=None, packing=True, rewards=REWARDS):

@@ -50,8 +50,8 @@ def test_every_experiment_writes_what_the_readme_promises(run, experiment):
     assert 0 <= summary["accuracy"]["before"] <= 1
     assert 0 <= summary["accuracy"]["after"] <= 1
     assert [p.name for p in sorted((folder / "checkpoints").iterdir())] == [
-        "iteration-000001.ckpt",
-        "iteration-000002.ckpt",
+        "iteration-000001",
+        "iteration-000002",
     ]
     assert (folder / "training.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -75,7 +75,7 @@ def test_the_exported_model_is_the_trained_one_and_loads_anywhere(run, experimen
     folder = run(experiment)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    last = torch.load(folder / "checkpoints" / "iteration-000002.ckpt", weights_only=True)["state_dict"]
+    last = torch.load(folder / "checkpoints" / "iteration-000002" / "state.ckpt", weights_only=True)["state_dict"]
     parameters = model.state_dict()
     assert parameters
     for name, value in parameters.items():
@@ -120,7 +120,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(tmp_path):
     process = command(*settings, f"hydra.run.dir={killed}")
     try:
         deadline = time.monotonic() + 60
-        while not list(killed.glob("checkpoints/*.ckpt")):
+        while not list(killed.glob("checkpoints/iteration-*")):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline, "no checkpoint after a minute"
             time.sleep(0.002)

@@ -1,0 +1,54 @@
+"""What is told of optimiser steps that were skipped, and when it is enough."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from edge_grpo.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class BadSteps(pl.Callback):
+    """Writes the rows behind a loss or gradient that is not finite, and ends the run when that does not stop.
+
+    The step itself is skipped by `PolicyModule.optimise`, so the weights stay finite.
+
+    Args:
+        folder: rows are appended to `<folder>/bad_steps.jsonl`.
+        max_consecutive_bad_steps: steps skipped in a row that end the run, at least 1.
+
+    Raises:
+        UserError: a value below 1.
+    """
+
+    def __init__(self, folder: str, max_consecutive_bad_steps: int) -> None:
+        if max_consecutive_bad_steps < 1:
+            raise UserError(
+                f"callbacks.bad_steps.max_consecutive_bad_steps={max_consecutive_bad_steps} must be at least 1"
+            )
+        self.path, self.max_consecutive_bad_steps = Path(folder) / "bad_steps.jsonl", max_consecutive_bad_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        """Tell of this iteration.
+
+        Raises:
+            UserError: too many steps in a row were skipped.
+        """
+        if not pl_module.metrics["train/skipped_steps"]:
+            return
+        path = self.path.with_stem(f"{self.path.stem}_rank{trainer.global_rank}") if trainer.global_rank else self.path
+        with path.open("a", encoding="utf-8") as file:
+            for row in pl_module.bad_rows:
+                file.write(json.dumps({"step": trainer.current_epoch, **row}, ensure_ascii=False) + "\n")
+        count = pl_module.bad_steps
+        log.warning("loss or gradient not finite: step skipped, %d in a row; rows in %s", count, path)
+        if count >= self.max_consecutive_bad_steps:
+            raise UserError(
+                f"iteration {trainer.current_epoch}: loss or gradient not finite in {count} optimiser steps in a row "
+                f"(callbacks.bad_steps.max_consecutive_bad_steps); their rows are in {path}, and the newest checkpoint "
+                "is from before. Look for a learning rate that is too high (optimizer.lr) or a broken model"
+            )

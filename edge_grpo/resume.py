@@ -1,0 +1,171 @@
+"""Which checkpoint a run goes on from, and whether its settings still are those of that run.
+
+Imported by the command line, so it must stay light: no torch.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_grpo.checkpoints import checkpoints, damage, read_manifest, remove
+from edge_grpo.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Settings that change what is shown or kept of a run, how long it lasts or how fast it is, and no number of it. A
+# schedule that depends on the number of iterations says so under scheduler.
+FREE = (
+    "name",
+    "resume",
+    "paths",
+    "logger",
+    "callbacks",
+    "checkpoint",
+    "allowed_targets",
+    "trainer.max_iterations",
+    "evaluation.every_n_iterations",
+)
+FREE_ENDINGS = (".workers", ".memory_limit_gb")
+SHOWN = 10
+
+
+def find_checkpoint(folder: Path, *, start_over: bool, tidy: bool) -> Path | None:
+    """The newest checkpoint whose checksums agree.
+
+    Args:
+        folder: of the checkpoints.
+        start_over: none of them.
+        tidy: delete those that are passed over, and what a kill left half written.
+
+    Raises:
+        UserError: there are checkpoints and all are damaged.
+    """
+    found = checkpoints(folder)
+    chosen = None
+    damaged: list[Path] = []
+    while found and chosen is None and not start_over:
+        fault = damage(found[-1])
+        if fault is None:
+            chosen = found[-1]
+        else:
+            damaged.append(found.pop())
+            log.warning("%s is damaged (%s): trying the one before it", damaged[-1], fault)
+    if damaged and chosen is None:
+        raise UserError(f"{folder}: every checkpoint is damaged; resume=never starts over")
+    if tidy:
+        remove(found if start_over else damaged)
+        for leftover in folder.glob(".iteration-*.tmp"):
+            shutil.rmtree(leftover)
+    return chosen
+
+
+def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes: bool) -> None:
+    """Hold a config against the one the checkpoint was written under.
+
+    Args:
+        checkpoint: its folder; a damaged one says nothing.
+        config: the resolved config, plain.
+        allow_changes: only warn.
+
+    Raises:
+        UserError: a setting differs that changes the result.
+    """
+    try:
+        before = read_manifest(checkpoint).get("config", {})
+    except ValueError:
+        return
+    changed = {key: values for key, values in differences(before, config).items() if not _is_free(key)}
+    lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items()]
+    lines = lines[:SHOWN] + [f"... and {len(lines) - SHOWN} more"] * (len(lines) > SHOWN)
+    if changed and not allow_changes:
+        raise UserError(
+            f"{checkpoint} was written under other settings, which would change the result:\n  "
+            + "\n  ".join(lines)
+            + "\nundo the change, or go on all the same with resume.allow_changes=true"
+        )
+    for line in lines:
+        log.warning("going on under another setting than before: %s", line)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both; null stands for a key that is absent.
+
+    >>> differences({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}, "d": {}})
+    {'a.c.1': (2, 3)}
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    return {
+        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        items: Any = node.items()
+    elif isinstance(node, list | tuple):
+        items = enumerate(node)
+    else:
+        yield key, node
+        return
+    for name, child in items:
+        yield from _leaves(child, f"{key}.{name}" if key else str(name))
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith(FREE_ENDINGS)
+
+
+def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a run directory before anything is written into it.
+
+    Raises:
+        UserError: it cannot be written, another run is at work there, or its run had other settings.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror) from error
+    place = folder if folder.exists() else folder.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise _unwritable(folder, "not a directory that may be written")
+    if folder.exists():
+        with alone_in(folder):
+            found = checkpoints(folder / "checkpoints")
+        resume = config.get("resume") or {}
+        if found and not resume.get("start_over"):
+            check_settings(found[-1], config, allow_changes=bool(resume.get("allow_changes")))
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the run directory; the hold ends with the process at the latest, however that ends.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    try:
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise _unwritable(folder, error.strerror) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"paths.run_dir={folder}: another run is at work there ({file.read().strip() or 'just started'}): "
+                "wait for it or choose another directory (hydra.run.dir)"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def _unwritable(folder: Path, why: str | None) -> UserError:
+    return UserError(f"paths.run_dir={folder}: cannot write there ({why}): choose another one (hydra.run.dir)")
