@@ -58,7 +58,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     about = {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info()}
-    callbacks.append(instantiate(cfg.checkpoint, about=about))
+    checkpointing = instantiate(cfg.checkpoint, about=about)
     module = build_module(cfg)
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
@@ -67,11 +67,12 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     _report_data(data, folder)
     _check_context(data, policy, module.rollout.max_new_tokens)
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-    trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks], loggers=loggers)
+    trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
     for logger in loggers:
         logger.log_hyperparams(about)
     start = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed), weights_only=True)
+    with checkpointing.answering_signals():
+        trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed), weights_only=True)
     summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
     for logger in loggers:
         logger.finalize("success")

@@ -3,7 +3,8 @@
 import logging
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,25 @@ class IterationCheckpoint(Checkpoint):
         self._asked: list[int] = []
         self._previous: dict[int, Any] = {}
 
+    @contextmanager
+    def answering_signals(self) -> Iterator[None]:
+        """Answer signals inside the block, which holds `trainer.fit`; off the main thread nothing can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._previous = {number: signal.getsignal(number) for number in (*STOPPING, SAVING)}
+        self._take_signals()
+        try:
+            yield
+        finally:
+            self._leave_signals()
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._one_rank = trainer.world_size == 1
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._on_signal) for number in (*STOPPING, SAVING)}
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        self._restore_handlers()
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Lightning has put a handler of its own before ours by now.
+        self._take_signals()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         self._busy = True
@@ -86,7 +99,7 @@ class IterationCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if number in STOPPING:
-            self._restore_handlers()
+            self._leave_signals()
         self._asked.append(number)
         if self._one_rank and not self._busy:
             self._answer()
@@ -145,10 +158,13 @@ class IterationCheckpoint(Checkpoint):
         else:
             trainer.save_checkpoint(state_path(self.folder, done))
 
-    def _restore_handlers(self) -> None:
+    def _take_signals(self) -> None:
+        for number in self._previous:
+            signal.signal(number, self._on_signal)
+
+    def _leave_signals(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
 
 
 def _state(trainer: pl.Trainer) -> dict[str, Any]:
