@@ -1,0 +1,94 @@
+"""`python ddp_gradients.py OUT`: gradients of one update of scripted responses on two ranks.
+
+Run by test_invariance.py, which also calls `gradient` for one rank; Lightning starts it again for the second rank.
+"""
+
+import os
+import sys
+
+import pytorch_lightning as pl
+import torch
+from small_runs import SMALL_MODEL, composed
+from torch import nn
+
+from edge_grpo.config import instantiate
+from edge_grpo.experiment import build_module
+from edge_grpo.trainer import build_trainer
+
+TEXTS = [
+    "{answer}",
+    "\\boxed{{answer}}",
+    "it is 12, so \\boxed{12}",
+    "\\boxed{}",
+    "first {answer}, then \\boxed{{answer}} after all",
+    "I do not know...",
+    "\\boxed{7}",
+]
+# Bounds that cut 16 rows into 1, 2 and 7 micro-batches on one rank.
+BOUNDS = {1: 10_000, 2: 350, 7: 72}
+
+
+SETTINGS = (
+    "experiment=eda",
+    *SMALL_MODEL,
+    "data.train_count=8",
+    "data.held_out_count=2",
+    "data.problems_per_iteration=4",
+    "data.max_correctness_rate=null",
+    "data.correctness_rates=null",
+    "algorithm.num_generations=4",
+    "algorithm.max_grad_norm=null",
+)
+# Every aggregation; the advantage that reads entropies, and one that does not.
+CASES = [*((loss, "entropy_driven") for loss in ("grpo", "dapo", "dr_grpo", "bnpo")), ("grpo", "vanilla")]
+
+
+PRECISIONS = ("64-true", "32-true")
+
+
+class Gradients(pl.Callback):
+    """Keeps the gradient that the optimiser gets, and counts the micro-batches behind it."""
+
+    def __init__(self):
+        self.microbatches, self.gradient = 0, None
+
+    def on_before_backward(self, trainer, module, loss):
+        self.microbatches += 1
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.gradient = torch.cat([p.grad.flatten() for p in module.model.parameters()]).clone()
+
+
+def exact(module):
+    """Qwen2's own norm rounds to float32 whatever its weights are."""
+    for name, child in list(module.model.named_modules()):
+        if "norm" in name.rsplit(".", 1)[-1]:
+            norm = nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon)
+            norm.weight = child.weight
+            module.model.set_submodule(name, norm)
+
+
+def gradient(loss, advantage, devices, precision, bound):
+    cfg, _ = composed("train", *SETTINGS, f"loss={loss}", f"advantage={advantage}")
+    cfg.algorithm.microbatch_tokens = bound
+    cfg.rollout = {"_target_": "scripted.Scripted", "max_new_tokens": 64, "texts": TEXTS}
+    pl.seed_everything(0, verbose=False)
+    module, data = build_module(cfg), instantiate(cfg.data)
+    exact(module)
+    data.load_prepared(module.policy.tokenizer, required_fields=module.required_fields, grade=module.grade)
+    kept = Gradients()
+    strategy = "ddp" if devices > 1 else "auto"
+    trainer = build_trainer(1, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])
+    trainer.fit(module, datamodule=data)
+    return kept.gradient, kept.microbatches
+
+
+def main(out):
+    torch.set_num_threads(1)
+    found = {precision: {case: gradient(*case, 2, precision, BOUNDS[1]) for case in CASES} for precision in PRECISIONS}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
