@@ -15,7 +15,7 @@ from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.train import INJECTED
 
 # Row 3 is broken, 5 repeats the id of row 1, 6 has no question, 8 is too long, 9 has no solution.
-BROKEN = (3, 5, 6, 8, 9)
+BROKEN = [3, 5, 6, 8, 9]
 FILE = ("data=file", "data.held_out_count=2", "data.max_prompt_tokens=200")
 SETTINGS = (*(text for text in SMALL_GRPO if not text.startswith("data.")), "data.problems_per_iteration=2", *FILE)
 
@@ -47,7 +47,7 @@ def test_skip_trains_on_the_other_rows_and_lists_the_bad_ones(
     folder = train(tmp_path / "run", path, "experiment=gec", "correction.reflection_tokens=8", "data.on_bad_row=skip")
     assert len(metrics_rows(folder)) == 3  # two iterations and the evaluation after them
     lines = (folder / "bad_rows.txt").read_text().splitlines()
-    assert sorted(int(line.removeprefix(f"{path}:").split(":")[0]) for line in lines) == list(BROKEN)
+    assert [int(line.removeprefix(f"{path}:").split(":")[0]) for line in lines] == BROKEN
     assert f"5 bad rows are left out: {folder / 'bad_rows.txt'}" in caplog.text
     assert "5 training problems, 2 held out" in caplog.text  # 12 - 5 = 5 + 2
 
@@ -83,7 +83,7 @@ def test_the_command_line_refuses_with_all_rows_and_exit_code_2(path: Path, tmp_
     assert process.returncode == 2, output
     message = output[output.index("error: ") :].splitlines()
     assert message[0] == "error: 5 bad rows; mend them, or data.on_bad_row=skip leaves them out:"
-    assert sorted(int(line.removeprefix(f"  {path}:").split(":")[0]) for line in message[1:]) == list(BROKEN)
+    assert [int(line.removeprefix(f"  {path}:").split(":")[0]) for line in message[1:]] == BROKEN
     assert not (tmp_path / "run/checkpoints").exists()
 
 

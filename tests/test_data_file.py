@@ -252,6 +252,20 @@ def test_held_out_problems_of_another_file(tmp_path: Path) -> None:
         configured(f"data.path={train}", "data.held_out_count=null")
 
 
+def test_bad_rows_of_both_files_are_told_and_move_no_other_row(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    write_jsonl(train, [{"problem": ""}, *ROWS])
+    write_jsonl(test, [*ROWS[:3], {"problem": 5, "answer": 1}])
+    settings = (f"data.path={train}", f"data.held_out_path={test}", "data.held_out_count=null")
+    how: dict[str, Any] = {"required_fields": frozenset(), "grade": lambda p, t: 1 / 0, "ungradable": no_complaint}
+    with pytest.raises(UserError, match=r"^2 bad rows;.*\n  .*test\.jsonl:4: problem is 5.*\n  .*train\.jsonl:1: prob"):
+        configured(*settings).load_prepared(byte_tokenizer(), **how)
+    data = configured(*settings, "data.on_bad_row=skip")
+    data.load_prepared(byte_tokenizer(), **how)
+    assert [p.origin for p in data.train_problems] == [f"{train}:{i}" for i in range(2, 8)]
+    assert [p.id for p in data.held_out_problems] == ["test-1", "test-2", "test-3"]
+
+
 @needs_shared
 def test_deepscaler_hard_fits_the_configured_budget() -> None:
     data = configured(f"data.path={SHARED / 'deepscaler_hard-1k.json'}", "data.max_correctness_rate=0.0")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.data.checks import gradable, incomplete_rows, with_distinct_ids
-from edge_grpo.data.report import BadRow, BadRowError, first_lines, passing, refusal
+from edge_grpo.data.report import BadRow, BadRowError, first_lines, in_order, passing, refusal
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, ProblemBatch
@@ -98,11 +98,11 @@ class ProblemDataModule(pl.LightningDataModule):
         train, held_out = (self._checked(part, tokenizer, ungradable) for part in self.load())
         incomplete = incomplete_rows(train, self._reasons(required_fields))
         if self.on_bad_row == "error" and (self.bad_rows or incomplete):
-            raise UserError(refusal([*self.bad_rows, *incomplete.values()]))
+            raise UserError(refusal(in_order([*self.bad_rows, *incomplete.values()])))
         self._refuse_none(train, "to train on")
         train, held_out = self.divide(train, held_out)
         # Only now: what an arm reads of training rows must not move the draw of the held-out ones.
-        self.bad_rows += [incomplete[p.id] for p in train if p.id in incomplete]
+        self.bad_rows = in_order([*self.bad_rows, *(incomplete[p.id] for p in train if p.id in incomplete)])
         train = [p for p in train if p.id not in incomplete]
         self._refuse_none(train, "to train on")
         self._refuse_none(held_out, "to evaluate on")

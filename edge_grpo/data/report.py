@@ -53,6 +53,20 @@ def passing(rows: Iterable[Row], read: Callable[[Row], Read], bad_rows: list[Bad
     return good
 
 
+def in_order(bad_rows: Iterable[BadRow]) -> list[BadRow]:
+    """The rows as they stand in their sources, whichever check found them.
+
+    >>> [row.where for row in in_order(BadRow(where, "", "", "") for where in ("f:10", "f:9", "e:11", "made-1"))]
+    ['made-1', 'e:11', 'f:9', 'f:10']
+    """
+
+    def place(row: BadRow) -> tuple[str, int]:
+        source, _, number = row.where.rpartition(":")
+        return source, int(number) if number.isdecimal() else 0
+
+    return sorted(bad_rows, key=place)
+
+
 def refusal(bad_rows: Sequence[BadRow]) -> str:
     """The message for `data.on_bad_row=error`: what is wrong, and the way out.
 
