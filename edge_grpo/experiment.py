@@ -15,12 +15,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.checkpoints import STATE, read_manifest
 from edge_grpo.config import instantiate, to_dict
+from edge_grpo.data.report import report_bad_rows
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.held_out import HeldOutEvaluation
 from edge_grpo.policy.base import Policy
 from edge_grpo.reporting.training_figure import draw_training_figure
 from edge_grpo.resume import alone_in, check_directory, check_settings, find_checkpoint
+from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.run_info import run_info
+from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +66,12 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
     policy = module.policy
-    data.load_prepared(policy.tokenizer, required_fields=module.required_fields, grade=module.grade)
+    data.load_prepared(
+        policy.tokenizer,
+        required_fields=module.required_fields,
+        grade=module.grade,
+        ungradable=module.ungradable,
+    )
     _report_data(data, folder)
     _check_context(data, policy, module.rollout.max_new_tokens)
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
@@ -108,11 +116,19 @@ def _state_of(checkpoint: Path | None) -> Path | None:
 
 def _report_data(data: Any, folder: Path) -> None:
     log.info("%d training problems, %d held out", len(data.train_problems), len(data.held_out_problems))
+    report_bad_rows(data.bad_rows, folder)
     if data.failed_references:
         path = folder / "failed_references.jsonl"
-        lines = [json.dumps({"id": p.id, "origin": p.origin, "answers": p.answers}) for p in data.failed_references]
-        path.write_text("\n".join(lines) + "\n")
-        log.warning("%d reference solutions fail their own grading and are never trained on: %s", len(lines), path)
+        path.write_text("".join(json.dumps(_failure(p)) + "\n" for p in data.failed_references))
+        count = len(data.failed_references)
+        log.warning("%d reference solutions fail their own grading and are never trained on: %s", count, path)
+
+
+def _failure(problem: Problem) -> dict[str, Any]:
+    """A line of failed_references.jsonl."""
+    boxed, gold = last_boxed(problem.solution or ""), " or ".join(problem.answers)
+    reason = "no \\boxed{...}" if boxed is None else f"the last \\boxed{{...}} holds {boxed}, the gold answer is {gold}"
+    return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
 
 
 def _check_context(data: Any, policy: Policy, max_new_tokens: int) -> None:

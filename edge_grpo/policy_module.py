@@ -121,6 +121,10 @@ class PolicyModule(pl.LightningModule):
         """[n] bool: which texts answer their problem right."""
         return self.rewards(problems, texts).correct
 
+    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What is wrong with the gold answers of each problem; None where they can be graded."""
+        return self.rewards.ungradable(problems)
+
     def optimise(self, shares: Sequence[Callable[[], Tensor]]) -> Step:
         """One optimiser step on the sum of the micro-batches' losses; skipped where that or its gradient is not finite.
 

@@ -17,7 +17,7 @@ from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout
 class SFTModule(PolicyModule):
     """Token-mean cross-entropy on each problem's reference solution followed by EOS; the prompt is not trained on."""
 
-    required_fields = frozenset({"answers", "solution"})
+    required_fields = frozenset({"solution"})
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> None:
         """One optimiser step on the references of these problems (those that pass their own grading)."""

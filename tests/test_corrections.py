@@ -181,7 +181,8 @@ def test_triggers(trigger, corrected):
 
 def test_required_fields():
     assert guided().required_fields == {"answers", "solution"}
-    assert guided(probabilities=(1, 0, 0)).required_fields == {"answers"}
+    assert guided(probabilities=(0.5, 0.5, 0)).required_fields == {"answers"}
+    assert guided(probabilities=(1, 0, 0)).required_fields == set()  # what a reward reads, the reward checks
 
 
 def test_keep_changes_nothing():

@@ -29,6 +29,7 @@ def module(**changes: Any) -> ArithmeticDataModule:
         "max_prompt_tokens": 64,
         "max_correctness_rate": None,
         "check_references": False,
+        "on_bad_row": "error",
         "seed": 0,
     }
     return ArithmeticDataModule(**(settings | changes))
@@ -107,6 +108,11 @@ def test_a_value_out_of_range_is_refused_by_its_key(changes: dict[str, int], key
 
 def test_the_longest_prompt_fits_the_configured_budget() -> None:
     data = module()
-    data.load_prepared(byte_tokenizer(), required_fields=frozenset({"answers", "solution"}), grade=lambda p, t: 1 / 0)
+    data.load_prepared(
+        byte_tokenizer(),
+        required_fields=frozenset({"answers", "solution"}),
+        grade=lambda p, t: 1 / 0,
+        ungradable=lambda problems: [None] * len(problems),
+    )
     # Four two-digit terms, three " + " and " = ?": 8 + 9 + 4.
     assert max(len(p.prompt_ids) for p in data.train_problems) == 21

@@ -17,6 +17,8 @@ from edge_grpo.types import Problem, ProblemBatch
 
 NEEDS_SOLUTION = frozenset({"answers", "solution"})
 NEEDS_ANSWER = frozenset({"answers"})
+READ = "this arm reads it (correction=none and correction=forced_reflection do not)"
+WAY_OUT = "; mend it, or data.on_bad_row=skip leaves it out"
 
 
 class Given(ProblemDataModule):
@@ -29,6 +31,7 @@ class Given(ProblemDataModule):
             "max_prompt_tokens": 32,
             "max_correctness_rate": None,
             "check_references": True,
+            "on_bad_row": "error",
             "seed": 0,
         }
         super().__init__(**(defaults | shared))
@@ -56,9 +59,28 @@ def all_right(graded: Sequence[Problem], texts: Sequence[str]) -> torch.Tensor:
     return torch.ones(len(graded), dtype=torch.bool)
 
 
-def loaded(data: ProblemDataModule, required: frozenset[str] = NEEDS_ANSWER, grade: Any = all_right) -> Any:
-    data.load_prepared(byte_tokenizer(), required_fields=required, grade=grade)
+def no_complaint(asked: Sequence[Problem]) -> list[str | None]:
+    return [None] * len(asked)
+
+
+def loaded(
+    data: ProblemDataModule,
+    required: frozenset[str] = NEEDS_ANSWER,
+    grade: Any = all_right,
+    ungradable: Any = no_complaint,
+) -> Any:
+    data.load_prepared(byte_tokenizer(), required_fields=required, grade=grade, ungradable=ungradable)
     return data
+
+
+def check_bad_row(given: list[Problem], message: str, ids: list[str], *how: Any, **settings: Any) -> None:
+    """Refused with this message under error; under skip the other rows are left, and the message is reported."""
+    with pytest.raises(UserError) as refused:
+        loaded(Given(given, **settings), *how)
+    assert str(refused.value) == message + WAY_OUT
+    data = loaded(Given(given, on_bad_row="skip", **settings), *how)
+    assert [p.id for p in (*data.train_problems, *data.held_out_problems)] == ids
+    assert [str(row) for row in data.bad_rows] == [message]
 
 
 @pytest.mark.parametrize(
@@ -86,26 +108,122 @@ def test_special_tokens_written_in_a_template_become_one_token_each() -> None:
     assert len(data.train_problems[0].prompt_ids) == 1 + len("0 + 0") + 1
 
 
-def test_a_prompt_over_the_budget_names_row_length_and_key() -> None:
-    # "Q: 0 + 0\n" has 9 bytes.
-    with pytest.raises(UserError, match=r"f\.json:1: .*9 tokens.*data\.max_prompt_tokens=8"):
-        loaded(Given(problems(3), max_prompt_tokens=8))
+def test_a_prompt_over_the_budget_is_a_bad_row() -> None:
+    # "Q: 1 + 1\n" has 9 bytes, and so have all but the row with three digits more.
+    given = problems(4)
+    given[1] = replace(given[1], question="1000 + 1")
+    message = "f.json:2: prompt is 12 tokens long, expected at most data.max_prompt_tokens=9"
+    check_bad_row(given, message, ["p0", "p2", "p3"], max_prompt_tokens=9)
 
 
-def test_rows_without_a_field_that_the_arm_reads_are_counted() -> None:
+def test_a_held_out_row_is_checked_too() -> None:
     given = problems(5)
-    given[1], given[3] = replace(given[1], solution=None), replace(given[3], solution=None)
-    with pytest.raises(UserError, match=r"f\.json:2: no `solution`, nor in 1 other of 4 .*correction=none"):
-        loaded(Given(given), NEEDS_SOLUTION)
+    given[4] = replace(given[4], question="1000 + 1")
+    message = "f.json:5: prompt is 12 tokens long, expected at most data.max_prompt_tokens=9"
+    with pytest.raises(UserError) as refused:
+        loaded(Given(given, max_prompt_tokens=9))
+    assert str(refused.value) == message + WAY_OUT
+    # The only one: nothing is left to evaluate on.
+    with pytest.raises(UserError) as refused:
+        loaded(Given(given, max_prompt_tokens=9, on_bad_row="skip"))
+    assert str(refused.value) == f"no row is left to evaluate on; 1 bad rows:\n  {message}"
+
+
+def test_a_row_without_a_field_that_the_arm_reads_is_a_bad_row() -> None:
+    given = problems(5)
+    given[1] = replace(given[1], solution=None)
+    message = f"f.json:2: solution is missing, expected one, for {READ}"
+    check_bad_row(given, message, ["p0", "p2", "p3", "p4"], NEEDS_SOLUTION)
     # An arm that does not read it does not ask for it.
     assert len(loaded(Given(given), NEEDS_ANSWER).train_problems) == 4
+    # Nor does evaluation.
+    given[1], given[4] = problems(2)[1], replace(given[4], solution=None)
+    assert len(loaded(Given(given), NEEDS_SOLUTION).held_out_problems) == 1
 
 
-def test_a_repeated_id_is_refused_with_both_rows() -> None:
-    given = problems(4)
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_field_that_no_row_has_is_no_fault_of_the_rows(on_bad_row: str) -> None:
+    given = [replace(p, solution=None) for p in problems(5)]
+    with pytest.raises(UserError) as refused:
+        loaded(Given(given, on_bad_row=on_bad_row), NEEDS_SOLUTION)
+    assert str(refused.value) == (
+        f"f.json:1: no `solution`, nor in any other of 4 problems, and {READ}; in a table, name its column in "
+        "data.columns.solution"
+    )
+
+
+def test_a_repeated_id_is_a_bad_row_and_names_the_first() -> None:
+    given = problems(5)
     given[2] = replace(given[2], id="p0")
-    with pytest.raises(UserError, match=r"f\.json:3: id 'p0' stands at f\.json:1"):
-        loaded(Given(given))
+    message = "f.json:3: id is 'p0', which stands at f.json:1 already, expected another id in every row"
+    check_bad_row(given, message, ["p0", "p1", "p3", "p4"])
+
+
+@pytest.mark.parametrize(
+    ("complaint", "shown"),
+    [
+        (
+            "gold answer '(1,' is no mathematics: expected a number",
+            "(gold answer '(1,' is no mathematics), expected a number",
+        ),
+        ("no gold answer", "(no gold answer), expected one that the reward can grade"),
+    ],
+)
+def test_a_gold_answer_that_cannot_be_graded_is_a_bad_row(complaint: str, shown: str) -> None:
+    def ungradable(asked: Sequence[Problem]) -> list[str | None]:
+        return [complaint if p.id == "p1" else None for p in asked]
+
+    how = (NEEDS_ANSWER, all_right, ungradable)
+    check_bad_row(problems(4), f"f.json:2: answer is ungradable {shown}", ["p0", "p2", "p3"], *how)
+
+
+def test_a_problem_without_answer_is_left_to_the_reward() -> None:
+    given = [replace(p, answers=()) for p in problems(3)]
+    assert len(loaded(Given(given), frozenset()).train_problems) == 2
+
+
+def test_several_bad_rows_are_told_at_once() -> None:
+    given = problems(15)
+    given[:11] = [replace(p, solution=None) for p in given[:11]]
+    given[11:13] = [replace(p, question="1000 + 1") for p in given[11:13]]  # too long
+    with pytest.raises(UserError) as refused:
+        loaded(Given(given, max_prompt_tokens=11), NEEDS_SOLUTION)
+    expected = ["13 bad rows; mend them, or data.on_bad_row=skip leaves them out:"]
+    expected += [f"  f.json:{i}: solution is missing, expected one, for {READ}" for i in range(1, 11)]
+    assert str(refused.value).split("\n") == [*expected, "  ... and 3 more"]
+    data = loaded(Given(given, max_prompt_tokens=11, on_bad_row="skip"), NEEDS_SOLUTION)
+    # The check of prompts comes first, but the report is in the order of the rows.
+    assert [row.where for row in data.bad_rows] == [f"f.json:{i}" for i in range(1, 14)]
+    assert [p.id for p in data.train_problems] == ["p13"]
+
+
+def test_nothing_left_to_train_on_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no row is left to train on; 4 bad rows:\n  f\.json:1: prompt is 9 tokens"):
+        loaded(Given(problems(4), max_prompt_tokens=8, on_bad_row="skip"))
+    # No row has both fields, though each field is there.
+    given = [replace(p, solution=None) if i % 2 else replace(p, answers=()) for i, p in enumerate(problems(5))]
+    with pytest.raises(UserError, match="no row is left to train on; 4 bad rows"):
+        loaded(Given(given, on_bad_row="skip"), NEEDS_SOLUTION)
+
+
+class Drawn(Given):
+    """Holds out the first of the problems it is left with."""
+
+    def load(self) -> tuple[list[Problem], list[Problem]]:
+        return self.problems, []
+
+    def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+        return train[1:], train[:1]
+
+
+def test_held_out_rows_are_drawn_of_good_ones_whatever_the_arm_reads() -> None:
+    given = problems(4)
+    given[0], given[1] = replace(given[0], question="1000 + 1"), replace(given[1], solution=None)
+    data = loaded(Drawn(given, max_prompt_tokens=9, on_bad_row="skip"), NEEDS_SOLUTION)
+    # Row 2 has no solution, which evaluation does not need: it is held out, as in an arm that reads none.
+    assert [p.id for p in data.held_out_problems] == ["p1"]
+    assert [p.id for p in data.train_problems] == ["p2", "p3"]
+    assert [row.where for row in data.bad_rows] == ["f.json:1"]
 
 
 def test_only_problems_that_are_hard_enough_are_trained_on() -> None:
@@ -115,10 +233,18 @@ def test_only_problems_that_are_hard_enough_are_trained_on() -> None:
     assert [p.id for p in data.held_out_problems] == ["p4"]
 
 
-def test_a_rate_limit_without_rates_or_that_leaves_nothing_is_refused() -> None:
-    unmeasured = [replace(p, correctness_rate=None) if p.id == "p1" else p for p in problems(4)]
-    with pytest.raises(UserError, match=r"1 of 3 problems have no correctness_rate \(first: f\.json:2\)"):
-        loaded(Given(unmeasured, max_correctness_rate=0.5))
+def test_a_row_without_a_rate_is_bad_where_rates_select() -> None:
+    given = [replace(p, correctness_rate=None) if p.id == "p1" else p for p in problems(4)]
+    message = (
+        "f.json:2: correctness_rate is missing, expected one, for data.max_correctness_rate=0.5 reads it (measure it "
+        "with edge-grpo-difficulty, or set data.max_correctness_rate=null)"
+    )
+    check_bad_row(given, message, ["p0", "p2", "p3"], max_correctness_rate=0.5)
+    with pytest.raises(UserError, match=r"no `correctness_rate`, nor in any other of 3 .* with edge-grpo-difficulty"):
+        loaded(Given([replace(p, correctness_rate=None) for p in problems(4)], max_correctness_rate=0.5))
+
+
+def test_a_rate_limit_that_leaves_nothing_is_refused() -> None:
     easy = [replace(p, correctness_rate=1.0) for p in problems(4)]
     with pytest.raises(UserError, match=r"data\.max_correctness_rate=0\.5 leaves none of 3"):
         loaded(Given(easy, max_correctness_rate=0.5))

@@ -1,6 +1,7 @@
 """Problems from files: every format says the same, every bad row says where it stands."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge_grpo.config import instantiate
 from edge_grpo.data.file import FileDataModule, read_problems
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.types import Problem
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -61,7 +63,7 @@ def write_arrow_stream(path: Path, rows: list[Any]) -> None:
 def test_every_format_says_the_same(tmp_path: Path, name: str, write: Any) -> None:
     path = tmp_path / name
     write(path, ROWS)
-    problems = read_problems(path, COLUMNS)
+    problems = read_problems(path, COLUMNS, [])
     assert [p.question for p in problems] == [row["problem"] for row in ROWS]
     second = problems[1]
     assert (second.id, second.origin) == ("t-2", f"{path}:2")
@@ -73,14 +75,14 @@ def test_a_folder_from_save_to_disk(tmp_path: Path) -> None:
     table = datasets.Dataset.from_list(ROWS)
     table.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"train": table, "test": table.select([4])}).save_to_disk(tmp_path / "several")
-    assert [p.id for p in read_problems(tmp_path / "one", COLUMNS)] == [f"one-{i}" for i in range(1, 7)]
-    assert [p.question for p in read_problems(tmp_path / "several", COLUMNS, split="test")] == ["4 + 1"]
+    assert [p.id for p in read_problems(tmp_path / "one", COLUMNS, [])] == [f"one-{i}" for i in range(1, 7)]
+    assert [p.question for p in read_problems(tmp_path / "several", COLUMNS, [], split="test")] == ["4 + 1"]
     with pytest.raises(UserError, match=r"splits train, test: choose one, such as .*several/train"):
-        read_problems(tmp_path / "several", COLUMNS)
+        read_problems(tmp_path / "several", COLUMNS, [])
     with pytest.raises(UserError, match=r"no split 'tset'; did you mean test\?"):
-        read_problems(tmp_path / "several", COLUMNS, split="tset")
+        read_problems(tmp_path / "several", COLUMNS, [], split="tset")
     with pytest.raises(UserError, match="no split 'train'"):
-        read_problems(tmp_path / "one", COLUMNS, split="train")
+        read_problems(tmp_path / "one", COLUMNS, [], split="train")
 
 
 @pytest.mark.parametrize(
@@ -96,50 +98,68 @@ def test_a_folder_from_save_to_disk(tmp_path: Path) -> None:
 )
 def test_gold_answers(tmp_path: Path, answer: Any, expected: tuple[str, ...]) -> None:
     write_json(tmp_path / "t.json", [{"question": "q", "gold": answer}])
-    assert read_problems(tmp_path / "t.json", COLUMNS)[0].answers == expected
+    assert read_problems(tmp_path / "t.json", COLUMNS, [])[0].answers == expected
 
 
 def test_the_answers_of_gsm8k(tmp_path: Path) -> None:
     row = {"question": "q", "answer": "48/2 = <<48/2=24>>24 clips.\n24*50 = <<24*50=1200>>1200.\n#### 1,200"}
     write_jsonl(tmp_path / "t.jsonl", [row])
-    problem = read_problems(tmp_path / "t.jsonl", COLUMNS)[0]
+    problem = read_problems(tmp_path / "t.jsonl", COLUMNS, [])[0]
     assert problem.answers == ("1200",)
     assert problem.solution == "48/2 = 24 clips.\n24*50 = 1200.\n\\boxed{1200}"
     # A solution of the table's own is not overwritten.
     write_jsonl(tmp_path / "t.jsonl", [row | {"solution": "s"}])
-    assert read_problems(tmp_path / "t.jsonl", COLUMNS)[0].solution == "s"
+    assert read_problems(tmp_path / "t.jsonl", COLUMNS, [])[0].solution == "s"
 
 
 def test_a_line_separator_inside_a_string_does_not_end_the_row(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"question": "a\u2028b", "answer": 1}\n\n{"question": "c", "answer": 2}\n', encoding="utf-8")
-    assert [(p.question, p.id) for p in read_problems(path, COLUMNS)] == [("a\u2028b", "t-1"), ("c", "t-3")]
+    assert [(p.question, p.id) for p in read_problems(path, COLUMNS, [])] == [("a\u2028b", "t-1"), ("c", "t-3")]
 
 
 GOOD = {"question": "q", "answer": "1"}
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"question": " ", "answer": "1"}, r"question is ' ' \(str\), expected a text"),
-        ({"question": 3, "answer": "1"}, r"question is 3 \(int\), expected a text"),
-        ({"question": "q"}, r"answer is None \(NoneType\), expected"),
-        ({"question": "q", "answer": ""}, r"answer is '' \(str\), expected"),
-        ({"question": "q", "answer": []}, r"answer is \[\] \(list\), expected"),
-        ({"question": "q", "answer": ["1", None]}, r"answer is \['1', None\] \(list\), expected"),
-        ({"question": "q", "answer": True}, r"answer is True \(bool\), expected"),
-        ({"question": "q", "answer": float("nan")}, r"answer is nan \(float\), expected .*finite"),
-        (GOOD | {"solution": 5}, r"solution is 5 \(int\), expected a text or null"),
-        (GOOD | {"correctness_rate": 12}, r"correctness_rate is 12 \(int\), expected a number in \[0, 1\]"),
-        (GOOD | {"id": 1.5}, r"id is 1\.5 \(float\), expected"),
-        (["q", "1"], r"row is \['q', '1'\] \(list\), expected an object"),
-    ],
-)
-def test_a_row_that_does_not_fit_is_named(tmp_path: Path, row: Any, message: str) -> None:
-    write_jsonl(tmp_path / "t.jsonl", [GOOD, row])
-    with pytest.raises(UserError, match=rf"t\.jsonl:2: {message}"):
-        read_problems(tmp_path / "t.jsonl", COLUMNS)
+ANSWER = "a text that is not empty, a finite number, or a list of these"
+BAD = [
+    ({"question": " ", "answer": "1"}, "question is ' ' (str), expected a text that is not empty"),
+    ({"question": 3, "answer": "1"}, "question is 3 (int), expected a text that is not empty"),
+    # Half of a surrogate pair is no character: it can be neither encoded nor written.
+    ({"question": "\ud83d", "answer": "1"}, "question is '\\ud83d' (str), expected a text that is not empty"),
+    ({"question": "q"}, f"answer is None (NoneType), expected {ANSWER}"),
+    ({"question": "q", "answer": ""}, f"answer is '' (str), expected {ANSWER}"),
+    ({"question": "q", "answer": []}, f"answer is [] (list), expected {ANSWER}"),
+    ({"question": "q", "answer": ["1", None]}, f"answer is ['1', None] (list), expected {ANSWER}"),
+    ({"question": "q", "answer": True}, f"answer is True (bool), expected {ANSWER}"),
+    ({"question": "q", "answer": float("nan")}, f"answer is nan (float), expected {ANSWER}"),
+    (GOOD | {"solution": 5}, "solution is 5 (int), expected a text or null"),
+    (GOOD | {"correctness_rate": 12}, "correctness_rate is 12 (int), expected a number in [0, 1] or null"),
+    (GOOD | {"id": 1.5}, "id is 1.5 (float), expected a text that is not empty, a whole number, or null"),
+    (["q", "1"], "row is ['q', '1'] (list), expected an object {column: value}"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD, ids=[message.split(",")[0] for _, message in BAD])
+def test_a_row_that_does_not_fit_is_collected(tmp_path: Path, row: Any, message: str) -> None:
+    path, bad_rows = tmp_path / "t.jsonl", []
+    write_jsonl(path, [GOOD, row, GOOD])
+    assert [p.id for p in read_problems(path, COLUMNS, bad_rows)] == ["t-1", "t-3"]
+    assert [str(bad) for bad in bad_rows] == [f"{path}:2: {message}"]
+
+
+def test_a_line_that_is_not_json_is_collected(tmp_path: Path) -> None:
+    path, bad_rows = tmp_path / "t.jsonl", []
+    path.write_text('{"question": "q", "answer": 1}\n{"question": \n{"question": "q", "answer": 1}\n')
+    assert [p.id for p in read_problems(path, COLUMNS, bad_rows)] == ["t-1", "t-3"]
+    assert [str(bad) for bad in bad_rows] == [
+        f"{path}:2: line is not JSON (Expecting value, column 14), expected an object {{column: value}}"
+    ]
+
+
+def test_a_blank_solution_is_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "t.json", [GOOD | {"solution": " \n"}, GOOD | {"solution": ""}])
+    assert [p.solution for p in read_problems(tmp_path / "t.json", COLUMNS, [])] == [None, None]
 
 
 def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -> None:
@@ -147,15 +167,15 @@ def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -
     with pytest.raises(
         UserError, match=r"no answer column; .*found question, answers; .*data\.columns\.answer=\[answers\]"
     ):
-        read_problems(tmp_path / "t.json", COLUMNS)
+        read_problems(tmp_path / "t.json", COLUMNS, [])
     with pytest.raises(UserError, match=r"data\.columns\.solutoin: no such field; did you mean solution"):
-        read_problems(tmp_path / "t.json", COLUMNS | {"solutoin": ["s"]})
+        read_problems(tmp_path / "t.json", COLUMNS | {"solutoin": ["s"]}, [])
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", '{"question": "q", "answer": 1}\n{"question": \n', r"t\.jsonl:2: not JSON"),
+        ("t.jsonl", "\n", r"t\.jsonl: no rows"),
         ("t.json", '[\n{"question": "q",\n]', r"t\.json:3: not JSON"),
         ("t.json", '{"question": 1}\n{"question": 2}', r"t\.json:2: not JSON .*\.jsonl"),
         ("t.json", '{"question": 1}', r"t\.json: expected a list of objects, found dict"),
@@ -168,18 +188,22 @@ def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read_problems(tmp_path / name, COLUMNS)
+        read_problems(tmp_path / name, COLUMNS, [])
 
 
 def test_other_paths_that_cannot_be_read(tmp_path: Path) -> None:
     write_json(tmp_path / "train.json", ROWS)
     with pytest.raises(UserError, match=r"trian\.json: no such file or folder; did you mean .*train\.json"):
-        read_problems(tmp_path / "trian.json", COLUMNS)
+        read_problems(tmp_path / "trian.json", COLUMNS, [])
     with pytest.raises(UserError, match=r"no state\.json"):
-        read_problems(tmp_path, COLUMNS)
+        read_problems(tmp_path, COLUMNS, [])
     (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.jsonl: not UTF-8 at byte 14"):
-        read_problems(tmp_path / "latin.jsonl", COLUMNS)
+        read_problems(tmp_path / "latin.jsonl", COLUMNS, [])
+
+
+def no_complaint(problems: Sequence[Problem]) -> list[str | None]:
+    return [None] * len(problems)
 
 
 def configured(*overrides: str) -> FileDataModule:
@@ -188,10 +212,15 @@ def configured(*overrides: str) -> FileDataModule:
     return instantiate(cfg.data)
 
 
+def divided(*overrides: str) -> tuple[list[Problem], list[Problem]]:
+    data = configured(*overrides)
+    return data.divide(*data.load())
+
+
 def test_the_held_out_part_is_the_same_for_every_seed(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     write_json(path, ROWS)
-    splits = [configured(f"data.path={path}", "data.held_out_count=2", f"seed={seed}").load() for seed in (0, 1)]
+    splits = [divided(f"data.path={path}", "data.held_out_count=2", f"seed={seed}") for seed in (0, 1)]
     assert splits[0] == splits[1]
     train, held_out = splits[0]
     assert len(held_out) == 2
@@ -202,11 +231,11 @@ def test_a_repeated_question_is_never_held_out(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     write_json(path, [*ROWS, *ROWS[:4]])
     # Questions 4 and 5 occur once: those two, and no third, can be held out.
-    train, held_out = configured(f"data.path={path}", "data.held_out_count=2").load()
+    train, held_out = divided(f"data.path={path}", "data.held_out_count=2")
     assert [p.question for p in held_out] == ["4 + 1", "5 + 1"]
     assert len(train) == 8
-    with pytest.raises(UserError, match=r"data\.held_out_count=3: .* has 10 rows, 2 of them"):
-        configured(f"data.path={path}", "data.held_out_count=3").load()
+    with pytest.raises(UserError, match=r"data\.held_out_count=3: .* has 10 good rows, 2 of them"):
+        divided(f"data.path={path}", "data.held_out_count=3")
 
 
 def test_held_out_problems_of_another_file(tmp_path: Path) -> None:
@@ -215,18 +244,32 @@ def test_held_out_problems_of_another_file(tmp_path: Path) -> None:
     write_json(test, ROWS[:3])
     paths = (f"data.path={train}", f"data.held_out_path={test}")
     for count, expected in (("null", 3), ("2", 2)):
-        problems, held_out = configured(*paths, f"data.held_out_count={count}").load()
+        problems, held_out = divided(*paths, f"data.held_out_count={count}")
         assert (len(problems), len(held_out)) == (6, expected)
-    with pytest.raises(UserError, match=r"data\.held_out_count=4: .*test\.json has 3 rows"):
-        configured(*paths, "data.held_out_count=4").load()
+    with pytest.raises(UserError, match=r"data\.held_out_count=4: .*test\.json has 3 good rows"):
+        divided(*paths, "data.held_out_count=4")
     with pytest.raises(UserError, match=r"data\.held_out_count=null"):
         configured(f"data.path={train}", "data.held_out_count=null")
+
+
+def test_bad_rows_of_both_files_are_told_and_move_no_other_row(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    write_jsonl(train, [{"problem": ""}, *ROWS])
+    write_jsonl(test, [*ROWS[:3], {"problem": 5, "answer": 1}])
+    settings = (f"data.path={train}", f"data.held_out_path={test}", "data.held_out_count=null")
+    how: dict[str, Any] = {"required_fields": frozenset(), "grade": lambda p, t: 1 / 0, "ungradable": no_complaint}
+    with pytest.raises(UserError, match=r"^2 bad rows;.*\n  .*test\.jsonl:4: problem is 5.*\n  .*train\.jsonl:1: prob"):
+        configured(*settings).load_prepared(byte_tokenizer(), **how)
+    data = configured(*settings, "data.on_bad_row=skip")
+    data.load_prepared(byte_tokenizer(), **how)
+    assert [p.origin for p in data.train_problems] == [f"{train}:{i}" for i in range(2, 8)]
+    assert [p.id for p in data.held_out_problems] == ["test-1", "test-2", "test-3"]
 
 
 @needs_shared
 def test_deepscaler_hard_fits_the_configured_budget() -> None:
     data = configured(f"data.path={SHARED / 'deepscaler_hard-1k.json'}", "data.max_correctness_rate=0.0")
-    data.load_prepared(byte_tokenizer(), required_fields=frozenset({"answers"}), grade=lambda p, t: 1 / 0)
+    data.load_prepared(byte_tokenizer(), required_fields=frozenset(), grade=lambda p, t: 1 / 0, ungradable=no_complaint)
     problems = (*data.train_problems, *data.held_out_problems)
     # The longest question has 985 bytes; the instruction 72, and three turns one token each.
     assert max(len(p.prompt_ids) for p in problems) <= 985 + 72 + 3 <= data.max_prompt_tokens
@@ -240,7 +283,7 @@ def test_deepscaler_hard_fits_the_configured_budget() -> None:
     ("name", "count"), [("aime", 30), ("amc", 83), ("math", 500), ("minerva", 272), ("olympiad_bench", 675)]
 )
 def test_the_evaluation_suite(name: str, count: int) -> None:
-    problems = read_problems(SHARED / "evaluation_suite", COLUMNS, split=name)
+    problems = read_problems(SHARED / "evaluation_suite", COLUMNS, [], split=name)
     assert len(problems) == count
     if name == "amc":
         assert not any(answer.endswith(".0") for p in problems for answer in p.answers)
@@ -248,7 +291,7 @@ def test_the_evaluation_suite(name: str, count: int) -> None:
 
 @needs_shared
 def test_gsm8k() -> None:
-    problems = read_problems(SHARED / "gsm8k" / "train.jsonl", COLUMNS)
+    problems = read_problems(SHARED / "gsm8k" / "train.jsonl", COLUMNS, [])
     assert len(problems) == 7473
     assert problems[0].answers == ("72",)
     assert problems[0].solution == (

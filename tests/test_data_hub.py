@@ -35,14 +35,15 @@ def configured(*overrides: str) -> HubDataModule:
 
 def test_two_splits(folder: Path) -> None:
     data = configured(f"data.name={folder}", "data.held_out_split=test", "data.held_out_count=null")
-    train, held_out = data.load()
+    train, held_out = data.divide(*data.load())
     assert [p.question for p in train] == [f"train {i}" for i in range(6)]
     assert [p.answers for p in held_out] == [("0",), ("1",), ("2",)]
     assert (train[2].id, train[2].origin) == ("train-3", f"{folder}[train]:3")
 
 
 def test_a_part_of_one_split(folder: Path) -> None:
-    train, held_out = configured(f"data.name={folder}", "data.held_out_count=2").load()
+    data = configured(f"data.name={folder}", "data.held_out_count=2")
+    train, held_out = data.divide(*data.load())
     assert (len(train), len(held_out)) == (4, 2)
 
 

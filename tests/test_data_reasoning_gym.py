@@ -8,8 +8,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from edge_grpo.config import instantiate
+from edge_grpo.corrections.keep import Keep
 from edge_grpo.data.reasoning_gym import ReasoningGymDataModule
 from edge_grpo.errors import UserError
+from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rewards.reasoning_gym import ReasoningGymAccuracy
 
 CONF = Path(__file__).parents[1] / "conf"
 pytest.importorskip("reasoning_gym")
@@ -46,6 +50,18 @@ def test_sets_are_disjoint_seeded_and_independent_of_each_other() -> None:
 def test_the_generator_is_configured() -> None:
     train, _ = configured("+data.generator_config={min_terms: 2, max_terms: 2, min_digits: 3, max_digits: 3}").load()
     assert all(p.extra["entry"]["metadata"]["num_terms"] == 2 for p in train)
+
+
+def test_a_generator_without_gold_answers_is_taken_by_a_scorer_that_needs_none() -> None:
+    data = configured("data.generator=graph_color", "data.max_prompt_tokens=2000")
+    rewards = WeightedRewards({"accuracy": ReasoningGymAccuracy()}, {"accuracy": 1.0})
+    data.load_prepared(
+        byte_tokenizer(),
+        required_fields=Keep.required_fields,
+        grade=lambda problems, texts: rewards(problems, texts).correct,
+        ungradable=rewards.ungradable,
+    )
+    assert [p.answers for p in data.train_problems] == [()] * 20
 
 
 @pytest.mark.parametrize(

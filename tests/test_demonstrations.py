@@ -32,11 +32,15 @@ def module(phases=None, **changes):
         "max_prompt_tokens": 64,
         "max_correctness_rate": None,
         "check_references": False,
+        "on_bad_row": "error",
         "seed": 0,
     }
     made = DemonstrationDataModule(phases or [{"iterations": 1, "styles": MIXTURE}], **(settings | changes))
     made.load_prepared(
-        TOKENIZER, required_fields=frozenset({"answers", "solution"}), grade=lambda problems, texts: None
+        TOKENIZER,
+        required_fields=frozenset({"answers", "solution"}),
+        grade=lambda problems, texts: None,
+        ungradable=lambda problems: [None] * len(problems),
     )
     return made
 

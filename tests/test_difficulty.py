@@ -23,7 +23,7 @@ def test_writes_problems_with_their_rates(tmp_path):
     # Four bytes of noise hold no box: no response is right, so every rate is 0.
     assert measure_difficulty(cfg) == 1.0
     columns = {"question": ["question"], "answer": ["answer"], "solution": ["solution"], "id": ["id"]}
-    problems = read_problems(tmp_path / "problems.jsonl", columns | {"correctness_rate": ["correctness_rate"]})
+    problems = read_problems(tmp_path / "problems.jsonl", columns | {"correctness_rate": ["correctness_rate"]}, [])
     assert [p.correctness_rate for p in problems] == [0.0] * 5
     assert problems[0].solution.endswith(f"\\boxed{{{problems[0].answers[0]}}}")
     by_question = json.loads((tmp_path / "correctness_rates.json").read_text())

@@ -58,7 +58,7 @@ class Correction(Protocol):
 
     @property
     def required_fields(self) -> frozenset[str]:
-        """Fields of `Problem` that every training problem must have."""
+        """Fields of `Problem` that the correction reads, so that every training problem must have them."""
         ...
 
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected: ...

@@ -63,8 +63,9 @@ class GuidedCorrection:
 
     @property
     def required_fields(self) -> frozenset[str]:
-        """`solution` only where the solution branch can be drawn."""
-        return frozenset({"answers"} | ({"solution"} if self.probabilities["solution"] > 0 else set()))
+        """`answers` and `solution` only where their branch can be drawn."""
+        fields = {"answer": "answers", "solution": "solution"}
+        return frozenset(field for branch, field in fields.items() if self.probabilities[branch] > 0)
 
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected:
         """Edit the triggered rows and grade them again."""

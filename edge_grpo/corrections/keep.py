@@ -8,7 +8,7 @@ class Keep:
     """Returns the rollout untouched (vanilla GRPO)."""
 
     token_weight = UNIFORM_WEIGHT
-    required_fields = frozenset({"answers"})
+    required_fields: frozenset[str] = frozenset()
 
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected:
         return Corrected(scored=scored, branches=(None,) * scored.rollout.num_rows)

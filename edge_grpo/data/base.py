@@ -1,18 +1,22 @@
 """The data stage: problems with their prompts as tokens, checked before any work starts."""
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from edge_grpo.data.checks import gradable, incomplete_rows, with_distinct_ids
+from edge_grpo.data.report import BadRow, BadRowError, first_lines, in_order, passing, refusal
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, ProblemBatch
+
+READ_BY_ARM = "this arm reads it (correction=none and correction=forced_reflection do not)"
+READ_BY_SELECTION = "reads it (measure it with edge-grpo-difficulty, or set data.max_correctness_rate=null)"
 
 
 class PromptTemplate(Protocol):
@@ -27,9 +31,10 @@ class ProblemDataModule(pl.LightningDataModule):
     Args:
         template: makes prompts of questions.
         problems_per_iteration: P over all ranks.
-        max_prompt_tokens: a longer prompt is an error, never cut.
+        max_prompt_tokens: a row with a longer prompt is bad; nothing is ever cut.
         max_correctness_rate: keep training problems whose measured rate is at most this; null keeps all.
         check_references: grade the reference solutions before training; one that fails is never trained on.
+        on_bad_row: error refuses the run if a row is bad, and tells of all of them; skip leaves bad rows out.
         seed: of the order.
 
     Raises:
@@ -43,6 +48,7 @@ class ProblemDataModule(pl.LightningDataModule):
         max_prompt_tokens: int,
         max_correctness_rate: float | None,
         check_references: bool,
+        on_bad_row: Literal["error", "skip"],
         seed: int,
     ) -> None:
         super().__init__()
@@ -55,14 +61,19 @@ class ProblemDataModule(pl.LightningDataModule):
             raise UserError(f"data.max_correctness_rate={max_correctness_rate} must be in [0, 1]")
         self.template, self.problems_per_iteration = template, problems_per_iteration
         self.max_prompt_tokens, self.max_correctness_rate = max_prompt_tokens, max_correctness_rate
-        self.check_references, self.seed = check_references, seed
+        self.check_references, self.on_bad_row, self.seed = check_references, on_bad_row, seed
         self.train_problems: tuple[Problem, ...] = ()
         self.held_out_problems: tuple[Problem, ...] = ()
         self.failed_references: tuple[Problem, ...] = ()
+        self.bad_rows: list[BadRow] = []
 
     @abstractmethod
     def load(self) -> tuple[list[Problem], list[Problem]]:
-        """Training and held-out problems, without tokens."""
+        """Training and held-out problems, without tokens; rows that do not fit join `bad_rows`."""
+
+    def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+        """(training, held-out) problems, given those that passed the checks; a subclass may draw one of the other."""
+        return train, held_out
 
     def load_prepared(
         self,
@@ -70,26 +81,35 @@ class ProblemDataModule(pl.LightningDataModule):
         *,
         required_fields: frozenset[str],
         grade: Callable[[Sequence[Problem], Sequence[str]], Tensor],
+        ungradable: Callable[[Sequence[Problem]], Sequence[str | None]],
     ) -> None:
-        """Load, check, select and encode; called once before training.
+        """Load, encode, check, divide and select; called once before training.
 
         Args:
             tokenizer: of the policy.
             required_fields: fields of `Problem` that the arm reads.
             grade: (problems, texts) -> [n] bool, right or not.
+            ungradable: problems -> what is wrong with their gold answers, as `found: expected ...`; None where they
+                can be graded.
 
         Raises:
-            UserError: a missing field, a repeated id, a prompt over the budget, or nothing left to train on.
+            UserError: bad rows under `on_bad_row=error`, a field that no row has, or nothing left to train on.
         """
-        train, held_out = self.load()
-        _check_ids(train)
-        _check_ids(held_out)
-        _check_fields(train, required_fields)
+        train, held_out = (self._checked(part, tokenizer, ungradable) for part in self.load())
+        incomplete = incomplete_rows(train, self._reasons(required_fields))
+        if self.on_bad_row == "error" and (self.bad_rows or incomplete):
+            raise UserError(refusal(in_order([*self.bad_rows, *incomplete.values()])))
+        self._refuse_none(train, "to train on")
+        train, held_out = self.divide(train, held_out)
+        # Only now: what an arm reads of training rows must not move the draw of the held-out ones.
+        self.bad_rows = in_order([*self.bad_rows, *(incomplete[p.id] for p in train if p.id in incomplete)])
+        train = [p for p in train if p.id not in incomplete]
+        self._refuse_none(train, "to train on")
+        self._refuse_none(held_out, "to evaluate on")
         train = self._select(train)
         if self.check_references and "solution" in required_fields:
             train = self._graded(train, grade)
-        self.train_problems = tuple(self._encoded(problem, tokenizer) for problem in train)
-        self.held_out_problems = tuple(self._encoded(problem, tokenizer) for problem in held_out)
+        self.train_problems, self.held_out_problems = tuple(train), tuple(held_out)
 
     def problems_at(self, iteration: int, *, rank: int = 0, world_size: int = 1) -> list[Problem]:
         """This rank's problems of an iteration.
@@ -118,17 +138,33 @@ class ProblemDataModule(pl.LightningDataModule):
         generator = stage_generator(self.seed, "data", iteration=epoch)
         return torch.randperm(len(self.train_problems), generator=generator).tolist()
 
+    def _checked(
+        self,
+        problems: list[Problem],
+        tokenizer: Any,
+        ungradable: Callable[[Sequence[Problem]], Sequence[str | None]],
+    ) -> list[Problem]:
+        """The problems with tokens, without those that are bad rows whatever the arm reads."""
+        distinct = with_distinct_ids(problems, self.bad_rows)
+        encoded = passing(distinct, lambda problem: self._encoded(problem, tokenizer), self.bad_rows)
+        return gradable(encoded, ungradable(encoded), self.bad_rows)
+
+    def _reasons(self, required_fields: frozenset[str]) -> dict[str, str]:
+        """Field that every training problem must have -> why."""
+        reasons = dict.fromkeys(sorted(required_fields), READ_BY_ARM)
+        if self.max_correctness_rate is not None:
+            reasons["correctness_rate"] = f"data.max_correctness_rate={self.max_correctness_rate} {READ_BY_SELECTION}"
+        return reasons
+
+    def _refuse_none(self, problems: list[Problem], purpose: str) -> None:
+        if not problems:
+            count = len(self.bad_rows)
+            raise UserError(f"no row is left {purpose}; {count} bad rows:\n{first_lines(self.bad_rows)}")
+
     def _select(self, problems: list[Problem]) -> list[Problem]:
         """Problems that are hard enough."""
         if self.max_correctness_rate is None:
             return problems
-        unknown = [p for p in problems if p.correctness_rate is None]
-        if unknown:
-            raise UserError(
-                f"data.max_correctness_rate={self.max_correctness_rate}, but {len(unknown)} of {len(problems)} "
-                f"problems have no correctness_rate (first: {unknown[0].origin}): measure it with edge-grpo-difficulty "
-                "or set data.max_correctness_rate=null"
-            )
         kept = [p for p in problems if (p.correctness_rate or 0.0) <= self.max_correctness_rate]
         if not kept:
             raise UserError(
@@ -146,14 +182,17 @@ class ProblemDataModule(pl.LightningDataModule):
         return graded
 
     def _encoded(self, problem: Problem, tokenizer: Any) -> Problem:
-        """The problem with its prompt and solution as tokens."""
+        """The problem with its prompt and solution as tokens.
+
+        Raises:
+            BadRowError: the prompt is over the budget.
+        """
         prompt = self.template_for(problem)(problem.question, tokenizer)
         prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if len(prompt_ids) > self.max_prompt_tokens:
-            raise UserError(
-                f"{problem.origin}: a prompt of {len(prompt_ids)} tokens is over data.max_prompt_tokens="
-                f"{self.max_prompt_tokens}: raise it or take the row out"
-            )
+            found = f"{len(prompt_ids)} tokens long"
+            expected = f"at most data.max_prompt_tokens={self.max_prompt_tokens}"
+            raise BadRowError(BadRow(problem.origin, "prompt", found, expected))
         solution = tokenizer(problem.solution, add_special_tokens=False)["input_ids"] if problem.solution else ()
         return replace(problem, prompt_ids=prompt_ids, solution_ids=tuple(solution))
 
@@ -175,21 +214,3 @@ class IterationBatches:
         trainer: Any = self.data.trainer
         problems = self.data.problems_at(trainer.current_epoch, rank=trainer.global_rank, world_size=trainer.world_size)
         yield ProblemBatch(problems)
-
-
-def _check_ids(problems: list[Problem]) -> None:
-    repeated = [name for name, count in Counter(p.id for p in problems).items() if count > 1]
-    if repeated:
-        where = [p.origin for p in problems if p.id == repeated[0]]
-        raise UserError(f"{where[1]}: id {repeated[0]!r} stands at {where[0]} already ({len(repeated)} ids repeat)")
-
-
-def _check_fields(problems: list[Problem], required: frozenset[str]) -> None:
-    for name in sorted(required):
-        lacking = [p for p in problems if not getattr(p, name)]
-        if lacking:
-            raise UserError(
-                f"{lacking[0].origin}: no `{name}`, nor in {len(lacking) - 1} other of {len(problems)} problems, "
-                f"and this arm needs it: in a table, name its column in data.columns.{name.removesuffix('s')}; or "
-                "choose an arm that does without (correction=none or correction=forced_reflection)"
-            )

@@ -11,7 +11,8 @@ import pyarrow.parquet
 
 from edge_grpo.config import nearest
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.data.rows import Columns, check_columns, hold_out, parse_rows
+from edge_grpo.data.report import BadRow
+from edge_grpo.data.rows import Columns, check_columns, divided, parse_rows
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
 
@@ -19,7 +20,7 @@ Rows = list[tuple[int, object]]
 
 
 class FileDataModule(ProblemDataModule):
-    """Problems from `path`, held-out ones from `held_out_path` or from a part of `path`.
+    """Problems from `path`, held-out ones from `held_out_path` or from a part of `path`'s good rows.
 
     Args:
         path: see `read_problems`.
@@ -49,27 +50,29 @@ class FileDataModule(ProblemDataModule):
 
     def load(self) -> tuple[list[Problem], list[Problem]]:
         """See `ProblemDataModule.load`."""
-        problems = read_problems(self.path, self.columns)
+        problems = read_problems(self.path, self.columns, self.bad_rows)
         if self.held_out_path is None:
-            assert self.held_out_count is not None, "the constructor checks this"
-            return hold_out(problems, self.held_out_count, self.path)
-        held_out = read_problems(self.held_out_path, self.columns)
-        # All rows of a file that is only evaluated may be taken, so hold_out's remainder is not needed.
-        if self.held_out_count is not None and self.held_out_count != len(held_out):
-            _, held_out = hold_out(held_out, self.held_out_count, self.held_out_path)
-        return problems, held_out
+            return problems, []
+        return problems, read_problems(self.held_out_path, self.columns, self.bad_rows)
+
+    def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+        """See `ProblemDataModule.divide`."""
+        return divided(train, held_out, self.held_out_count, self.path, self.held_out_path)
 
 
-def read_problems(path: str | Path, columns: Mapping[str, Sequence[str]], split: str | None = None) -> list[Problem]:
+def read_problems(
+    path: str | Path, columns: Mapping[str, Sequence[str]], bad_rows: list[BadRow], split: str | None = None
+) -> list[Problem]:
     """All problems of a file or folder, without tokens.
 
     Args:
         path: .json (a list of objects), .jsonl, .parquet, .arrow, or a folder from `datasets.save_to_disk`.
         columns: field -> accepted column names.
+        bad_rows: gets the rows that do not fit; they leave no problem.
         split: which one of a folder of several (`DatasetDict`); only there.
 
     Raises:
-        UserError: cannot be read, or a row that does not fit.
+        UserError: cannot be read, or has no such column.
     """
     where = _existing(Path(path))
     if where.is_dir():
@@ -79,7 +82,7 @@ def read_problems(path: str | Path, columns: Mapping[str, Sequence[str]], split:
         raise UserError(f"{path}: a single table has no split {split!r}")
     else:
         rows = _read_file(where)
-    return parse_rows(rows, str(where), where.stem if where.is_file() else where.name, columns)
+    return parse_rows(rows, str(where), where.stem if where.is_file() else where.name, columns, bad_rows)
 
 
 def _existing(path: Path) -> Path:
@@ -122,7 +125,7 @@ def _read_jsonl(path: Path) -> Rows:
         try:
             rows.append((number, json.loads(line)))
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
+            rows.append((number, ValueError(f"{error.msg}, column {error.colno}")))
     return rows
 
 

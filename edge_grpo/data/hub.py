@@ -3,13 +3,13 @@
 from typing import Any
 
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.data.rows import Columns, check_columns, hold_out, parse_rows
+from edge_grpo.data.rows import Columns, check_columns, divided, parse_rows
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
 
 
 class HubDataModule(ProblemDataModule):
-    """Problems from `train_split`, held-out ones from `held_out_split` or from a part of `train_split`.
+    """Problems from `train_split`, held-out ones from `held_out_split` or from a part of `train_split`'s good rows.
 
     Needs the extra `hub`; reads offline what the cache of `datasets` holds.
 
@@ -50,23 +50,22 @@ class HubDataModule(ProblemDataModule):
         """See `ProblemDataModule.load`.
 
         Raises:
-            UserError: `datasets` is not installed, the data set cannot be had, or a row does not fit.
+            UserError: `datasets` is not installed, or the data set cannot be had.
         """
         problems = self._read(self.train_split)
-        if self.held_out_split is None:
-            assert self.held_out_count is not None, "the constructor checks this"
-            return hold_out(problems, self.held_out_count, self._source(self.train_split))
-        held_out = self._read(self.held_out_split)
-        if self.held_out_count is not None and self.held_out_count != len(held_out):
-            _, held_out = hold_out(held_out, self.held_out_count, self._source(self.held_out_split))
-        return problems, held_out
+        return problems, [] if self.held_out_split is None else self._read(self.held_out_split)
+
+    def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+        """See `ProblemDataModule.divide`."""
+        other = None if self.held_out_split is None else self._source(self.held_out_split)
+        return divided(train, held_out, self.held_out_count, self._source(self.train_split), other)
 
     def _source(self, split: str) -> str:
         return f"{self.name}[{split}]"
 
     def _read(self, split: str) -> list[Problem]:
         rows = list(enumerate(self._table(split), start=1))
-        return parse_rows(rows, self._source(split), split, self.columns)
+        return parse_rows(rows, self._source(split), split, self.columns, self.bad_rows)
 
     def _table(self, split: str) -> Any:
         try:

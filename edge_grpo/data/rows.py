@@ -1,14 +1,15 @@
-"""Rows of any table -> problems; every refusal names `file:row`, what was found and what was expected."""
+"""Rows of any table -> problems; a row that does not fit is collected, a table that does not is refused."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 
 from edge_grpo.config import nearest
+from edge_grpo.data.report import BadRow, BadRowError, passing
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem
@@ -21,6 +22,7 @@ Columns = dict[str, list[str]]
 
 GSM8K_ANSWER = re.compile(r"^#### (.*)$", re.MULTILINE)
 GSM8K_CALCULATION = re.compile(r"<<.*?>>")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_columns(columns: Mapping[str, Sequence[str]]) -> None:
@@ -42,28 +44,40 @@ def check_columns(columns: Mapping[str, Sequence[str]]) -> None:
 
 
 def parse_rows(
-    rows: Sequence[tuple[int, object]], source: str, stem: str, columns: Mapping[str, Sequence[str]]
+    rows: Sequence[tuple[int, object]],
+    source: str,
+    stem: str,
+    columns: Mapping[str, Sequence[str]],
+    bad_rows: list[BadRow],
 ) -> list[Problem]:
     """Problems of a table, without tokens.
 
     Args:
-        rows: (row number from 1, {column: value}).
+        rows: (row number from 1, {column: value}, or the error of a line that is not JSON).
         source: file or data set, for error messages.
         stem: a row without an id is called `<stem>-<row>`.
         columns: field -> accepted column names.
+        bad_rows: gets the rows that do not fit; they leave no problem.
 
     Raises:
-        UserError: no rows, a missing column, or a value that does not fit.
+        UserError: no rows, or a missing column.
     """
     if not rows:
         raise UserError(f"{source}: no rows")
-    found: dict[str, None] = {}
-    for number, row in rows:
-        if not isinstance(row, Mapping):
-            _refuse(f"{source}:{number}", "row", row, "an object {column: value}")
-        found.update(dict.fromkeys(row))
-    names = match_columns(list(found), columns, source)
-    return [_problem(row, f"{source}:{number}", f"{stem}-{number}", names) for number, row in rows]
+    objects = passing(rows, lambda row: _numbered_object(*row, source), bad_rows)
+    if not objects:
+        return []
+    names = match_columns(list(dict.fromkeys(column for _, row in objects for column in row)), columns, source)
+    return passing(objects, lambda row: _problem(row[1], f"{source}:{row[0]}", f"{stem}-{row[0]}", names), bad_rows)
+
+
+def _numbered_object(number: int, row: object, source: str) -> tuple[int, Mapping[str, Any]]:
+    where, expected = f"{source}:{number}", "an object {column: value}"
+    if isinstance(row, Exception):
+        raise BadRowError(BadRow(where, "line", f"not JSON ({row})", expected))
+    if not isinstance(row, Mapping):
+        _refuse(where, "row", row, expected)
+    return number, row
 
 
 def match_columns(found: Sequence[str], columns: Mapping[str, Sequence[str]], source: str) -> dict[str, str]:
@@ -103,7 +117,7 @@ def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list
     candidates = [i for i, problem in enumerate(problems) if copies[problem.question] == 1]
     if not 1 <= count <= len(candidates) or count == len(problems):
         raise UserError(
-            f"data.held_out_count={count}: {source} has {len(problems)} rows, {len(candidates)} of them with a "
+            f"data.held_out_count={count}: {source} has {len(problems)} good rows, {len(candidates)} of them with a "
             "question that occurs once; hold out at least 1 of those and leave 1 row to train on"
         )
     order = torch.randperm(len(candidates), generator=stage_generator(0, "held_out")).tolist()
@@ -112,12 +126,29 @@ def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list
     return rest, [problem for i, problem in enumerate(problems) if i in chosen]
 
 
+def divided(
+    train: list[Problem], held_out: list[Problem], count: int | None, source: str, held_out_source: str | None
+) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems: `count` held out of `train` if there is no other source, else of `held_out`.
+
+    Raises:
+        UserError: too few problems.
+    """
+    if held_out_source is None:
+        assert count is not None, "the constructors check this"
+        return hold_out(train, count, source)
+    # All rows of a source that is only evaluated may be taken, so hold_out's remainder is not needed.
+    if count is not None and count != len(held_out):
+        _, held_out = hold_out(held_out, count, held_out_source)
+    return train, held_out
+
+
 def _problem(row: Any, where: str, default_id: str, names: Mapping[str, str]) -> Problem:
     values = {field: row.get(column) for field, column in names.items()}
     question, answer = values["question"], values["answer"]
-    if not isinstance(question, str) or not question.strip():
+    if not _is_text(question) or not question.strip():
         _refuse(where, names["question"], question, "a text that is not empty")
-    solution = _text_or_none(values.get("solution"), where, names.get("solution"))
+    solution = _text_or_none(values.get("solution"), where, names.get("solution", "solution"))
     if isinstance(answer, str) and (marked := GSM8K_ANSWER.search(answer)):
         answers = _answers(marked[1].replace(",", ""), where, names["answer"])
         if "solution" not in names:
@@ -125,11 +156,13 @@ def _problem(row: Any, where: str, default_id: str, names: Mapping[str, str]) ->
     else:
         answers = _answers(answer, where, names["answer"])
     return Problem(
-        id=_id(values.get("id"), default_id, where, names.get("id")),
+        id=_id(values.get("id"), default_id, where, names.get("id", "id")),
         question=question,
         answers=answers,
         solution=solution,
-        correctness_rate=_rate(values.get("correctness_rate"), where, names.get("correctness_rate")),
+        correctness_rate=_rate(
+            values.get("correctness_rate"), where, names.get("correctness_rate", "correctness_rate")
+        ),
         origin=where,
     )
 
@@ -157,7 +190,7 @@ def _answer_text(value: object) -> str:
     >>> [_answer_text(v) for v in (" 9.6\\n", 8.0, 0.5, 12, True, None, float("nan"))]
     ['9.6', '8', '0.5', '12', '', '', '']
     """
-    if isinstance(value, str):
+    if _is_text(value):
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return ""
@@ -165,13 +198,13 @@ def _answer_text(value: object) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def _text_or_none(value: object, where: str, column: str | None) -> str | None:
-    if value is not None and not isinstance(value, str):
+def _text_or_none(value: object, where: str, column: str) -> str | None:
+    if value is not None and not _is_text(value):
         _refuse(where, column, value, "a text or null")
-    return value or None
+    return value if value and value.strip() else None
 
 
-def _rate(value: object, where: str, column: str | None) -> float | None:
+def _rate(value: object, where: str, column: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
@@ -179,7 +212,7 @@ def _rate(value: object, where: str, column: str | None) -> float | None:
     return float(value)
 
 
-def _id(value: object, default: str, where: str, column: str | None) -> str:
+def _id(value: object, default: str, where: str, column: str) -> str:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
@@ -187,7 +220,12 @@ def _id(value: object, default: str, where: str, column: str | None) -> str:
     return str(value)
 
 
-def _refuse(where: str, column: str | None, value: object, expected: str) -> NoReturn:
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether this is a text that can be written as UTF-8: JSON also holds halves of surrogate pairs."""
+    return isinstance(value, str) and not SURROGATE.search(value)
+
+
+def _refuse(where: str, column: str, value: object, expected: str) -> NoReturn:
     shown = repr(value)
     found = f"{shown[:60]}..." if len(shown) > 60 else shown
-    raise UserError(f"{where}: {column} is {found} ({type(value).__name__}), expected {expected}")
+    raise BadRowError(BadRow(where, column, f"{found} ({type(value).__name__})", expected))

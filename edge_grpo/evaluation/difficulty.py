@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from edge_grpo.config import instantiate
+from edge_grpo.data.report import report_bad_rows
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, Rollout
@@ -32,7 +33,15 @@ def measure_difficulty(cfg: DictConfig) -> float:
         )
     data, engine, rewards = instantiate(cfg.data), instantiate(cfg.rollout), instantiate(cfg.reward)
     policy = instantiate(cfg.model)
-    data.load_prepared(policy.tokenizer, required_fields=frozenset({"answers"}), grade=rewards)
+    data.load_prepared(
+        policy.tokenizer,
+        required_fields=frozenset(),
+        grade=lambda problems, texts: rewards(problems, texts).correct,
+        ungradable=rewards.ungradable,
+    )
+    folder = Path(cfg.paths.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    report_bad_rows(data.bad_rows, folder)
     problems: tuple[Problem, ...] = data.train_problems
     rates: list[float] = []
     for start in range(0, len(problems), cfg.problems_per_batch):
@@ -46,14 +55,13 @@ def measure_difficulty(cfg: DictConfig) -> float:
         right = rewards([rollout.problem_of(row) for row in range(rollout.num_rows)], texts).correct
         rates += right.view(-1, cfg.num_samples).float().mean(1).tolist()
         log.info("%d/%d problems", start + len(batch), len(problems))
-    _write(Path(cfg.paths.run_dir), problems, rates)
+    _write(folder, problems, rates)
     none = sum(rate == 0 for rate in rates) / len(rates)
     log.info("mean %.1f %% right, %.1f %% of problems never right", 100 * sum(rates) / len(rates), 100 * none)
     return none
 
 
 def _write(folder: Path, problems: tuple[Problem, ...], rates: list[float]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {
             "id": p.id,

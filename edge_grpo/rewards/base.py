@@ -49,6 +49,11 @@ class WeightedRewards:
         found = [getattr(reward, "counts", {}) for reward in self.rewards.values()]
         return {name: sum(counts.get(name, 0) for counts in found) for name in ("timeout", "error")}
 
+    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What is wrong with the gold answers of each problem; None where the accuracy reward can grade them."""
+        judge = getattr(self.rewards["accuracy"], "ungradable", None)
+        return [None] * len(problems) if judge is None else judge(problems)
+
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         """Grade n responses, each exactly once."""
         parts = {name: reward(problems, texts) for name, reward in self.rewards.items()}
