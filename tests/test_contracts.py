@@ -28,6 +28,7 @@ GROUPS = (
     "advantage",
     "algorithm",
     "callbacks",
+    "checkpoint",
     "correction",
     "data",
     "data/template",
@@ -79,7 +80,7 @@ def strategy(group: str, option: str):
 
 def test_no_group_is_forgotten():
     folders = {str(p.parent.relative_to(config_dir())) for p in config_dir().rglob("*.yaml")}
-    assert folders - set(GROUPS) - {".", "experiment", "paths", "hydra", "debug", "hparams_search"} == set()
+    assert folders - set(GROUPS) - {".", "experiment", "paths", "hydra", "resume", "debug", "hparams_search"} == set()
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
