@@ -18,6 +18,7 @@ from edge_grpo.config import instantiate, to_dict
 from edge_grpo.data.report import report_bad_rows
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.held_out import HeldOutEvaluation
+from edge_grpo.loggers.wandb import WANDB_RUN_ID, WandbMetrics
 from edge_grpo.policy.base import Policy
 from edge_grpo.reporting.training_figure import draw_training_figure
 from edge_grpo.resume import alone_in, check_directory, check_settings, find_checkpoint
@@ -49,41 +50,34 @@ def run_experiment(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig, folder: Path) -> float:
-    first = rank_zero_only.rank == 0
-    resumed = find_checkpoint(folder / "checkpoints", start_over=cfg.resume.start_over, tidy=first)
-    if resumed is not None:
-        check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
-    if first:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    resumed = _checkpoint(cfg, folder)
     pl.seed_everything(cfg.seed, verbose=False)
     # The cheap parts first: what is wrong with them should not wait for a model to load.
     data = instantiate(cfg.data)
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    about = {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info()}
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    about = _about(cfg, folder)
     checkpointing = instantiate(cfg.checkpoint, about=about)
     module = build_module(cfg)
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
-    policy = module.policy
-    data.load_prepared(
-        policy.tokenizer,
-        required_fields=module.required_fields,
-        grade=module.grade,
-        ungradable=module.ungradable,
-    )
-    _report_data(data, folder)
-    _check_context(data, policy, module.rollout.max_new_tokens)
-    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    _prepare(data, module, folder)
     trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
-    for logger in loggers:
-        logger.log_hyperparams(about)
-    start = time.perf_counter()
-    with checkpointing.answering_signals():
-        trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed), weights_only=True)
-    summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
-    for logger in loggers:
-        logger.finalize("success")
+    start, failed = time.perf_counter(), True
+    try:
+        for logger in loggers:
+            logger.log_hyperparams(about)
+        with checkpointing.answering_signals():
+            trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed), weights_only=True)
+        for logger in loggers:
+            logger.save()
+        summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
+        failed = False
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbMetrics):
+                logger.close(failed=failed)
     return float(summary["accuracy"]["after"])
 
 
@@ -100,6 +94,41 @@ def build_module(cfg: DictConfig) -> Any:
     if getattr(module, "update_epochs", None) == 1:
         log.info("update_epochs=1: the importance ratio is exactly 1, so loss.epsilon_low and epsilon_high do nothing")
     return module
+
+
+def _checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from, if any; only then is the directory this run's, and its config written there."""
+    first = rank_zero_only.rank == 0
+    resumed = find_checkpoint(folder / "checkpoints", start_over=cfg.resume.start_over, tidy=first)
+    if resumed is not None:
+        check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
+    if first:
+        identity = folder / WANDB_RUN_ID
+        if cfg.resume.start_over:
+            identity.unlink(missing_ok=True)
+        elif resumed is not None and not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
+            identity.write_text(known)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    return resumed
+
+
+def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """What checkpoints and loggers keep of the run itself."""
+    identity = folder / WANDB_RUN_ID
+    known = {WANDB_RUN_ID: identity.read_text()} if identity.exists() else {}
+    return {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info(), **known}
+
+
+def _prepare(data: Any, module: Any, folder: Path) -> None:
+    """Load, check and encode the problems."""
+    data.load_prepared(
+        module.policy.tokenizer,
+        required_fields=module.required_fields,
+        grade=module.grade,
+        ungradable=module.ungradable,
+    )
+    _report_data(data, folder)
+    _check_context(data, module.policy, module.rollout.max_new_tokens)
 
 
 def _state_of(checkpoint: Path | None) -> Path | None:

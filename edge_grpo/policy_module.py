@@ -91,6 +91,11 @@ class PolicyModule(pl.LightningModule):
         seed_globals(self.seed, iteration=self.iteration, rank=self.global_rank)
         self.bad_rows = []
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        """The metrics of this step are complete: those of the evaluation came before."""
+        for logger in self.trainer.loggers:
+            logger.save()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model.
 

@@ -1,9 +1,12 @@
 """Configs composed as the command line composes them, and the smallest runs that still do everything."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from safetensors.torch import load_file
+from wandb.proto import wandb_internal_pb2
 
 from edge_grpo.cli import config_dir
 from edge_grpo.config import check_config
@@ -98,3 +102,39 @@ def metrics_rows(folder: Path, *, timed: bool = True) -> list[dict[str, Any]]:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if timed or not k.startswith(("timing_s/", "perf/"))} for row in rows]
+
+
+def offline_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows that the run's W&B offline files hold, without W&B's own columns; tables as None."""
+    return [row for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")) for row in _history(path)]
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    """The rows of one file, once W&B's service has written its end."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in _records(path.read_bytes())]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            found = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
+            return [dict(_value(item) for item in items if item.nested_key[0][0] != "_") for items in found]
+        time.sleep(0.05)
+    raise TimeoutError(f"{path} has no end")
+
+
+def _value(item: Any) -> tuple[str, Any]:
+    return item.nested_key[0], json.loads(item.value_json) if len(item.nested_key) == 1 else None
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """Records of a .wandb file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    place, parts = 7, []
+    while place + 7 <= len(content):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        parts.append(content[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []

@@ -1,12 +1,13 @@
-"""metrics.csv across steps and resumes, and the mode W&B is started in."""
+"""metrics.csv across steps and resumes; what W&B is started with and what it has been sent."""
 
 import csv
 
 import pytest
+import wandb
+from small_runs import offline_history
 
-from edge_grpo.loggers import wandb as module
 from edge_grpo.loggers.csv import CSVMetrics
-from edge_grpo.loggers.wandb import build_wandb_logger, resolve_mode
+from edge_grpo.loggers.wandb import WandbMetrics, resolve_mode
 
 
 def read(folder):
@@ -106,14 +107,111 @@ def test_what_the_user_says_wins(nobody, monkeypatch):
     assert resolve_mode("online") == "online"
 
 
+SETTINGS = {"project": "p", "entity": None, "name": "n", "group": None, "job_type": None, "tags": ["x"]}
+
+
+class Server:
+    """Stands for wandb.init and the service behind it, which keeps only steps above those it has."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.rows = [], []
+        monkeypatch.setattr(wandb, "init", self.init)
+
+    def init(self, **settings):
+        self.asked.append(settings)
+        return self
+
+    @property
+    def step(self):
+        return self.rows[-1][0] + 1 if self.rows else 0
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, row, step):
+        assert step >= self.step, "W&B would ignore this row"
+        self.rows.append((step, row))
+
+    def finish(self, exit_code):
+        pass
+
+
 @pytest.mark.parametrize(("mode", "resume"), [("offline", None), ("online", "allow")])
 def test_a_resumed_run_keeps_its_identity(nobody, monkeypatch, tmp_path, mode, resume):
-    asked = []
-    monkeypatch.setattr(module, "WandbLogger", lambda **settings: asked.append(settings))
-    settings = {"project": "p", "entity": None, "name": "n", "group": None, "job_type": None, "tags": ["x"]}
+    server = Server(monkeypatch)
     for folder in ("one", "one", "two"):
-        build_wandb_logger(folder=str(tmp_path / folder), mode=mode, **settings)
-    assert asked[0]["id"] == asked[1]["id"] != asked[2]["id"]
-    assert {call["mode"] for call in asked} == {mode}
-    assert {call["resume"] for call in asked} == {resume}
-    assert {call["save_dir"] for call in asked} == {str(tmp_path / "one"), str(tmp_path / "two")}
+        assert WandbMetrics(folder=str(tmp_path / folder), mode=mode, **SETTINGS).experiment is server
+    assert server.asked[0]["id"] == server.asked[1]["id"] != server.asked[2]["id"]
+    assert {call["mode"] for call in server.asked} == {mode}
+    assert {call["resume"] for call in server.asked} == {resume}
+    assert {call["dir"] for call in server.asked} == {str(tmp_path / "one"), str(tmp_path / "two")}
+
+
+def test_an_online_run_gets_every_step_once_and_whole(nobody, monkeypatch, tmp_path):
+    server = Server(monkeypatch)
+
+    def part(start, end, *, sent_to):
+        """Iterations from a checkpoint to a kill: the evaluation of a step comes before its training."""
+        csv_logger = CSVMetrics(str(tmp_path))
+        wandb_logger = WandbMetrics(folder=str(tmp_path), mode="online", **SETTINGS)
+        for step in range(start, end):
+            for metrics in [{"train": step}, {"eval": step + 1}]:
+                for logger in (csv_logger, wandb_logger):
+                    logger.log_metrics(metrics, step=step + ("eval" in metrics))
+                if "train" in metrics:
+                    wandb_logger.save()
+        del server.rows[sent_to:]  # what the kill kept from the server
+
+    part(0, 5, sent_to=3)  # steps 0, 1, 2 have arrived
+    part(4, 7, sent_to=7)  # from a checkpoint of iteration 4: 3 comes from metrics.csv
+    part(5, 8, sent_to=8)  # 5 and 6 are repeated and have arrived
+    assert [step for step, _ in server.rows] == list(range(8))
+    expected = [{"iteration": 0, "train": 0}] + [{"iteration": i, "train": i, "eval": i} for i in range(1, 8)]
+    assert [row for _, row in server.rows] == expected
+
+
+def test_without_a_server_the_run_goes_on_offline_and_says_how_to_sync(nobody, monkeypatch, tmp_path, caplog):
+    # A port that nobody listens on; W&B gives up after WANDB_INIT_TIMEOUT seconds (90 by itself).
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    logger = WandbMetrics(folder=str(tmp_path), mode="auto", **SETTINGS)
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.save()
+    logger.close(failed=False)
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("edge_grpo")]
+    assert told.startswith("W&B cannot be reached (")
+    assert told.endswith(f"going on offline; when it can: wandb sync {tmp_path / 'wandb' / 'latest-run'}")
+    assert [row["iteration"] for row in offline_history(tmp_path)] == [0]
+    assert list((tmp_path / "wandb" / "latest-run").resolve().glob("*.wandb"))
+
+
+def test_an_offline_run_that_was_killed_is_written_whole_again(nobody, tmp_path):
+    csv_logger = CSVMetrics(str(tmp_path))
+    for step in range(4):  # W&B had these in memory when the run was killed
+        csv_logger.log_metrics({"train": step}, step=step)
+    csv_logger.log_metrics({"eval": 1.0}, step=4)
+    WandbMetrics(folder=str(tmp_path), mode="offline", **SETTINGS).experiment  # noqa: B018 (begins the file)
+    wandb.finish()
+    logger = WandbMetrics(folder=str(tmp_path), mode="offline", **SETTINGS)
+    for step in (4, 5):
+        for each in (csv_logger, logger):
+            each.log_metrics({"train": step}, step=step)
+        logger.save()
+    logger.close(failed=False)
+    expected = [{"iteration": i, "train": i} for i in range(6)]
+    expected[4]["eval"] = 1.0
+    assert offline_history(tmp_path) == expected
+
+
+def test_a_file_that_was_synced_is_not_written_again(nobody, tmp_path):
+    for steps in ((0, 1), (2, 3)):
+        logger = WandbMetrics(folder=str(tmp_path), mode="offline", **SETTINGS)
+        for step in steps:
+            CSVMetrics(str(tmp_path)).log_metrics({"train": step}, step=step)
+            logger.log_metrics({"train": step}, step=step)
+        logger.save()
+        logger.close(failed=False)
+        for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"):
+            path.with_name(f"{path.name}.synced").touch()
+    assert sorted(row["iteration"] for row in offline_history(tmp_path)) == [0, 1, 2, 3]

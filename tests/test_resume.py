@@ -11,7 +11,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from small_runs import REPO, SHORT, SMALL_GRPO, command, equal_weights, metrics_rows, run_small, weights
+from small_runs import (
+    REPO,
+    SHORT,
+    SMALL_GRPO,
+    command,
+    equal_weights,
+    metrics_rows,
+    offline_history,
+    run_small,
+    weights,
+)
 
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.callbacks.checkpoint import IterationCheckpoint
@@ -80,6 +90,21 @@ def test_a_signal_in_a_rollout_saves_the_last_boundary_at_once(tmp_path, monkeyp
     assert signal.getsignal(number) == handler
     run_small(tmp_path, *FOUR)
     assert_same(tmp_path, whole)
+
+
+def test_wandb_holds_every_step_once_after_a_stop(tmp_path, monkeypatch):
+    settings = (*FOUR, "logger=wandb", "callbacks.samples.every_n_iterations=1")
+    with monkeypatch.context() as patch:
+        signal_once(patch, NativeRollout, "generate", 2, signal.SIGTERM)
+        with pytest.raises(Stopped):
+            run_small(tmp_path, *settings)
+    run_small(tmp_path, *settings)
+    recorded = metrics_rows(tmp_path)
+    history = offline_history(tmp_path)
+    assert [row.pop("iteration") for row in history] == [0, 1, 2, 3, 4]
+    assert [row.pop("samples", "none") for row in history] == [None, None, None, None, "none"]
+    numbers = [{k: float(v) for k, v in row.items() if v != "" and k != "step"} for row in recorded]
+    assert history == numbers
 
 
 def test_a_signal_after_the_optimiser_step_waits_for_the_boundary(tmp_path, monkeypatch, whole):

@@ -1,11 +1,14 @@
 """metrics.csv: one row a step, whole after every step, continued by a resumed run."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+log = logging.getLogger(__name__)
 
 
 class CSVMetrics(Logger):
@@ -48,7 +51,10 @@ class CSVMetrics(Logger):
             rows.append({"step": step})
         rows[-1] |= metrics
         self._rows = rows
-        self._write(rows)
+        try:
+            self._write(rows)
+        except OSError as error:  # every call writes all rows, so nothing is lost once there is room again
+            log.warning("%s not written at step %d: %s", self.path, step, error.strerror)
 
     def _load(self) -> list[dict[str, Any]]:
         if not self.path.exists():
