@@ -85,6 +85,14 @@ class PolicyModule(pl.LightningModule):
         optimizer = self._make_optimizer(p for p in self.model.parameters() if p.requires_grad)
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the rewards remember (of rank 0: the rank that writes)."""
+        checkpoint["rewards"] = self.rewards.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of a version that kept nothing leaves the rewards as they are."""
+        self.rewards.load_state_dict(checkpoint.get("rewards", {}))
+
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Decode and grade every row once."""
         texts = tuple(self.policy.decode(response.token_ids) for response in rollout.responses)
