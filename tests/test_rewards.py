@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -217,6 +218,22 @@ def test_hostile_completions_are_wrong_run_nothing_and_stay_within_time_and_memo
     assert lost["crash"] == 0
     assert seconds < TIMEOUT_S * (2 + lost["timeout"])  # two workers: half of it, and the time to replace them
     assert 0 < peak.gb <= MEMORY_GB
+
+
+def test_workers_killed_in_the_middle_of_a_batch_cost_the_answers_they_held(boxed: WeightedRewards) -> None:
+    texts = [rf"\boxed{{\frac{{{42 * k}}}{{{k}}}}}" for k in range(2, 12)]
+    texts.insert(4, r"\boxed{42^{10^{10}}}")  # would hold a worker until its time-out
+    boxed([problem("42")], [r"\boxed{\frac{504}{12}}"])  # the workers are there
+    before = boxed.counts
+    with ThreadPoolExecutor(1) as caller:
+        scores = caller.submit(boxed, [problem("42")] * len(texts), texts)
+        time.sleep(TIMEOUT_S / 2)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        verdicts = scores.result().correct.tolist()
+    assert verdicts == [True] * 4 + [False] + [True] * 6
+    assert boxed.counts["crash"] - before["crash"] == 1
+    assert boxed([problem("42")], [r"\boxed{\frac{546}{13}}"]).correct.tolist() == [True]
 
 
 class Peak:
