@@ -187,7 +187,7 @@ HOSTILE: dict[str, Callable[[Random], str]] = {
         rf"\boxed{{().__class__.__base__.__subclasses__()[{r.randint(0, 300)}]('touch {CANARY}', shell=True)}}"
     ),
     "file by TeX": lambda r: rf"\boxed{{\{r.choice(['input', 'include'])}{{/etc/passwd}}}}",
-    "shell by TeX": lambda r: rf"\boxed{{\immediate\write18{{touch {CANARY}}} {r.randint(0, 99)}}}",
+    "shell by TeX": lambda r: rf"\boxed{{\immediate\write18{{touch {CANARY}}} {r.randint(43, 99)}}}",
     "100 kB of braces": lambda r: r.choice(["\\boxed{" + "{" * 50_000 + "}" * 50_001, "\\boxed{" * 14_000]),
     "10,000 boxes": lambda r: rf"\boxed{{{r.randint(100, 999)}}} " * 10_000,
     "null bytes": lambda r: "\\boxed{" + "\0".join(str(r.randint(50, 99)) for _ in range(r.randint(2, 9))) + "}",
@@ -195,7 +195,7 @@ HOSTILE: dict[str, Callable[[Random], str]] = {
     "right to left": lambda r: f"\\boxed{{\u202e{r.randint(100, 999)}24\u200f}}",
     "long number": lambda r: "\\boxed{" + str(r.randint(2, 9)) * r.randint(500, 5000) + "}",
     "every number": lambda r: "\\boxed{" + ", ".join(map(str, range(r.randint(0, 40), 44))) + "}",
-    "no box": lambda r: f"the answer is {r.randint(0, 99)}",
+    "no box": lambda r: f"the answer is {r.randint(43, 99)}",
     "soup": _soup,
     "characters": _characters,
 }

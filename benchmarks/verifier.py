@@ -50,6 +50,7 @@ def grade(rewards: WeightedRewards, made: Sequence[Completion], timeout_s: float
     """Verdicts, seconds of each call, and what went wrong."""
     verdicts: list[bool] = []
     seconds: list[float] = []
+    lost: list[int] = []
     hangs = raised = 0
     for start in range(0, len(made), BATCH):
         batch = made[start : start + BATCH]
@@ -62,9 +63,9 @@ def grade(rewards: WeightedRewards, made: Sequence[Completion], timeout_s: float
             raised += 1
             verdicts += [False] * len(batch)
         seconds.append(time.perf_counter() - began)
-        lost = rewards.counts["timeout"] - before
-        hangs += seconds[-1] > lost * (timeout_s + REPLACE_S) / workers + timeout_s + SLACK_S
-    return {"verdicts": verdicts, "seconds": seconds, "hangs": hangs, "raised": raised}
+        lost.append(rewards.counts["timeout"] - before)
+        hangs += seconds[-1] > lost[-1] * (timeout_s + REPLACE_S) / workers + timeout_s + SLACK_S
+    return {"verdicts": verdicts, "seconds": seconds, "lost": lost, "hangs": hangs, "raised": raised}
 
 
 def plain_verdict(completion: Completion) -> bool:
@@ -115,7 +116,8 @@ def summary(made: Sequence[Completion], graded: dict[str, Any], plain: dict[int,
     differing = sorted({made[row].kind for row, verdict in plain.items() if verdict != graded["verdicts"][row]})
     agree = sum(verdict == graded["verdicts"][row] for row, verdict in plain.items())
     print("  ".join(f"{name}={n}" for name, n in counts.items()))
-    print(f"slowest call of {BATCH}: {max(graded['seconds']):.1f} s")
+    seconds, lost = max(zip(graded["seconds"], graded["lost"], strict=True))
+    print(f"slowest call of {BATCH}: {seconds:.1f} s, {lost} time-outs")
     print(f"agreement with plain math-verify: {agree} of {len(plain)} ordinary; differing kinds: {differing}")
 
 
@@ -133,6 +135,7 @@ def main() -> None:
         os.chdir(folder)  # so that a file made by a relative name counts too; the workers inherit it
         made = with_canaries(completions(n, args.seed), Path(folder))
         graded = grade(rewards, made, args.timeout_s, cfg.rewards.accuracy.verifier.workers)
+        rewards.rewards["accuracy"].verifier.close()  # its workers live in the folder that goes away
         executed = executions(Path(folder))
         os.chdir("/")
     plain = {row: plain_verdict(c) for row, c in enumerate(made) if not c.is_hostile}
