@@ -6,8 +6,8 @@
 in place of the config's 5 s, so that the 2 % that are made to cost a time-out take a few minutes in all (`--quick`: 600
 completions). On the last line:
 
-    hangs       calls that took longer than their time-outs explain: 1 s, the time-out and a worker's replacement
-                for each of them, shared among the workers, and 10 s for everything else
+    hangs       calls that took longer than their time-outs explain: the limit and 2 s for a new worker for each of
+                them, shared among the workers, and once the limit and 10 s for everything else
     executions  canary files that exist afterwards; every text that asks for one names its own
     crashes     calls that raised, and gradings whose worker died
 
@@ -35,7 +35,7 @@ from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.types import Problem
 
 BATCH = 128
-REPLACE_S, SLACK_S = 1.0, 10.0
+REPLACE_S, SLACK_S = 2.0, 10.0
 
 
 def reward_config(timeout_s: float) -> DictConfig:
