@@ -20,7 +20,10 @@ _CACHE_SIZE = 50_000
 
 
 class AnswerVerifier(Protocol):
-    """Pairs of answer and gold answers in, one verdict a pair out, in order."""
+    """Pairs of answer and gold answers in, one verdict a pair out, in order.
+
+    It may have `counts`, `unreadable`, `state_dict` and `load_state_dict`, as `MathVerifier` has.
+    """
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]: ...
 
