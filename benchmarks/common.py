@@ -122,7 +122,11 @@ def report(name: str, rows: list[dict[str, Any]], result: Mapping[str, float], p
     path = path or Path("outputs") / "benchmarks" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": where, "rows": rows, "result": dict(result)}, indent=2) + "\n")
-    print(" ".join(f"{key}={value:.2f}" for key, value in result.items()))
+    print(
+        " ".join(
+            f"{key}={value:.2f}" if isinstance(value, float) else f"{key}={value}" for key, value in result.items()
+        )
+    )
 
 
 def _cell(value: object) -> str:

@@ -14,7 +14,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import GroupFilter
 from edge_grpo.grpo_update import GRPOUpdate
 from edge_grpo.losses.base import Loss, UpdateSize
-from edge_grpo.metrics import collapse_metrics, correction_metrics, reward_metrics
+from edge_grpo.metrics import collapse_metrics, correction_metrics, reward_metrics, verifier_metrics
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy_module import PolicyModule
 from edge_grpo.seeding import stage_generator
@@ -61,7 +61,6 @@ class GRPOModule(PolicyModule):
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
-        self._lost = self.rewards.counts
         self.corrected: Corrected | None = None
         """the last iteration's rollout, for callbacks"""
 
@@ -72,6 +71,7 @@ class GRPOModule(PolicyModule):
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> None:
         """One iteration on P problems."""
+        counts = self.rewards.counts
         with self.timed("total"):
             with self.timed("rollout"):
                 rollout = self.roll_out(batch.problems)
@@ -89,7 +89,7 @@ class GRPOModule(PolicyModule):
                 metrics = update.run(self.update_epochs, size, self.optimise)
         self.corrected = corrected
         self.bad_rows = [self._describe(row, corrected, update) for row in update.bad_rows]
-        self._log(sampled, corrected, update, metrics)
+        self._log(sampled, corrected, update, metrics | verifier_metrics(counts, self.rewards.counts))
 
     def roll_out(self, problems: Sequence[Problem]) -> Rollout:
         """G responses to each problem."""
@@ -170,7 +170,6 @@ class GRPOModule(PolicyModule):
         metrics |= correction_metrics(after, corrected.branches)
         metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}
         metrics |= {
-            **{f"verifier/{name}": float(n - self._lost[name]) for name, n in self.rewards.counts.items()},
             "train/lr": self.step_scheduler(),
             "train/num_tokens": float(self.num_tokens),
             "train/num_rollouts": float(self.num_rollouts),
@@ -178,5 +177,5 @@ class GRPOModule(PolicyModule):
             "perf/update_tokens_per_s": updated / seconds["update"],
             "perf/peak_memory_gb": self.peak_memory_gb(),
         }
-        self._lost, self.metrics = self.rewards.counts, {}
+        self.metrics = {}
         self.record(metrics, step=self.iteration)

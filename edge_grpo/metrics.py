@@ -68,8 +68,21 @@ METRICS: dict[str, Metric] = {
     "eda/multiplier_p95": Metric("1", "95 % quantile over rows"),
     "eda/multiplier_max": Metric("1", "maximum over rows"),
     "eda/clamped": Metric("share", "rows whose multiplier is at the clamp"),
-    "verifier/timeout": Metric("answers", "graded wrong in this iteration because the verifier ran out of time"),
-    "verifier/error": Metric("answers", "graded wrong in this iteration because a worker of the verifier failed"),
+    "verifier/timeout_rate": Metric(
+        "share", "gradings that ran out of time, over the answers graded in this iteration (rollout and correction)"
+    ),
+    "verifier/error_rate": Metric(
+        "share", "gradings whose worker raised or died, over the answers graded in this iteration"
+    ),
+    "verifier/unparsed_rate": Metric(
+        "share", "answers that are missing, too long or no mathematics, over those graded in this iteration"
+    ),
+    "verifier/cache_hit_rate": Metric(
+        "share", "answers with a known verdict (an equal one before), over those graded in this iteration"
+    ),
+    "verifier/not_finite_rate": Metric(
+        "share", "reward values of this iteration that were NaN or infinite: taken as 0"
+    ),
     "timing_s/*": Metric("s", "wall time of a stage in this iteration"),
     "perf/rollout_tokens_per_s": Metric("tokens/s", "tokens of the first rollout over its time"),
     "perf/update_tokens_per_s": Metric(
@@ -134,6 +147,23 @@ def correction_metrics(after: ScoredRollout, branches: Sequence[str | None]) -> 
         metrics[f"correction/{branch}/count"] = len(rows)
         metrics[f"correction/{branch}/success_rate"] = share(after.scores.correct[rows])
     metrics["correction/tokens_not_sampled"] = 1 - share(_is_sampled(after.rollout))
+    return metrics
+
+
+def verifier_metrics(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, float]:
+    """`verifier/*` from the running counts of `WeightedRewards` before and after an iteration's grading.
+
+    Rewards that grade no answers (`total` stands still) have no rates but `not_finite_rate`.
+    """
+    new = {name: after[name] - before[name] for name in after}
+    metrics = {"verifier/not_finite_rate": new["not_finite"] / new["values"]}
+    if new["total"]:
+        metrics |= {
+            "verifier/timeout_rate": new["timeout"] / new["total"],
+            "verifier/error_rate": (new["error"] + new["crash"]) / new["total"],
+            "verifier/unparsed_rate": new["unparsed"] / new["total"],
+            "verifier/cache_hit_rate": new["cached"] / new["total"],
+        }
     return metrics
 
 

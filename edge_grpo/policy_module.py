@@ -97,7 +97,7 @@ class PolicyModule(pl.LightningModule):
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model.
+        """Refuse a checkpoint of another model; hand the rewards what they kept.
 
         Raises:
             UserError: names the first parameter that is missing, unexpected or of another shape.
@@ -110,11 +110,16 @@ class PolicyModule(pl.LightningModule):
                     f"the checkpoint is of another model: {name} is {theirs.get(name, 'absent')} there and "
                     f"{ours.get(name, 'absent')} here: set `model` as it was, or resume=never"
                 )
+        self.rewards.load_state_dict(checkpoint["rewards"])
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The injected optimiser and scheduler."""
         optimizer = self._make_optimizer(p for p in self.model.parameters() if p.requires_grad)
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the rewards remember (of rank 0: the rank that writes)."""
+        checkpoint["rewards"] = self.rewards.state_dict()
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Decode and grade every row once."""

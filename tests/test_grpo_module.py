@@ -1,5 +1,6 @@
 """The update against hand-worked numbers, and its invariance to how it is cut into micro-batches."""
 
+import io
 from dataclasses import dataclass
 
 import pytest
@@ -232,3 +233,19 @@ def test_values_out_of_range_are_refused(override, message):
     with pytest.raises(UserError) as caught:
         build_module(cfg)
     assert message in str(caught.value)
+
+
+def test_the_verdicts_are_in_the_checkpoint():
+    cfg, _ = composed("train", *SMALL_GRPO)
+    module, resumed = build_module(cfg), build_module(cfg)
+    half = [Problem("p", "?", ("0.5",))] * 2
+    texts = [r"\boxed{\frac{2}{4}}", r"\boxed{\frac{2}{5}}"]
+    assert module.grade(half, texts).tolist() == [True, False]
+    checkpoint: dict = {}
+    module.on_save_checkpoint(checkpoint)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    buffer.seek(0)
+    resumed.on_load_checkpoint(torch.load(buffer, weights_only=True))
+    assert resumed.grade(half, texts).tolist() == [True, False]
+    assert resumed.rewards.counts["cached"] == 2

@@ -15,6 +15,7 @@ from edge_grpo.metrics import (
     describe,
     reward_metrics,
     share,
+    verifier_metrics,
 )
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
@@ -152,6 +153,21 @@ def test_multipliers_by_hand():
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
+def test_verifier_rates_by_hand():
+    before = {"total": 10, "fast": 4, "cached": 2, "unparsed": 1, "timeout": 1, "error": 0, "crash": 3}
+    new = {"total": 8, "fast": 3, "cached": 2, "unparsed": 4, "timeout": 1, "error": 1, "crash": 2}
+    values = ({"values": 20, "not_finite": 5}, {"values": 36, "not_finite": 6})  # 1 of 16 in between
+    after = {name: n + new[name] for name, n in before.items()}
+    assert verifier_metrics(before | values[0], after | values[1]) == {
+        "verifier/timeout_rate": 1 / 8,
+        "verifier/error_rate": 3 / 8,
+        "verifier/unparsed_rate": 4 / 8,
+        "verifier/cache_hit_rate": 2 / 8,
+        "verifier/not_finite_rate": 1 / 16,
+    }
+    assert verifier_metrics(before | values[0], before | values[1]) == {"verifier/not_finite_rate": 1 / 16}
+
+
 def test_share_of_nothing_is_zero():
     assert share(torch.zeros(0, dtype=torch.bool)) == 0
 
@@ -174,12 +190,16 @@ def test_describe(name, unit):
     assert (found and found.unit) == unit
 
 
+COUNTED = ("total", "fast", "cached", "unparsed", "timeout", "error", "crash", "values", "not_finite")
+
+
 def test_what_the_functions_return_is_defined():
     names = {
         *collapse_metrics(BEFORE, AFTER),
         *reward_metrics(BEFORE, AFTER),
         *correction_metrics(AFTER, BRANCHES),
         *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool), {"eda/multiplier": torch.ones(2)}),
+        *verifier_metrics(dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 1)),
     }
     assert {name for name in names if describe(name) is None} == set()
 

@@ -1,4 +1,10 @@
-from collections.abc import Sequence
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,12 +15,24 @@ from omegaconf import OmegaConf
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.accuracy import Accuracy
 from edge_grpo.rewards.always_one import AlwaysOne
-from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
 from edge_grpo.rewards.boxed_format import BoxedFormat
 from edge_grpo.rewards.verifier import Pair
 from edge_grpo.types import Problem
 
 CONF = sorted((Path(__file__).parents[1] / "conf" / "reward").glob("*.yaml"))
+BOXED = next(path for path in CONF if path.stem == "boxed")
+TIMEOUT_S, MEMORY_GB = 2.0, 2.0
+
+
+@pytest.fixture(scope="module")
+def boxed() -> Iterator[WeightedRewards]:
+    """The reward of conf/, with less patience."""
+    cfg = OmegaConf.load(BOXED)
+    cfg.rewards.accuracy.verifier.update(timeout_s=TIMEOUT_S, memory_limit_gb=MEMORY_GB)
+    rewards = instantiate(cfg)
+    yield rewards
+    rewards.rewards["accuracy"].verifier.close()
 
 
 class SameText:
@@ -97,3 +115,146 @@ def test_official_config_rewards_the_format_of_anything() -> None:
     scores = instantiate(OmegaConf.load(path))([problem("5")] * 2, [r"\boxed{5}", "no box"])
     assert scores.rewards.tolist() == [2.0, 1.0]
     assert scores.correct.tolist() == [True, False]
+
+
+class Given:
+    """A reward of given values."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = values
+
+    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor(self.values)
+
+
+def test_values_that_are_not_finite_count_as_nothing_and_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    nan, inf = float("nan"), float("inf")
+    rewards = WeightedRewards(
+        {"accuracy": Given(1.0, inf, nan, 0.0), "style": Given(0.5, 0.5, -inf, nan)}, {"accuracy": 2.0, "style": 1.0}
+    )
+    for _ in range(2):
+        scores = rewards(PROBLEMS, TEXTS)
+        assert scores.rewards.tolist() == [2.5, 0.5, 0.0, 0.0]
+        assert scores.correct.tolist() == [True, False, False, False]
+        assert scores.parts["style"].tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert {name: rewards.counts[name] for name in ("values", "not_finite")} == {"values": 16, "not_finite": 8}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "accuracy" in record.message
+    assert "data.json:3" in record.message
+
+
+def test_a_zero_weight_does_not_let_a_nan_through() -> None:
+    rewards = WeightedRewards({"accuracy": Given(1.0), "x": Given(float("nan"))}, {"accuracy": 1.0, "x": 0.0})
+    assert rewards(PROBLEMS[:1], TEXTS[:1]).rewards.tolist() == [1.0]
+
+
+def test_counts_and_state_of_rewards_that_keep_none() -> None:
+    rewards = WeightedRewards({"accuracy": Accuracy(SameText()), "format": BoxedFormat()}, {"accuracy": 1, "format": 1})
+    rewards(PROBLEMS, TEXTS)
+    assert rewards.counts == dict.fromkeys(GRADING_COUNTS, 0) | {"values": 8, "not_finite": 0}
+    assert rewards.state_dict() == {}
+    rewards.load_state_dict({"accuracy": {"cache": []}, "gone": {}})  # of a run with other rewards
+    assert WeightedRewards({"accuracy": Given(1.0)}, {"accuracy": 1.0}).ungradable(PROBLEMS) == [None] * 4
+
+
+def test_the_verdicts_travel_through_the_weighted_rewards(boxed: WeightedRewards) -> None:
+    half = [problem("0.5")] * 2
+    texts = [r"\boxed{\frac{2}{4}}", r"\boxed{\frac{2}{5}}"]
+    assert boxed(half, texts).correct.tolist() == [True, False]
+    resumed = instantiate(OmegaConf.load(BOXED))
+    resumed.load_state_dict(boxed.state_dict())
+    assert resumed(half, texts).correct.tolist() == [True, False]
+    assert [resumed.counts[name] for name in ("total", "cached", "values")] == [2, 2, 4]
+
+
+def test_ungradable_names_what_is_wrong_and_what_was_expected(boxed: WeightedRewards) -> None:
+    problems = [problem("5"), problem(), problem("(1,"), problem("(1,", r"\frac{1}{2}"), problem(r"\text{Even}")]
+    assert boxed.ungradable(problems) == [
+        None,
+        "no gold answer: expected at least one",
+        r"gold answer '(1,' cannot be read as mathematics: expected a number or LaTeX such as \frac{1}{2}",
+        None,
+        None,
+    ]
+    assert Accuracy(SameText()).ungradable(problems[:3]) == [None, "no gold answer: expected at least one", None]
+
+
+HOSTILE = [
+    "__import__('os').system('touch {canary}')",
+    r"\text{{__import__('os').system('touch {canary}')}}",
+    "(lambda: open('{canary}', 'w'))()",
+    "{" * 50_000 + "}" * 50_000,  # 100 kB
+    "{" * 450 + "1" + "}" * 450,  # as deep as the length allows
+    "(" * 450 + "1" + ")" * 450,
+    r"\frac{1}{" * 90 + "1" + "}" * 90,
+    "10**10**10",
+    "10^{10^{10}}",
+    r"\input{/etc/passwd}",
+    "41\0",
+    "\0" * 900,
+    r"\frac{1}{\left(2",
+    r"\} \{ \right] \sqrt[",
+    "\u202e24",  # shown as 42
+    "\u202e" * 900,
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and the memory limit is Linux's")
+def test_hostile_completions_are_wrong_run_nothing_and_stay_within_time_and_memory(
+    boxed: WeightedRewards, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    texts = [rf"So \boxed{{{answer.replace('{canary}', str(canary))}}}" for answer in HOSTILE]
+    texts += [r"\boxed{41} " * 10_000, r"\boxed{41} " * 10_000 + r"\boxed{42}", r"\boxed{\frac{84}{2}}"]
+    before = boxed.counts
+    with Peak() as peak:
+        start = time.perf_counter()
+        scores = boxed([problem("42")] * len(texts), texts)
+        seconds = time.perf_counter() - start
+    assert scores.correct.tolist() == [False] * (len(HOSTILE) + 1) + [True, True]
+    assert not canary.exists()
+    lost = {name: n - before[name] for name, n in boxed.counts.items() if name in ("timeout", "error", "crash")}
+    assert lost["crash"] == 0
+    assert seconds < TIMEOUT_S * (2 + lost["timeout"])  # two workers: half of it, and the time to replace them
+    assert 0 < peak.gb <= MEMORY_GB
+
+
+def test_workers_killed_in_the_middle_of_a_batch_cost_the_answers_they_held(boxed: WeightedRewards) -> None:
+    texts = [rf"\boxed{{\frac{{{42 * k}}}{{{k}}}}}" for k in range(2, 12)]
+    texts.insert(4, r"\boxed{42^{10^{10}}}")  # would hold a worker until its time-out
+    boxed([problem("42")], [r"\boxed{\frac{504}{12}}"])  # the workers are there
+    before = boxed.counts
+    with ThreadPoolExecutor(1) as caller:
+        scores = caller.submit(boxed, [problem("42")] * len(texts), texts)
+        time.sleep(TIMEOUT_S / 2)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        verdicts = scores.result().correct.tolist()
+    assert verdicts == [True] * 4 + [False] + [True] * 6
+    assert boxed.counts["crash"] - before["crash"] == 1
+    assert boxed([problem("42")], [r"\boxed{\frac{546}{13}}"]).correct.tolist() == [True]
+
+
+class Peak:
+    """The largest address space of any worker of this process while it is entered, in GiB."""
+
+    gb = 0.0
+
+    def __enter__(self) -> "Peak":
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            for worker in multiprocessing.active_children():
+                with suppress(OSError):  # it may be gone by now
+                    lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+                    sizes = [int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmPeak")]
+                    self.gb = max(self.gb, *sizes, 0.0)

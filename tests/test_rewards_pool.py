@@ -16,6 +16,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.rewards.pool import KillablePool
 
 PID = "__import__('os').getpid()"
+KILLED = "__import__('signal').raise_signal(9)"
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,15 @@ def test_a_hang_inside_c_code_is_killed_in_time_and_spares_its_neighbour(pool: K
     assert pool.counts["timeout"] == before + 1
 
 
-@pytest.mark.parametrize(
-    "item", ["1 / 0", "bytearray(8 << 30)", "__import__('os')._exit(3)", "__import__('sys').exit()"]
-)
-def test_exceptions_crashes_and_exhausted_memory_are_errors(pool: KillablePool, item: str) -> None:
-    assert lost(pool, item) == {"timeout": 0, "error": 1}
+@pytest.mark.parametrize("item", ["1 / 0", "bytearray(8 << 30)", "__import__('sys').exit()"])
+def test_exceptions_and_exhausted_memory_are_errors(pool: KillablePool, item: str) -> None:
+    assert lost(pool, item) == {"timeout": 0, "error": 1, "crash": 0}
+
+
+@pytest.mark.parametrize("item", ["__import__('os')._exit(3)", "__import__('os').abort()", KILLED])
+def test_a_worker_that_dies_is_a_crash_and_is_replaced(pool: KillablePool, item: str) -> None:
+    assert lost(pool, item) == {"timeout": 0, "error": 0, "crash": 1}
+    assert pool.map(eval, ["1 + 1"]) == [2]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +81,65 @@ def test_exceptions_crashes_and_exhausted_memory_are_errors(pool: KillablePool, 
 )
 def test_side_effects_are_refused(pool: KillablePool, item: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    assert lost(pool, item.replace("canary", str(canary))) == {"timeout": 0, "error": 1}
+    assert lost(pool, item.replace("canary", str(canary))) == {"timeout": 0, "error": 1, "crash": 0}
     assert not canary.exists()
+
+
+def test_items_that_kill_their_worker_leave_the_order_and_the_others(pool: KillablePool) -> None:
+    items = [KILLED if row % 10 == 5 else str(row) for row in range(30)]
+    assert pool.map(eval, items) == [None if row % 10 == 5 else row for row in range(30)]
+
+
+def test_a_worker_killed_from_outside_costs_the_item_it_held() -> None:
+    pool = KillablePool(workers=2, timeout_s=20.0, memory_limit_gb=1.0)
+    pids = pool.map(eval, [f"__import__('time').sleep(0.5) or {PID}"] * 2)
+    items = [f"__import__('time').sleep(0.3) or {row}" for row in range(8)]
+    with ThreadPoolExecutor(1) as caller:
+        results = caller.submit(pool.map, eval, items)
+        time.sleep(0.7)
+        assert pids[0] is not None
+        os.kill(pids[0], signal.SIGKILL)
+        taken = results.result()
+    assert taken.count(None) == 1
+    assert [value for value in taken if value is not None] == [row for row in range(8) if taken[row] is not None]
+    assert pool.counts == {"timeout": 0, "error": 0, "crash": 1}
+    pool.close()
+
+
+def test_calls_from_several_threads_each_get_their_own_results(pool: KillablePool) -> None:
+    with ThreadPoolExecutor(4) as callers:
+        calls = [[str(10 * caller + row) for row in range(10)] for caller in range(8)]
+        assert list(callers.map(lambda items: pool.map(eval, items), calls)) == [
+            [int(item) for item in items] for items in calls
+        ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
+def test_workers_that_do_not_start_again_lose_the_items_and_raise_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    pool = KillablePool(workers=1, timeout_s=5.0, memory_limit_gb=1.0, preload=("sympy",))
+    assert pool.map(eval, ["1 + 1"]) == [2]
+    pool.close()
+    pool.memory_limit_gb = 0.01
+    assert pool.map(eval, ["1", "2", "3"]) == [None, None, None]
+    assert pool.counts == {"timeout": 0, "error": 0, "crash": 3}
+    assert [record.levelname for record in caplog.records if record.name == "edge_grpo.rewards.pool"] == ["ERROR"]
+    assert "3 of 3 items" in caplog.text
+    pool.memory_limit_gb = 1.0
+    assert pool.map(eval, ["1 + 1"]) == [2]
+    pool.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_that_are_stopped_while_idle_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = KillablePool(workers=1, timeout_s=0.5, memory_limit_gb=1.0)
+    (pid,) = pool.map(eval, [PID])
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr("edge_grpo.rewards.pool._START_S", 3.0)
+    assert pool.map(eval, ["1", "2"]) == [1, 2]
+    assert pool.counts == {"timeout": 0, "error": 0, "crash": 0}
+    assert not is_running(pid)
+    pool.close()
 
 
 def test_workers_survive_the_thread_that_started_them_and_are_replaced_when_killed() -> None:
@@ -91,7 +153,7 @@ def test_workers_survive_the_thread_that_started_them_and_are_replaced_when_kill
     (second,) = pool.map(eval, [PID])
     assert second is not None
     assert second != first
-    assert pool.counts == {"timeout": 0, "error": 0}  # no item was lost
+    assert pool.counts == {"timeout": 0, "error": 0, "crash": 0}  # no item was lost
 
     pool.close()
     for pid in (first, second):

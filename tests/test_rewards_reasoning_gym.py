@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from edge_grpo.errors import UserError
-from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
 from edge_grpo.rewards.reasoning_gym import ReasoningGymAccuracy
 from edge_grpo.types import Problem
 
@@ -64,6 +64,22 @@ def test_problems_of_another_source_are_refused(accuracy: ReasoningGymAccuracy) 
         accuracy([problem("no_such_generator", {})], [r"\boxed{1}"])
     with pytest.raises(UserError, match=r"data:1.*generator"):
         accuracy([Problem(id="p", question="?", answers=("1",), origin="data:1")], [r"\boxed{1}"])
+
+
+def test_counts_and_ungradable_have_the_form_of_the_other_rewards(accuracy: ReasoningGymAccuracy) -> None:
+    before = accuracy.counts
+    accuracy([SUM, SUM, SUM], [r"\boxed{-4}", "-4", r"\boxed{" + "1" * 10_001 + "}"])
+    assert set(before) == set(GRADING_COUNTS)
+    assert {name: n - before[name] for name, n in accuracy.counts.items()} == {
+        **{"total": 3, "fast": 2, "cached": 0, "unparsed": 2},
+        **{"timeout": 0, "error": 0, "crash": 0},
+    }
+    plain = Problem(id="p", question="?", answers=("1",))
+    assert accuracy.ungradable([SUM, plain, problem("no_such_generator", {})]) == [
+        None,
+        "reward=reasoning_gym needs problem.extra keys ['generator', 'entry']",
+        "reasoning_gym has no generator named 'no_such_generator'",
+    ]
 
 
 def test_max_answer_chars_must_be_positive() -> None:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,42 @@ EQUAL = [
     ("(1,2)", "(1, 2)"),
     (r"\text{Even}", r"\text{even}"),
     (r"\begin{bmatrix}1\\2\end{bmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    ("\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    # mixed numbers
+    (r"3\frac{1}{2}", r"\frac{7}{2}"),
+    (r"3\frac12", "3.5"),
+    ("3 1/2", "7/2"),
+    (r"-3 \tfrac{1}{2}", "-3.5"),
+    (r"\frac{9}{5}", r"1\frac{4}{5}"),  # a gold answer of MATH-500
+    # units and \text
+    (r"5 \text{ cm}^2", "5"),
+    (r"5 \mathrm{~m} / \mathrm{s}", "5"),
+    ("5 kg", "5"),
+    (r"\text{5}", "5"),
+    (r"\text{(B)}", "B"),
+    (r"\text{no solution}", "no solution"),
+    # percentages: of a hundred or as printed
+    (r"62.5\%", "62.5%"),
+    (r"12\frac{1}{2}\%", "12.5%"),
+    ("0.08", r"8 \%"),
+    ("8", r"8 \%"),
+    # powers of ten as Minerva writes them, thousands
+    (r"3.3 \times 10^{12}", "3.3e12"),
+    ("0.00001", "1e-5"),
+    (r"3.89 \cdot 10^{-10}", "3.89e-10"),
+    (r"10\,000", "10000"),
+    (r"1{,}234{,}567", "1234567"),
+    # intervals, tuples, sets
+    (r"(-\infty, 2) \cup (3, \infty)", r"(-\infty,2)\cup(3,\infty)"),
+    (r"x \in [1, 2]", "[1,2]"),
+    ("[1, 2]", r"1 \le x \le 2"),
+    (r"(3, \frac{\pi}{2})", r"\left( 3, \frac{\pi}{2} \right)"),
+    (r"(\frac{2}{2}, 4)", "(1, 4)"),
+    ("2, 1", "1,2"),
+    (r"1 \text{ and } 2", r"\{1, 2\}"),
+    (r"\pm 3", "3,-3"),
+    # OlympiadBench: several values in one gold, its dollars kept
+    (r"\frac{\pi}{4}, \frac{\pi}{6}", r"$\frac{1}{6} \pi, \frac{1}{4} \pi$"),
 ]
 UNEQUAL = [
     ("0.51", r"\frac{1}{2}"),
@@ -54,6 +91,23 @@ UNEQUAL = [
     ("0.33", r"\frac{1}{3}"),
     ("-5", "5"),
     (r"\boxed", "5"),
+    ("3 1/2", "2"),
+    (r"3\frac{1}{2}", r"\frac{3}{2}"),
+    (r"12\frac{1}{2}\%", "12"),
+    ("80%", "8%"),
+    ("11", "1e11"),  # not 11 * e
+    ("0.0", "3.89e-10"),  # nor equal to six places
+    ("0.0000001", "0.0000002"),
+    (r"2 \cdot 10^{-7}", "0.0000001"),
+    ("(1, 2)", "[1, 2]"),
+    ("(1, 2)", "(1, 2, 3)"),
+    ("1, 2", "1, 2, 3"),
+    (r"\{1, 2, 3, 4, 5\}", "5"),  # all that it could be
+    (r"\pm 5", "5"),
+    (r"\mathbb{R}", "5"),
+    (r"\frac{0}{0}", "0"),
+    (r"\text{(A)}", "B"),
+    ("5<6", "5"),
 ]
 
 
@@ -71,6 +125,62 @@ def test_order_is_kept_and_any_gold_will_do(verifier: MathVerifier) -> None:
     golds = ("3", r"\frac{1}{2}")
     answers = [r"\sqrt{9}", "7", "0.5", None, "3", r"\frac{2}{4}", "x"]
     assert verifier([(a, golds) for a in answers]) == [True, False, True, False, True, True, False]
+
+
+def test_either_of_two_spellings_of_a_gold_will_do(verifier: MathVerifier) -> None:
+    golds = (r"\ln 2 + i\frac{\pi}{3}", r"\ln 2 + \frac{i\pi}{3}")  # one problem of Minerva
+    answers = [r"\frac{\pi i}{3} + \ln 2", golds[1], r"\ln 2"]
+    assert verifier([(answer, golds) for answer in answers]) == [True, True, False]
+
+
+def test_unparsed_answers_are_counted_each_time_they_are_used(verifier: MathVerifier) -> None:
+    before = verifier.counts
+    answers = ["(1,", r"\input{x}", "(1,", None, "x" * 1001, r"\frac{1}{3}", "7"]
+    for _ in range(2):
+        assert verifier([(answer, ("42",)) for answer in answers]) == [False] * 7
+    # twice five of seven, and of the 4 + 4 that need a worker all but three gradings come from memory
+    after = verifier.counts
+    assert after["unparsed"] - before["unparsed"] == 10
+    assert after["cached"] - before["cached"] == 5
+    # an answer in mere characters can still be the gold answer's text
+    assert verifier([("E_1 , E_2", ("E_{1},E_{2}", "E_1, E_2"))]) == [True]
+
+
+def test_unreadable_golds() -> None:
+    verifier = MathVerifier(workers=1, timeout_s=0.5)
+    golds = ["5", "(1,", r"\frac{1}{2}", "", "(1,", r"\text{north}", "1,000"]
+    assert verifier.unreadable(golds) == [False, True, False, True, True, False, False]
+    assert verifier.unreadable([]) == []
+    verifier.close()
+
+
+def test_the_cache_survives_a_checkpoint_with_its_order(
+    verifier: MathVerifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(f"{row}/2", ("0.5", "x")) for row in range(1, 5)]
+    verdicts = verifier(pairs)
+    assert verifier(pairs[:1]) == [True]  # so the second is the one used longest ago
+    torch.save(verifier.state_dict(), tmp_path / "state")
+    resumed = MathVerifier(workers=1)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert resumed.state_dict() == verifier.state_dict()
+    assert resumed(pairs) == verdicts
+    assert resumed.counts["cached"] == 4  # no worker was started
+    kept = [(answer, golds) for (answer, golds), _ in verifier.state_dict()["cache"]]
+    assert kept[-4:] == [*pairs[1:], pairs[0]]
+    monkeypatch.setattr("edge_grpo.rewards.verifier._CACHE_SIZE", 2)
+    resumed.load_state_dict(verifier.state_dict())
+    resumed([pairs[1]])
+    assert [key for key, _ in resumed.state_dict()["cache"]] == [pairs[0], pairs[1]]
+
+
+def test_the_state_of_a_full_cache_is_taken_in_milliseconds() -> None:
+    verifier = MathVerifier()
+    verifier.load_state_dict({"cache": [((rf"\frac{{{row}}}{{7}}", ("1",)), "wrong") for row in range(50_000)]})
+    start = time.perf_counter()
+    state = verifier.state_dict()
+    assert time.perf_counter() - start < 0.05  # measured 0.002 s
+    assert len(state["cache"]) == 50_000
 
 
 HOSTILE = [
@@ -110,7 +220,10 @@ def test_a_time_out_is_wrong_counted_and_not_remembered() -> None:
     verifier = MathVerifier(workers=1, timeout_s=0.5)
     for calls in (1, 2):
         assert verifier([("10^{10^{10}}", ("42",))]) == [False]
-        assert verifier.counts == {"total": calls, "fast": 0, "cached": 0, "timeout": calls, "error": 0}
+        assert verifier.counts == {
+            **{"total": calls, "fast": 0, "cached": 0, "unparsed": 0},
+            **{"timeout": calls, "error": 0, "crash": 0},
+        }
     verifier.close()
 
 
@@ -122,7 +235,10 @@ def test_counts_tell_fast_cached_and_graded_apart(verifier: MathVerifier) -> Non
     assert verifier([*fast, pair, pair]) == [True, True, False, False, True, True]
     assert verifier([pair]) == [True]
     after = verifier.counts
-    assert {k: after[k] - before[k] for k in after} == {"total": 7, "fast": 4, "cached": 2, "timeout": 0, "error": 0}
+    assert {k: after[k] - before[k] for k in after} == {
+        **{"total": 7, "fast": 4, "cached": 2, "unparsed": 2},
+        **{"timeout": 0, "error": 0, "crash": 0},
+    }
 
 
 def test_works_off_the_main_thread(verifier: MathVerifier) -> None:

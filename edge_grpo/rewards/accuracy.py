@@ -1,6 +1,7 @@
 """The reward that decides what is right: the last boxed answer against the gold answers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,3 +40,36 @@ class Accuracy:
                 raise UserError(f"{problem.origin or problem.id}: no gold answer, so nothing can be graded")
         pairs = [(last_boxed(text), problem.answers) for problem, text in zip(problems, texts, strict=True)]
         return torch.tensor(self.verifier(pairs), dtype=torch.float32)
+
+    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What is wrong with each problem's gold answers and what was expected; None where an answer can be graded.
+
+        A problem may have unreadable gold answers besides a readable one. Without the verifier's `unreadable` any
+        gold answer will do.
+        """
+        golds = list(dict.fromkeys(gold for problem in problems for gold in problem.answers))
+        unreadable = getattr(self.verifier, "unreadable", None)
+        bad = {gold for gold, is_bad in zip(golds, unreadable(golds), strict=True) if is_bad} if unreadable else set()
+        return [_complaint(problem.answers, bad) for problem in problems]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The verifier's state; empty if it has none."""
+        return self.verifier.state_dict() if hasattr(self.verifier, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hand the verifier its state; a verifier without any ignores that of another."""
+        if hasattr(self.verifier, "load_state_dict"):
+            self.verifier.load_state_dict(state)
+
+
+def _complaint(golds: Sequence[str], unreadable: Collection[str]) -> str | None:
+    """
+    >>> _complaint(("5", "(1,"), {"(1,"}) is None, _complaint((), set())
+    (True, 'no gold answer: expected at least one')
+    """
+    if not golds:
+        return "no gold answer: expected at least one"
+    if any(gold not in unreadable for gold in golds):
+        return None
+    named = " and ".join(repr(gold) for gold in golds)
+    return f"gold answer {named} cannot be read as mathematics: expected a number or LaTeX such as \\frac{{1}}{{2}}"

@@ -3,8 +3,9 @@
 "Right" is what the accuracy reward says and nothing else: a format bonus can never make a response right.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,15 +13,26 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem, Scores
 
+log = logging.getLogger(__name__)
+
+GRADING_COUNTS = ("total", "fast", "cached", "unparsed", "timeout", "error", "crash")
+"""what a reward that grades answers has in its `counts`"""
+
 
 class Reward(Protocol):
-    """One reward: n problems and n response texts in, [n] float32 out."""
+    """One reward: n problems and n response texts in, [n] float32 out.
+
+    It may have `counts` (answers so far, `GRADING_COUNTS`), `state_dict` and `load_state_dict` (plain types, for
+    checkpoints) and, under the name `accuracy`, `ungradable` (what is wrong with each problem, or None).
+    """
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor: ...
 
 
 class WeightedRewards:
     """Weighted sum of named rewards; the one named `accuracy` decides what is right.
+
+    A value that is NaN or infinite counts as 0, is never right, and is reported once and counted.
 
     Args:
         rewards: name -> reward; must hold `accuracy`.
@@ -37,6 +49,7 @@ class WeightedRewards:
             raise UserError(f"reward.rewards names {sorted(rewards)} but reward.weights {sorted(weights)}")
         self.rewards = dict(rewards)
         self.weights = {name: float(weights[name]) for name in rewards}
+        self._counts = {"values": 0, "not_finite": 0}
 
     @property
     def max_reward(self) -> float:
@@ -45,19 +58,46 @@ class WeightedRewards:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Answers lost so far to a `timeout` or an `error` of a worker, over the rewards that count them."""
+        """So far: `GRADING_COUNTS` over the rewards that count, `values` of all rewards, `not_finite` ones of these."""
         found = [getattr(reward, "counts", {}) for reward in self.rewards.values()]
-        return {name: sum(counts.get(name, 0) for counts in found) for name in ("timeout", "error")}
-
-    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
-        """What is wrong with the gold answers of each problem; None where the accuracy reward can grade them."""
-        judge = getattr(self.rewards["accuracy"], "ungradable", None)
-        return [None] * len(problems) if judge is None else judge(problems)
+        return {name: sum(counts.get(name, 0) for counts in found) for name in GRADING_COUNTS} | self._counts
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         """Grade n responses, each exactly once."""
-        parts = {name: reward(problems, texts) for name, reward in self.rewards.items()}
+        parts = {name: self._finite(name, reward(problems, texts), problems) for name, reward in self.rewards.items()}
         total = torch.zeros(len(texts), dtype=torch.float32)
         for name, part in parts.items():
             total += self.weights[name] * part
         return Scores(rewards=total, parts=parts, correct=parts["accuracy"] >= 1.0)
+
+    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What the accuracy reward cannot grade, and why; None where it can, or if it cannot tell."""
+        accuracy = self.rewards["accuracy"]
+        return accuracy.ungradable(problems) if hasattr(accuracy, "ungradable") else [None] * len(problems)
+
+    def state_dict(self) -> dict[str, Any]:
+        """name -> state of the rewards that have any, in plain types."""
+        states = {name: r.state_dict() for name, r in self.rewards.items() if hasattr(r, "state_dict")}
+        return {name: state for name, state in states.items() if state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hand each reward its state. One that the checkpoint or this run does not have starts empty."""
+        for name, reward in self.rewards.items():
+            if name in state and hasattr(reward, "load_state_dict"):
+                reward.load_state_dict(state[name])
+
+    def _finite(self, name: str, part: Tensor, problems: Sequence[Problem]) -> Tensor:
+        """[n] -> [n] with 0 for what is not finite."""
+        finite = part.isfinite()
+        if not finite.all() and not self._counts["not_finite"]:
+            row = int(finite.logical_not().nonzero()[0])
+            problem = problems[row]
+            log.warning(
+                "reward %s gave %s for a response to %s; values that are not finite count as 0 and wrong",
+                name,
+                float(part[row]),
+                problem.origin or problem.id,
+            )
+        self._counts["values"] += len(part)
+        self._counts["not_finite"] += int(finite.logical_not().sum())
+        return torch.where(finite, part, 0.0)

@@ -1,14 +1,16 @@
 """Worker processes that can be killed: the only place where text that a model wrote is evaluated."""
 
+import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from pebble import ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards._sandbox import enter_sandbox
@@ -17,8 +19,11 @@ from edge_grpo.rewards._spawn import BareSpawnContext
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+log = logging.getLogger(__name__)
+
 _ATTEMPTS = 3
 _POLL_S = 0.5
+_START_S = 120.0  # what a worker may take to start, or to be replaced, on a busy machine
 _TASKS_A_WORKER = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
 
 
@@ -26,7 +31,9 @@ class KillablePool:
     """Runs a function over items in worker processes, each item with a hard time-out.
 
     Workers start with the first `map`, by spawn (never a fork of a process with torch's threads), import only
-    `preload` and the function's own module, and die with this process. One that hangs is killed and replaced.
+    `preload` and the function's own module, and die with this process. One that hangs or dies is replaced. Once
+    workers have started, nothing that happens to them raises: the items are lost and counted. May be called from
+    several threads; the calls take turns.
 
     Args:
         workers: number of processes.
@@ -35,7 +42,7 @@ class KillablePool:
         preload: modules that a worker imports before its first item.
 
     Attributes:
-        counts: items lost so far: `timeout`, and `error` for an exception or a crash.
+        counts: items lost so far: `timeout`, `error` (the function raised), `crash` (the worker process died).
 
     Raises:
         UserError: a number that is not positive.
@@ -49,7 +56,8 @@ class KillablePool:
         self.timeout_s = timeout_s
         self.memory_limit_gb = memory_limit_gb
         self.preload = preload
-        self.counts = {"timeout": 0, "error": 0}
+        self.counts = {"timeout": 0, "error": 0, "crash": 0}
+        self._has_started = False
         self._pool: ProcessPool | None = None
         self._finalizer: weakref.finalize | None = None
         self._lock = threading.Lock()
@@ -62,8 +70,7 @@ class KillablePool:
             items: picklable.
 
         Raises:
-            UserError: the workers cannot start.
-            RuntimeError: workers keep dying while they hold no item, so no item can be blamed.
+            UserError: the very first workers cannot start.
         """
         results: list[Result | None] = [None] * len(items)
         pending = list(range(len(items)))
@@ -71,8 +78,15 @@ class KillablePool:
             for _ in range(_ATTEMPTS):
                 if pending:
                     pending = self._attempt(function, items, pending, results)
+            self.counts["crash"] += len(pending)
         if pending:
-            raise RuntimeError(f"idle grading workers died {_ATTEMPTS} times in a row: is something killing them?")
+            log.error(
+                "grading workers died or hung %d times in a row while they held no item: %d of %d items are lost; "
+                "is something killing them, or is the machine out of memory?",
+                _ATTEMPTS,
+                len(pending),
+                len(items),
+            )
         return results
 
     def close(self) -> None:
@@ -89,6 +103,8 @@ class KillablePool:
     ) -> list[int]:
         """Fill `results` at `rows`; return the rows that no worker took up because the pool broke."""
         pool = self._running_pool()
+        if pool is None:
+            return rows
         futures: list[Future[Result]] = []
         for row in rows:
             try:
@@ -97,16 +113,19 @@ class KillablePool:
                 break
         lost = rows[len(futures) :]
         for row, future in zip(rows, futures, strict=False):
-            error = _outcome(pool, future)
+            # The rows before this one are done, so a worker takes it up as soon as one is free or replaced.
+            error = _outcome(pool, future, within_s=2 * self.timeout_s + _START_S)
             if error is None:
                 results[row] = future.result()
             elif isinstance(error, BrokenProcessPool):
+                self._stop()
                 lost.append(row)
             else:
-                self.counts["timeout" if isinstance(error, TimeoutError) else "error"] += 1
+                self.counts[_kind(error)] += 1
         return lost
 
-    def _running_pool(self) -> ProcessPool:
+    def _running_pool(self) -> ProcessPool | None:
+        """The pool with live workers; None if workers that started once do not start again."""
         if self._pool is not None and self._pool.active:
             return self._pool
         self._stop()
@@ -123,12 +142,15 @@ class KillablePool:
         launcher.submit(lambda: pool.active).result()
         self._pool = pool
         self._finalizer = weakref.finalize(self, _stop, pool, launcher)
-        if _outcome(pool, pool.schedule(os.getpid)) is not None:
-            self._stop()
-            raise UserError(
-                f"grading workers do not start with memory_limit_gb={self.memory_limit_gb}; their own message is above"
-            )
-        return pool
+        if _outcome(pool, pool.schedule(os.getpid), within_s=_START_S) is None:
+            self._has_started = True
+            return pool
+        self._stop()
+        if self._has_started:
+            return None
+        raise UserError(
+            f"grading workers do not start with memory_limit_gb={self.memory_limit_gb}; their own message is above"
+        )
 
     def _stop(self) -> None:
         if self._finalizer is not None:
@@ -142,11 +164,22 @@ def _stop(pool: ProcessPool, launcher: ThreadPoolExecutor) -> None:
     launcher.shutdown()
 
 
-def _outcome(pool: ProcessPool, future: "Future[Result]") -> BaseException | None:
-    """Wait for the future's exception, or None; a broken pool never resolves the items it had still queued."""
+def _outcome(pool: ProcessPool, future: "Future[Result]", within_s: float) -> BaseException | None:
+    """Wait for the future's exception, or None.
+
+    BrokenProcessPool where none comes: a broken pool never resolves the items it had still queued, and one whose
+    worker was killed while it held the lock of the pipe hands out no items and ends none.
+    """
+    deadline = time.monotonic() + within_s
     while True:
         try:
-            return future.exception(timeout=_POLL_S)
+            return future.exception(timeout=_POLL_S if pool.active else 0)
         except TimeoutError:
-            if not pool.active:
+            if not pool.active or time.monotonic() > deadline:
                 return BrokenProcessPool("the pool broke before this item began")
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    return "crash" if isinstance(error, ProcessExpired) else "error"

@@ -48,12 +48,15 @@ class ReasoningGymAccuracy:
         self.max_answer_chars = max_answer_chars
         self._score = worker_side.score
         self._is_generator = worker_side.is_generator
+        self._counts = {"total": 0, "fast": 0, "cached": 0, "unparsed": 0}
         self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=(worker_side.__name__,))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Answers lost so far: `timeout`, and `error` for an exception or a crash."""
-        return dict(self._pool.counts)
+        """Answers so far: `total`, without a worker (`fast`: no box or one that is too long, so `unparsed` as well),
+        and lost in a worker (`timeout`, `error`, `crash`). Nothing is `cached`.
+        """
+        return {**self._counts, **self._pool.counts}
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
         """[n] float32 in [0, 1].
@@ -69,20 +72,30 @@ class ReasoningGymAccuracy:
             if answer is not None and len(answer) <= self.max_answer_chars:
                 rows.append(row)
                 items.append((generator, entry, answer))
+        without_answer = len(texts) - len(items)
+        for name, n in (("total", len(texts)), ("fast", without_answer), ("unparsed", without_answer)):
+            self._counts[name] += n
         for row, value in zip(rows, self._pool.map(self._score, items) if items else [], strict=True):
             scores[row] = value or 0.0
         return scores
+
+    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What is missing of each problem, and what was expected; None where it can be graded."""
+        return [self._complaint(problem) for problem in problems]
 
     def close(self) -> None:
         """Kill the workers; the next boxed answer starts new ones."""
         self._pool.close()
 
     def _source(self, problem: Problem) -> tuple[str, Mapping[str, Any]]:
-        where = problem.origin or problem.id
+        complaint = self._complaint(problem)
+        if complaint is not None:
+            raise UserError(f"{problem.origin or problem.id}: {complaint}")
+        return problem.extra["generator"], problem.extra["entry"]
+
+    def _complaint(self, problem: Problem) -> str | None:
         missing = [key for key in ("generator", "entry") if key not in problem.extra]
         if missing:
-            raise UserError(f"{where}: reward=reasoning_gym needs problem.extra keys {missing}")
+            return f"reward=reasoning_gym needs problem.extra keys {missing}"
         generator = problem.extra["generator"]
-        if not self._is_generator(generator):
-            raise UserError(f"{where}: reasoning_gym has no generator named {generator!r}")
-        return generator, problem.extra["entry"]
+        return None if self._is_generator(generator) else f"reasoning_gym has no generator named {generator!r}"

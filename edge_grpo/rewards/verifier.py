@@ -1,13 +1,14 @@
 """Is this answer the gold answer? Plain numbers at once, everything else in workers that can be killed."""
 
 import re
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from edge_grpo.errors import UserError
-from edge_grpo.rewards._grade import is_equivalent
+from edge_grpo.rewards._grade import Verdict, grade, is_readable
 from edge_grpo.rewards.pool import KillablePool
 
 Pair = tuple[str | None, tuple[str, ...]]
@@ -19,7 +20,10 @@ _CACHE_SIZE = 50_000
 
 
 class AnswerVerifier(Protocol):
-    """Pairs of answer and gold answers in, one verdict a pair out, in order."""
+    """Pairs of answer and gold answers in, one verdict a pair out, in order.
+
+    It may have `counts`, `unreadable`, `state_dict` and `load_state_dict`, as `MathVerifier` has.
+    """
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]: ...
 
@@ -29,7 +33,8 @@ class MathVerifier:
 
     Decided without a worker: no answer or one that is too long (wrong), the text of a gold answer up to spaces that
     separate nothing (right), and plain decimal numbers, compared exactly. A time-out, a crash or an exception of a
-    worker is a wrong answer and is counted. Verdicts are cached; those lost to a time-out or crash are not.
+    worker is a wrong answer and is counted. Verdicts are cached; those lost to a time-out or crash are not. May be
+    called from several threads; the calls take turns.
 
     Args:
         workers: number of worker processes; they start with the first pair that needs one.
@@ -51,15 +56,17 @@ class MathVerifier:
         if max_answer_chars <= 0:
             raise UserError(f"max_answer_chars must be positive, got {max_answer_chars}")
         self.max_answer_chars = max_answer_chars
-        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=(is_equivalent.__module__,))
-        self._cache: OrderedDict[tuple[str, tuple[str, ...]], bool] = OrderedDict()
-        self._counts = {"total": 0, "fast": 0, "cached": 0}
+        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=(grade.__module__,))
+        self._cache: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
+        self._counts = {"total": 0, "fast": 0, "cached": 0, "unparsed": 0}
+        self._lock = threading.Lock()
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pairs so far: `total`, without a worker (`fast`), from memory (`cached`), lost (`timeout`, `error`).
+        """Pairs so far: `total`, without a worker (`fast`), from memory (`cached`), `unparsed` (no answer, one that is
+        too long, or no mathematics), and lost in a worker (`timeout`, `error`, `crash`).
 
-        A pair that occurs twice in one call is graded once; the second counts as cached.
+        A pair that occurs twice in one call is graded once; the second counts as cached, even if the first is lost.
         """
         return {**self._counts, **self._pool.counts}
 
@@ -69,38 +76,70 @@ class MathVerifier:
         Raises:
             UserError: the workers cannot start.
         """
-        quick = [self._without_worker(answer, golds) for answer, golds in pairs]
-        hard = [(a, golds) for (a, golds), known in zip(pairs, quick, strict=True) if known is None and a is not None]
-        verdicts = {key: self._cache[key] for key in hard if key in self._cache}
-        new = [key for key in dict.fromkeys(hard) if key not in verdicts]
-        self._counts["total"] += len(pairs)
-        self._counts["fast"] += len(pairs) - len(hard)
-        self._counts["cached"] += len(hard) - len(new)
-        for key, verdict in zip(new, self._pool.map(is_equivalent, new) if new else [], strict=True):
-            verdicts[key] = bool(verdict)
-            if verdict is not None:
-                self._cache[key] = verdict
-        self._keep_recent(hard)
-        graded = iter(hard)
-        return [verdicts[next(graded)] if known is None else known for known in quick]
+        with self._lock:
+            verdicts = self._verdicts(pairs)
+        return [verdict == "right" for verdict in verdicts]
+
+    def unreadable(self, golds: Sequence[str]) -> list[bool]:
+        """Which gold answers are no mathematics to math-verify (or cost it more than the limits allow).
+
+        Raises:
+            UserError: the workers cannot start.
+        """
+        hard = [gold for gold in dict.fromkeys(golds) if _number(gold) is None]
+        readable = dict(zip(hard, self._pool.map(is_readable, hard) if hard else [], strict=True))
+        return [not readable.get(gold, True) for gold in golds]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cache, least recently used first, in plain types and safe from later changes.
+
+        Takes no lock: copying the entries is one step of the interpreter, and a grading may take seconds.
+        """
+        return {"cache": list(self._cache.items())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the cache by the one of `state_dict`."""
+        with self._lock:
+            self._cache = OrderedDict(state["cache"])
 
     def close(self) -> None:
         """Kill the workers; the next hard pair starts new ones."""
         self._pool.close()
 
-    def _without_worker(self, answer: str | None, golds: tuple[str, ...]) -> bool | None:
+    def _verdicts(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
+        """One a pair, None where it was lost in a worker."""
+        quick = [self._without_worker(answer, golds) for answer, golds in pairs]
+        hard = [(a, golds) for (a, golds), known in zip(pairs, quick, strict=True) if known is None and a is not None]
+        found: dict[tuple[str, tuple[str, ...]], Verdict | None] = {
+            key: self._cache[key] for key in hard if key in self._cache
+        }
+        new = [key for key in dict.fromkeys(hard) if key not in found]
+        for key, verdict in zip(new, self._pool.map(grade, new) if new else [], strict=True):
+            found[key] = verdict
+            if verdict is not None:
+                self._cache[key] = verdict
+        self._keep_recent(hard)
+        graded = iter(hard)
+        verdicts = [found[next(graded)] if known is None else known for known in quick]
+        self._counts["total"] += len(pairs)
+        self._counts["fast"] += len(pairs) - len(hard)
+        self._counts["cached"] += len(hard) - len(new)
+        self._counts["unparsed"] += verdicts.count("unparsed")
+        return verdicts
+
+    def _without_worker(self, answer: str | None, golds: tuple[str, ...]) -> Verdict | None:
         """The verdict where it needs no mathematics, else None."""
         if answer is None or len(answer) > self.max_answer_chars:
-            return False
+            return "unparsed"
         if _without_spaces(answer) in {_without_spaces(gold) for gold in golds}:
-            return True
+            return "right"
         value = _number(answer)
         if value is None:
             return None
         gold_values = [_number(gold) for gold in golds]
         if value in gold_values:
-            return True
-        return None if None in gold_values else False
+            return "right"
+        return None if None in gold_values else "wrong"
 
     def _keep_recent(self, used: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         for key in used:
