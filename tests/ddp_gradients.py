@@ -75,7 +75,12 @@ def gradient(loss, advantage, devices, precision, bound):
     pl.seed_everything(0, verbose=False)
     module, data = build_module(cfg), instantiate(cfg.data)
     exact(module)
-    data.load_prepared(module.policy.tokenizer, required_fields=module.required_fields, grade=module.grade)
+    data.load_prepared(
+        module.policy.tokenizer,
+        required_fields=module.required_fields,
+        grade=module.grade,
+        ungradable=module.ungradable,
+    )
     kept = Gradients()
     strategy = "ddp" if devices > 1 else "auto"
     trainer = build_trainer(1, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])

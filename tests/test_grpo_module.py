@@ -241,7 +241,7 @@ def test_the_verdicts_are_in_the_checkpoint():
     half = [Problem("p", "?", ("0.5",))] * 2
     texts = [r"\boxed{\frac{2}{4}}", r"\boxed{\frac{2}{5}}"]
     assert module.grade(half, texts).tolist() == [True, False]
-    checkpoint: dict = {}
+    checkpoint: dict = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
