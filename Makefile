@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test slow format
+.PHONY: install train test chaos slow format
+
+KILLS := 20
 
 install: .venv/installed
 
@@ -24,6 +26,10 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Minutes: a run that is killed KILLS times ends as the one that is not.
+chaos: .venv/installed-test
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS)
 
 # Minutes: the recipe of the tiny base model reproduces the one that ships, and its like.
 slow: .venv/installed-test

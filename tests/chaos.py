@@ -1,0 +1,135 @@
+"""`make chaos`: EDGE-GRPO on the embedded default is killed again and again, and must not be the worse for it.
+
+SIGKILL falls at random instants: while the run starts, rolls out, grades, updates or writes a checkpoint. Afterwards
+the exported weights (SHA-256), metrics.csv (row by row, without what the clock says) and the history in W&B's offline
+file are held against those of a run that nobody killed, and no process of a killed run may be alive.
+
+The last line is `kills=N identical=true`; anything else exits with 1.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from small_runs import REPO, metrics_rows, offline_history
+
+RUN = ("experiment=edge_grpo", "trainer=cpu", "checkpoint.every_n_iterations=1", "logger.wandb.mode=offline")
+START_S = 6.0  # kills while the run starts fall within this time
+ITERATION_S = 1.0
+GRACE_S = 5.0
+
+
+def start(folder: Path, *settings: str) -> subprocess.Popen[bytes]:
+    with (folder.parent / f"{folder.name}.log").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "edge_grpo.train", *RUN, *settings, f"hydra.run.dir={folder}"],
+            env={**os.environ, "PYTHONPATH": str(REPO), "WANDB_SILENT": "true"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+def finish(folder: Path, *settings: str) -> None:
+    if start(folder, *settings).wait():
+        raise SystemExit((folder.parent / f"{folder.name}.log").read_text() + "\nthe run failed")
+
+
+def iterations(folder: Path) -> int:
+    return len(metrics_rows(folder)) if (folder / "metrics.csv").exists() else 0
+
+
+def kill_once(folder: Path, rng: random.Random, settings: tuple[str, ...]) -> tuple[str | None, int]:
+    """Start the run and kill it; where that was (None if it ended first), and its session."""
+    process, before = start(folder, *settings), iterations(folder)
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0, START_S))
+    else:
+        more = rng.choice((1, 1, 2))
+        while iterations(folder) < before + more and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, ITERATION_S))
+    if process.poll() is not None:
+        return None, process.pid
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    halves = len(list(folder.glob("checkpoints/.*.tmp")))
+    return f"at {iterations(folder)} rows, {halves} half-written checkpoints", process.pid
+
+
+def survivors(session: int) -> list[str]:
+    """Command lines of what is alive of a session after a moment, W&B's own service aside, which ends by itself."""
+    deadline = time.monotonic() + GRACE_S
+    while (found := _alive(session)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _alive(session: int) -> list[str]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z" and "wandb" not in command:
+            found.append(command)
+    return found
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """What is not the same in the two runs."""
+    digests = [hashlib.sha256((f / "model" / "model.safetensors").read_bytes()).hexdigest() for f in (folder, whole)]
+    print(f"weights  {digests[0][:16]} killed\n         {digests[1][:16]} whole")
+    found = ["weights"] if digests[0] != digests[1] else []
+    rows, expected = (metrics_rows(f, timed=False) for f in (folder, whole))
+    print(f"metrics  {len(rows)} rows killed, {len(expected)} whole")
+    for row, other in zip(rows, expected, strict=False):
+        found += [
+            f"step {row['step']}: {name}" for name in row.keys() | other.keys() if row.get(name) != other.get(name)
+        ]
+    if len(rows) != len(expected):
+        found.append("number of rows")
+    steps = [row["iteration"] for row in offline_history(folder)]
+    print(f"W&B      {len(steps)} steps killed")
+    return found + (["steps in W&B"] if steps != list(range(len(expected))) else [])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng, settings = random.Random(args.seed), (f"trainer.max_iterations={2 * args.kills}",)
+    with tempfile.TemporaryDirectory() as name:
+        killed, whole = Path(name) / "killed", Path(name) / "whole"
+        kills, orphans = 0, []
+        while kills < args.kills:
+            began = time.monotonic()
+            where, session = kill_once(killed, rng, settings)
+            if where is None:
+                print("the run ended before it was killed often enough")
+                break
+            kills += 1
+            orphans += survivors(session)
+            print(f"kill {kills:2d} after {time.monotonic() - began:4.1f} s, {where}", flush=True)
+        finish(killed, *settings)
+        finish(whole, *settings)
+        found = differences(killed, whole) + [f"alive: {line}" for line in orphans]
+    for line in found:
+        print(f"differs: {line}")
+    identical = not found and kills == args.kills
+    print(f"kills={kills} identical={str(identical).lower()}")
+    raise SystemExit(not identical)
+
+
+if __name__ == "__main__":
+    main()
