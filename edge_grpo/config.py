@@ -20,6 +20,8 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 from edge_grpo.errors import UserError
 
 ALLOWED_TARGETS = ("edge_grpo", "torch", "pytorch_lightning", "transformers")
+# Where classes that pytorch_lightning hands on are defined.
+HANDED_ON = ("lightning_fabric",)
 INSTANTIATE_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 NOTHING_INJECTED: Mapping[str, frozenset[str]] = {}
@@ -111,7 +113,7 @@ def _join(key: str, name: object) -> str:
 
 def _import_target(target: object, key: str, allowed: tuple[str, ...]) -> Callable[..., Any]:
     name = _join(key, "_target_")
-    if not isinstance(target, str) or not any(target == p or target.startswith(f"{p}.") for p in allowed):
+    if not isinstance(target, str) or not _is_under(target, allowed):
         module = str(target).partition(".")[0]
         raise UserError(
             f"{name}={target}: only targets under {', '.join(allowed)} are built; "
@@ -123,7 +125,22 @@ def _import_target(target: object, key: str, allowed: tuple[str, ...]) -> Callab
         raise UserError(f"{name}={target}: {one_line(error)}") from error
     if not callable(found):
         raise UserError(f"{name}={target}: not a class or function")
+    # torch.os.system lies under torch in name only.
+    home = getattr(found, "__module__", None)
+    if home is not None and not _is_under(home, (*allowed, *HANDED_ON)):
+        raise UserError(
+            f"{name}={target}: is defined in {home}, and only targets under {', '.join(allowed)} are built; "
+            f"if you trust it, add its module: allowed_targets=[{home}]"
+        )
     return found
+
+
+def _is_under(name: str, prefixes: Iterable[str]) -> bool:
+    """
+    >>> _is_under("torch.optim", ["torch"]), _is_under("torchvision", ["torch"])
+    (True, False)
+    """
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def _check_target(node: dict[str, Any], key: str, target: Callable[..., Any], injected: frozenset[str]) -> None:

@@ -51,6 +51,8 @@ def anything(**kwargs: Any) -> dict[str, Any]:
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = ModuleType("toy")
     toy.__dict__.update(Algorithm=Algorithm, Part=Part, anything=anything, NUMBER=3)
+    for thing in (Algorithm, Part, anything):
+        monkeypatch.setattr(thing, "__module__", "toy")
     monkeypatch.setitem(sys.modules, "toy", toy)
 
 
@@ -120,6 +122,28 @@ def test_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         check_config(config(**values))
     assert str(caught.value).replace(f"{__name__}.", "test_config.") == message
+
+
+@pytest.mark.parametrize(
+    ("target", "home"),
+    [
+        ("torch.os.system", "posix"),
+        ("torch.sys.exit", "sys"),
+        ("edge_grpo.run_info.subprocess.run", "subprocess"),
+        ("edge_grpo.run_info.subprocess.Popen", "subprocess"),
+        ("transformers.utils.logging.os.system", "posix"),
+        ("pytorch_lightning.trainer.trainer.os.system", "posix"),
+        ("torch.functools.partial", "functools"),
+    ],
+)
+def test_a_target_that_only_passes_through_an_allowed_module_is_refused(target: str, home: str) -> None:
+    message = rf"algorithm\._target_={target}: is defined in {home}, and only targets under edge_grpo, torch, "
+    with pytest.raises(UserError, match=message):
+        check_config(config(_target_=target))
+
+
+def test_what_lightning_hands_on_may_be_built() -> None:
+    check_config(OmegaConf.create({"x": {"_target_": "pytorch_lightning.plugins.environments.SLURMEnvironment"}}))
 
 
 def test_a_target_that_cannot_be_imported_is_refused() -> None:

@@ -30,6 +30,8 @@ def enter_sandbox(memory_limit_gb: float, parent_pid: int, preload: tuple[str, .
     """
     # The default action ends even a computation that never returns to the interpreter.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Ctrl-C reaches the whole terminal; the run ends its workers itself once it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         _die_with(parent_pid)
         _limit_memory(memory_limit_gb)
