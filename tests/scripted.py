@@ -15,9 +15,10 @@ class Scripted:
     Args:
         texts: n responses; one that ends in "..." was cut by its budget.
         max_new_tokens: read by the run.
+        sampling: what the native engine takes besides, and a script does not read.
     """
 
-    def __init__(self, texts: list[str], max_new_tokens: int) -> None:
+    def __init__(self, texts: list[str], max_new_tokens: int, **sampling) -> None:
         self.texts, self.max_new_tokens, self.sampling = texts, max_new_tokens, Sampling()
 
     def generate(self, policy, prefixes, budgets, sampling, generator):
