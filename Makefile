@@ -31,7 +31,7 @@ test: .venv/installed-test
 chaos: .venv/installed-test
 	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS)
 
-# Minutes: the recipe of the tiny base model reproduces the one that ships, and its like.
+# Minutes: the tests marked slow: the recipe of the tiny base model reproduces the one that ships; two ranks resume.
 slow: .venv/installed-test
 	$(BIN)/pytest -m slow
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import transformers
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.checkpoints import STATE, read_manifest
 from edge_grpo.config import instantiate, to_dict
@@ -21,7 +20,7 @@ from edge_grpo.evaluation.held_out import HeldOutEvaluation
 from edge_grpo.loggers.wandb import WANDB_RUN_ID, WandbMetrics
 from edge_grpo.policy.base import Policy
 from edge_grpo.reporting.training_figure import draw_training_figure
-from edge_grpo.resume import alone_in, check_directory, check_settings, find_checkpoint
+from edge_grpo.resume import alone_in, check_directory, check_settings, find_checkpoint, is_first_rank
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.run_info import run_info
 from edge_grpo.types import Problem
@@ -45,7 +44,7 @@ def run_experiment(cfg: DictConfig) -> float:
     check_directory(folder, to_dict(cfg))
     folder.mkdir(parents=True, exist_ok=True)
     # The other ranks of this run share its directory.
-    with alone_in(folder) if rank_zero_only.rank == 0 else nullcontext():
+    with alone_in(folder) if is_first_rank() else nullcontext():
         return _run(cfg, folder)
 
 
@@ -98,7 +97,7 @@ def build_module(cfg: DictConfig) -> Any:
 
 def _checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
     """The checkpoint to go on from, if any; only then is the directory this run's, and its config written there."""
-    first = rank_zero_only.rank == 0
+    first = is_first_rank()
     resumed = find_checkpoint(folder / "checkpoints", start_over=cfg.resume.start_over, tidy=first)
     if resumed is not None:
         check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)

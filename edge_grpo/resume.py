@@ -133,12 +133,18 @@ def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
     place = folder if folder.exists() else folder.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise _unwritable(folder, "not a directory that may be written")
-    if folder.exists():
+    if folder.exists() and is_first_rank():
         with alone_in(folder):
             found = checkpoints(folder / "checkpoints")
         resume = config.get("resume") or {}
         if found and not resume.get("start_over"):
             check_settings(found[-1], config, allow_changes=bool(resume.get("allow_changes")))
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one of a run's that owns its directory, by what its launcher says."""
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    return not ranks or ranks[0] == "0"
 
 
 @contextmanager

@@ -297,6 +297,28 @@ def test_global_generators_and_a_strategys_state_survive(tmp_path, monkeypatch):
     assert_same(tmp_path / "cut", whole)
 
 
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_go_on_as_if_they_had_not(tmp_path):
+    ddp = (*SMALL_GRPO, *FOUR, "trainer.max_iterations=40", "trainer.devices=2", "trainer.strategy=ddp")
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = command(*ddp, f"hydra.run.dir={cut}")
+    try:
+        while not (cut / "metrics.csv").exists() or len(metrics_rows(cut)) < 10:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 143, output
+    assert len(names(cut)) == 2
+    for settings in ([f"resume={cut}"], [*ddp, f"hydra.run.dir={whole}"]):
+        process = command(*settings)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    assert_same(cut, whole)
+
+
 @pytest.mark.parametrize("bad", [{"every_n_iterations": 0}, {"keep": 0}])
 def test_values_out_of_range_are_refused(bad):
     with pytest.raises(UserError, match="must be at least 1"):
