@@ -124,11 +124,12 @@ def test_sigusr1_saves_and_goes_on(tmp_path, monkeypatch, whole):
     assert_same(tmp_path, whole)
 
 
-def test_a_signal_in_the_first_rollout_has_nothing_to_save(tmp_path, monkeypatch):
+def test_a_signal_in_the_first_rollout_has_nothing_to_save(tmp_path, monkeypatch, caplog):
     signal_once(monkeypatch, NativeRollout, "generate", 0, signal.SIGTERM)
     with pytest.raises(Stopped):
         run_small(tmp_path, *FOUR)
     assert names(tmp_path) == []
+    assert "stopped by SIGTERM; no iteration was done yet" in caplog.messages
 
 
 def test_an_error_costs_the_iteration_it_ends(tmp_path, monkeypatch, whole):

@@ -118,7 +118,10 @@ class IterationCheckpoint(Checkpoint):
     def _stop_if(self, asked: list[int]) -> None:
         stopping = [number for number in asked if number in STOPPING]
         if stopping:
-            log.warning("stopped by %s; to go on: resume=%s", signal.Signals(stopping[0]).name, self.folder.parent)
+            way_on = (
+                f"to go on: resume={self.folder.parent}" if checkpoints(self.folder) else "no iteration was done yet"
+            )
+            log.warning("stopped by %s; %s", signal.Signals(stopping[0]).name, way_on)
             raise Stopped(stopping[0])
 
     def _agreed(self, trainer: pl.Trainer) -> list[int]:

@@ -126,7 +126,9 @@ class WandbMetrics(WandbLogger):
         # A run of this process that nobody ended would be taken for this one.
         wandb.finish()
         resume = None if self._run_mode == "offline" else "allow"
-        run = wandb.init(**{**self._wandb_init, "mode": self._run_mode, "resume": resume})
+        settings = {**self._wandb_init, "mode": self._run_mode, "resume": resume}
+        settings.pop("anonymous", None)  # Lightning still sets what W&B warns of
+        run = wandb.init(**settings)
         run.define_metric("iteration")
         run.define_metric("*", step_metric="iteration")
         self._sent = run.step - 1
