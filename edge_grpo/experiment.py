@@ -20,7 +20,7 @@ from edge_grpo.evaluation.held_out import HeldOutEvaluation
 from edge_grpo.loggers.wandb import WANDB_RUN_ID, WandbMetrics
 from edge_grpo.policy.base import Policy
 from edge_grpo.reporting.training_figure import draw_training_figure
-from edge_grpo.resume import alone_in, check_directory, check_settings, find_checkpoint, is_first_rank
+from edge_grpo.resume import alone_in, check_directory, check_settings, drop_later, find_checkpoint, is_first_rank
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.run_info import run_info
 from edge_grpo.types import Problem
@@ -49,19 +49,23 @@ def run_experiment(cfg: DictConfig) -> float:
 
 
 def _run(cfg: DictConfig, folder: Path) -> float:
-    resumed = _checkpoint(cfg, folder)
+    resumed = None if cfg.resume.start_over else find_checkpoint(folder / "checkpoints")
+    if resumed is not None:
+        check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
     pl.seed_everything(cfg.seed, verbose=False)
     # The cheap parts first: what is wrong with them should not wait for a model to load.
     data = instantiate(cfg.data)
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-    about = _about(cfg, folder)
-    checkpointing = instantiate(cfg.checkpoint, about=about)
     module = build_module(cfg)
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
     _prepare(data, module, folder)
+    if is_first_rank():  # nothing of an earlier run is touched before all is checked
+        _take_over(cfg, folder, resumed)
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    about = _about(cfg, folder)
+    checkpointing = instantiate(cfg.checkpoint, about=about)
     trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
     start, failed = time.perf_counter(), True
     try:
@@ -95,20 +99,16 @@ def build_module(cfg: DictConfig) -> Any:
     return module
 
 
-def _checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
-    """The checkpoint to go on from, if any; only then is the directory this run's, and its config written there."""
-    first = is_first_rank()
-    resumed = find_checkpoint(folder / "checkpoints", start_over=cfg.resume.start_over, tidy=first)
-    if resumed is not None:
-        check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
-    if first:
-        identity = folder / WANDB_RUN_ID
-        if cfg.resume.start_over:
-            identity.unlink(missing_ok=True)
-        elif resumed is not None and not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
-            identity.write_text(known)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    return resumed
+def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
+    """Make the directory this run's: drop what it does not go on from, write its config."""
+    identity = folder / WANDB_RUN_ID
+    if cfg.resume.start_over:
+        for name in (WANDB_RUN_ID, "metrics.csv", "samples.jsonl", "bad_steps.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+    elif resumed is not None and not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
+        identity.write_text(known)
+    drop_later(folder / "checkpoints", resumed)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:

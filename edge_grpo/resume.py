@@ -34,34 +34,28 @@ FREE_ENDINGS = (".workers", ".memory_limit_gb")
 SHOWN = 10
 
 
-def find_checkpoint(folder: Path, *, start_over: bool, tidy: bool) -> Path | None:
-    """The newest checkpoint whose checksums agree.
-
-    Args:
-        folder: of the checkpoints.
-        start_over: none of them.
-        tidy: delete those that are passed over, and what a kill left half written.
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in the folder whose checksums agree; newer ones, which are damaged, are told of.
 
     Raises:
         UserError: there are checkpoints and all are damaged.
     """
     found = checkpoints(folder)
-    chosen = None
-    damaged: list[Path] = []
-    while found and chosen is None and not start_over:
-        fault = damage(found[-1])
+    for path in reversed(found):
+        fault = damage(path)
         if fault is None:
-            chosen = found[-1]
-        else:
-            damaged.append(found.pop())
-            log.warning("%s is damaged (%s): trying the one before it", damaged[-1], fault)
-    if damaged and chosen is None:
+            return path
+        log.warning("%s is damaged (%s): trying the one before it", path, fault)
+    if found:
         raise UserError(f"{folder}: every checkpoint is damaged; resume=never starts over")
-    if tidy:
-        remove(found if start_over else damaged)
-        for leftover in folder.glob(".iteration-*.tmp"):
-            shutil.rmtree(leftover)
-    return chosen
+    return None
+
+
+def drop_later(folder: Path, resumed: Path | None) -> None:
+    """Delete the checkpoints after the one that is resumed (all, if none is), and what a kill left half written."""
+    remove([path for path in checkpoints(folder) if resumed is None or path.name > resumed.name])
+    for leftover in folder.glob(".iteration-*.tmp"):
+        shutil.rmtree(leftover)
 
 
 def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes: bool) -> None:

@@ -92,6 +92,11 @@ def test_too_many_in_a_row_end_the_run_with_a_checkpoint_from_before(tmp_path):
         run_small(tmp_path / "ends", *settings)
     assert [path.name for path in checkpoints(tmp_path / "ends" / "checkpoints")][-1] == "iteration-000002"
     assert not (tmp_path / "ends" / "model").exists()
+    # Going on from there meets the same steps again; their rows are not written twice.
+    with pytest.raises(UserError, match="iteration 4"):
+        run_small(tmp_path / "ends", *settings)
+    lines = (tmp_path / "ends" / "bad_steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2] * 4 + [3] * 4 + [4] * 4
     before = run_small(tmp_path / "two", *GEC, *breaking([]), "trainer.max_iterations=2")
     state = torch.load(tmp_path / "ends/checkpoints/iteration-000002/state.ckpt", weights_only=True)["state_dict"]
     saved = {name.removeprefix("model."): value for name, value in state.items()}

@@ -199,6 +199,14 @@ def test_where_every_checkpoint_is_damaged_nothing_is_overwritten(cut, whole):
     assert_same(cut, whole)
 
 
+def test_starting_over_touches_nothing_before_all_is_checked(cut):
+    files = sorted(path for path in cut.rglob("*") if path.is_file() and path.name != ".lock")
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(UserError, match=r"data\.max_prompt_tokens=1"):
+        run_small(cut, *FOUR, "resume=never", "data.max_prompt_tokens=1")
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_a_changed_setting_is_named_and_refused(tmp_path):
     run_small(tmp_path, *FOUR, "trainer.max_iterations=1", "scheduler=constant")
     config = (tmp_path / "config.yaml").read_bytes()

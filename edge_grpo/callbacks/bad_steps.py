@@ -1,12 +1,12 @@
 """What is told of optimiser steps that were skipped, and when it is enough."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,10 @@ class BadSteps(pl.Callback):
             )
         self.path, self.max_consecutive_bad_steps = Path(folder) / "bad_steps.jsonl", max_consecutive_bad_steps
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Drop what a resumed run will write again."""
+        cut_back(self._path(trainer), trainer.current_epoch)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         """Tell of this iteration.
 
@@ -40,10 +44,8 @@ class BadSteps(pl.Callback):
         """
         if not pl_module.metrics["train/skipped_steps"]:
             return
-        path = self.path.with_stem(f"{self.path.stem}_rank{trainer.global_rank}") if trainer.global_rank else self.path
-        with path.open("a", encoding="utf-8") as file:
-            for row in pl_module.bad_rows:
-                file.write(json.dumps({"step": trainer.current_epoch, **row}, ensure_ascii=False) + "\n")
+        path = self._path(trainer)
+        append_rows(path, trainer.current_epoch, pl_module.bad_rows)
         count = pl_module.bad_steps
         log.warning("loss or gradient not finite: step skipped, %d in a row; rows in %s", count, path)
         if count >= self.max_consecutive_bad_steps:
@@ -52,3 +54,8 @@ class BadSteps(pl.Callback):
                 f"(callbacks.bad_steps.max_consecutive_bad_steps); their rows are in {path}, and the newest checkpoint "
                 "is from before. Look for a learning rate that is too high (optimizer.lr) or a broken model"
             )
+
+    def _path(self, trainer: pl.Trainer) -> Path:
+        """Every rank has a file of its own."""
+        rank = trainer.global_rank
+        return self.path.with_stem(f"{self.path.stem}_rank{rank}") if rank else self.path

@@ -1,18 +1,15 @@
 """Sampled completions with their rewards and branches, as JSON lines and as a W&B table."""
 
 import itertools
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.loggers.wandb import WandbMetrics
 from edge_grpo.types import Provenance
-
-log = logging.getLogger(__name__)
 
 
 class SampleWriter(pl.Callback):
@@ -32,37 +29,18 @@ class SampleWriter(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what a resumed run will write again; log what it will not, for a logger that has lost it."""
-        if not trainer.is_global_zero or not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            rows = [row for row in map(_parsed, file) if row and row["step"] < trainer.current_epoch]
-        self.path.write_text("".join(map(_line, rows)), encoding="utf-8")
-        for step, group in itertools.groupby(rows, key=lambda row: row["step"]):
-            _log_table(trainer, list(group), step)
+        if trainer.is_global_zero:
+            rows = cut_back(self.path, trainer.current_epoch)
+            for step, group in itertools.groupby(rows, key=lambda row: row["step"]):
+                _log_table(trainer, list(group), step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        if not trainer.is_global_zero or trainer.current_epoch % self.every_n_iterations:
-            return
         step = trainer.current_epoch
-        rows = [{"step": step, **row} for row in describe_rows(pl_module.corrected, self.num_rows)]
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, rows))
-        except OSError as error:
-            log.warning("%s lacks the samples of step %d: %s", self.path, step, error.strerror)
-        _log_table(trainer, rows, step)
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """The row of a line, None for one that a kill cut."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+        if not trainer.is_global_zero or step % self.every_n_iterations:
+            return
+        rows = describe_rows(pl_module.corrected, self.num_rows)
+        append_rows(self.path, step, rows)
+        _log_table(trainer, [{"step": step, **row} for row in rows], step)
 
 
 def _log_table(trainer: pl.Trainer, rows: list[dict[str, Any]], step: int) -> None:

@@ -1,0 +1,40 @@
+"""Files of JSON lines, each of a step: appended while a run goes on, cut back where it is resumed."""
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def append_rows(path: Path, step: int, rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows of a step; where the disk is full they are told of and lost."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(_line({"step": step, **row}) for row in rows)
+    except OSError as error:
+        log.warning("%s lacks the rows of step %d: %s", path, step, error.strerror)
+
+
+def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the rows of `step` and later, which a resumed run writes again; the others."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        rows = [row for row in map(_parsed, file) if row is not None and row["step"] < step]
+    path.write_text("".join(map(_line, rows)), encoding="utf-8")
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The row of a line, None for one that a kill cut."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
