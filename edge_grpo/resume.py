@@ -93,9 +93,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     {'a.c.1': (2, 3)}
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    return {
-        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    }
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and (a == a or b == b)}  # NaN is no change of NaN
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
