@@ -10,6 +10,7 @@ Imported by the command line, so it must stay light: no torch.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ def state_path(folder: Path, iteration: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The folder's checkpoints, damaged ones too, oldest first."""
-    return sorted(folder.glob("iteration-*"))
+    found = {path: re.fullmatch(r"iteration-(\d+)", path.name) for path in folder.glob("iteration-*") if path.is_dir()}
+    return sorted((path for path, name in found.items() if name), key=lambda path: int(path.name.partition("-")[2]))
 
 
 def remove(paths: list[Path]) -> None:

@@ -126,8 +126,8 @@ def _import_target(target: object, key: str, allowed: tuple[str, ...]) -> Callab
     if not callable(found):
         raise UserError(f"{name}={target}: not a class or function")
     # torch.os.system lies under torch in name only.
-    home = getattr(found, "__module__", None)
-    if home is not None and not _is_under(home, (*allowed, *HANDED_ON)):
+    home = getattr(found, "__module__", None) or "no module"
+    if not _is_under(home, (*allowed, *HANDED_ON)):
         raise UserError(
             f"{name}={target}: is defined in {home}, and only targets under {', '.join(allowed)} are built; "
             f"if you trust it, add its module: allowed_targets=[{home}]"

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import transformers
 from omegaconf import DictConfig, OmegaConf
 
+from edge_grpo.callbacks.checkpoint import saving_signal_ignored
 from edge_grpo.checkpoints import STATE, read_manifest
 from edge_grpo.config import instantiate, to_dict
 from edge_grpo.data.report import report_bad_rows
@@ -44,7 +45,7 @@ def run_experiment(cfg: DictConfig) -> float:
     check_directory(folder, to_dict(cfg))
     folder.mkdir(parents=True, exist_ok=True)
     # The other ranks of this run share its directory.
-    with alone_in(folder) if is_first_rank() else nullcontext():
+    with alone_in(folder) if is_first_rank() else nullcontext(), saving_signal_ignored():
         return _run(cfg, folder)
 
 
@@ -52,6 +53,9 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     resumed = None if cfg.resume.start_over else find_checkpoint(folder / "checkpoints")
     if resumed is not None:
         check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
+        accuracy = _finished(resumed, folder, cfg.trainer.max_iterations)
+        if accuracy is not None:
+            return accuracy
     pl.seed_everything(cfg.seed, verbose=False)
     # The cheap parts first: what is wrong with them should not wait for a model to load.
     data = instantiate(cfg.data)
@@ -60,9 +64,10 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     module = build_module(cfg)
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
-    _prepare(data, module, folder)
+    _prepare(data, module)
     if is_first_rank():  # nothing of an earlier run is touched before all is checked
         _take_over(cfg, folder, resumed)
+        _report_data(data, folder)
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     about = _about(cfg, folder)
     checkpointing = instantiate(cfg.checkpoint, about=about)
@@ -99,16 +104,39 @@ def build_module(cfg: DictConfig) -> Any:
     return module
 
 
+def _finished(resumed: Path, folder: Path, max_iterations: int) -> float | None:
+    """The accuracy of a run that has nothing left to do; None where there is something.
+
+    Raises:
+        UserError: the run is longer already than it shall be.
+    """
+    done = int(resumed.name.partition("-")[2])
+    if done > max_iterations:
+        raise UserError(
+            f"trainer.max_iterations={max_iterations}, but {resumed} has done {done}: raise it, or resume=never"
+        )
+    summary = folder / "summary.json"
+    known = json.loads(summary.read_text()) if summary.exists() else {}
+    if done < max_iterations or known.get("iterations") != done:
+        return None
+    log.info("%s is finished: nothing is left of trainer.max_iterations=%d", folder, done)
+    return float(known["accuracy"]["after"])
+
+
 def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     """Make the directory this run's: drop what it does not go on from, write its config."""
-    identity = folder / WANDB_RUN_ID
-    if cfg.resume.start_over:
-        for name in (WANDB_RUN_ID, "metrics.csv", "samples.jsonl", "bad_steps.jsonl"):
+    identity, config = folder / WANDB_RUN_ID, folder / "config.yaml"
+    written = OmegaConf.to_yaml(cfg, resolve=True)
+    if resumed is None:
+        for name in ("metrics.csv", "samples.jsonl", "bad_steps.jsonl", "bad_rows.txt", "failed_references.jsonl"):
             (folder / name).unlink(missing_ok=True)
-    elif resumed is not None and not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
+        # A run that was killed before its first checkpoint begins again as the same W&B run.
+        if cfg.resume.start_over or not config.exists() or config.read_text() != written:
+            identity.unlink(missing_ok=True)
+    elif not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
         identity.write_text(known)
     drop_later(folder / "checkpoints", resumed)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    config.write_text(written)
 
 
 def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -118,7 +146,7 @@ def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info(), **known}
 
 
-def _prepare(data: Any, module: Any, folder: Path) -> None:
+def _prepare(data: Any, module: Any) -> None:
     """Load, check and encode the problems."""
     data.load_prepared(
         module.policy.tokenizer,
@@ -126,7 +154,6 @@ def _prepare(data: Any, module: Any, folder: Path) -> None:
         grade=module.grade,
         ungradable=module.ungradable,
     )
-    _report_data(data, folder)
     _check_context(data, module.policy, module.rollout.max_new_tokens)
 
 

@@ -65,7 +65,8 @@ class GRPOUpdate:
         self.ref_logprobs: Tensor | None = None
         # Of the policy before the update; filled by the first epoch, before any step.
         self.old_logprobs = self._empty_stats().logprobs
-        self._counts: dict[str, Tensor] = {}
+        # A micro-batch may be computed again, where a gradient that is not finite is looked for.
+        self._counts: dict[str, dict[tuple[int, int], float]] = {}
         self.bad_rows: list[int] = []
         """rows of the batch in micro-batches whose loss or gradient was not finite"""
 
@@ -111,8 +112,7 @@ class GRPOUpdate:
             optimise = _without_step
         with packed_attention(self.model, self.packing), out_of_memory(*_SETTINGS):
             steps = [
-                optimise([partial(self._share, cut, size, first=epoch == 0) for cut in self.cuts])
-                for epoch in range(epochs)
+                optimise([partial(self._share, cut, size, epoch=epoch) for cut in self.cuts]) for epoch in range(epochs)
             ]
         self.bad_rows = sorted({row for step in steps for i in step.bad or () for row in self.cuts[i].tolist()})
         metrics = {
@@ -155,8 +155,9 @@ class GRPOUpdate:
             cuts = microbatches(prompts + responses, microbatch_tokens)
         return [self.active[cut.to(self.active.device)] for cut in cuts], whole
 
-    def _share(self, cut: Tensor, size: UpdateSize, *, first: bool) -> Tensor:
+    def _share(self, cut: Tensor, size: UpdateSize, *, epoch: int) -> Tensor:
         """One micro-batch's share of the loss, with graph."""
+        first = epoch == 0
         part = self.batch.select(cut)
         stats = self._token_stats(self.model, part, entropy_grad=self.advantage.differentiates_entropy)
         width, mask = stats.logprobs.shape[1], part.completion_mask
@@ -176,7 +177,7 @@ class GRPOUpdate:
         )
         loss, counts = self.loss(inputs, size)
         for name, value in counts.items():
-            self._counts[name] = self._counts.get(name, torch.zeros((), dtype=torch.float64)) + value.cpu()
+            self._counts.setdefault(name, {})[epoch, int(cut[0])] = float(value)
         return loss
 
     def _take_advantages(self, rows: Tensor, part: UpdateBatch, entropy: Tensor | None) -> Tensor:
@@ -226,12 +227,12 @@ class GRPOUpdate:
     def _metrics(self, epochs: int) -> dict[str, float]:
         tokens = max(self.size()[1] * epochs, 1)
         metrics = {
-            "train/clip_ratio/low_mean": float(self._counts["clip_low"]) / tokens,
-            "train/clip_ratio/high_mean": float(self._counts["clip_high"]) / tokens,
+            "train/clip_ratio/low_mean": sum(self._counts["clip_low"].values()) / tokens,
+            "train/clip_ratio/high_mean": sum(self._counts["clip_high"].values()) / tokens,
             "perf/skipped_tokens": float(self.skipped_tokens),
         }
         if "kl" in self._counts:
-            metrics["train/kl"] = float(self._counts["kl"]) / tokens
+            metrics["train/kl"] = sum(self._counts["kl"].values()) / tokens
         return metrics | advantage_metrics(self.advantages, self.batch.completion_mask, self.extras)
 
 

@@ -53,7 +53,8 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 def drop_later(folder: Path, resumed: Path | None) -> None:
     """Delete the checkpoints after the one that is resumed (all, if none is), and what a kill left half written."""
-    remove([path for path in checkpoints(folder) if resumed is None or path.name > resumed.name])
+    found = checkpoints(folder)
+    remove(found if resumed is None else found[found.index(resumed) + 1 :])
     for leftover in folder.glob(".iteration-*.tmp"):
         shutil.rmtree(leftover)
 
@@ -130,8 +131,8 @@ def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
         with alone_in(folder):
             found = checkpoints(folder / "checkpoints")
         resume = config.get("resume") or {}
-        if found and not resume.get("start_over"):
-            check_settings(found[-1], config, allow_changes=bool(resume.get("allow_changes")))
+        if found and not resume.get("start_over") and not resume.get("allow_changes"):
+            check_settings(found[-1], config, allow_changes=False)
 
 
 def is_first_rank() -> bool:

@@ -1,8 +1,8 @@
 """`make chaos`: EDGE-GRPO on the embedded default is killed again and again, and must not be the worse for it.
 
 SIGKILL falls at random instants: while the run starts, rolls out, grades, updates or writes a checkpoint. Afterwards
-the exported weights (SHA-256), metrics.csv (row by row, without what the clock says) and the history in W&B's offline
-file are held against those of a run that nobody killed, and no process of a killed run may be alive.
+the exported weights (SHA-256), metrics.csv (row by row, without what the clock says), samples.jsonl and the history in
+W&B's offline file are held against those of a run that nobody killed, and no process of a killed run may be alive.
 
 The last line is `kills=N identical=true`; anything else exits with 1.
 """
@@ -98,9 +98,15 @@ def differences(folder: Path, whole: Path) -> list[str]:
         ]
     if len(rows) != len(expected):
         found.append("number of rows")
-    steps = [row["iteration"] for row in offline_history(folder)]
-    print(f"W&B      {len(steps)} steps killed")
-    return found + (["steps in W&B"] if steps != list(range(len(expected))) else [])
+    sent = offline_history(folder)
+    print(f"W&B      {len(sent)} steps killed")
+    for row in sent:
+        row.pop("samples", None)
+    recorded = [{n: float(v) for n, v in row.items() if v != "" and n != "step"} for row in metrics_rows(folder)]
+    found += ["steps in W&B"] if [row.pop("iteration") for row in sent] != list(range(len(expected))) else []
+    found += ["numbers in W&B"] if sent != recorded else []
+    texts = [(f / "samples.jsonl").read_text() for f in (folder, whole)]
+    return found + (["samples"] if texts[0] != texts[1] else [])
 
 
 def main() -> None:

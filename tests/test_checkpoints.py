@@ -72,7 +72,10 @@ def test_a_checkpoint_replaces_the_damaged_one_of_the_same_iteration(tmp_path):
 def test_order_is_by_iteration_and_removal_leaves_no_trace(tmp_path):
     for iteration in (10, 9, 100):
         write(tmp_path, iteration)
+    (tmp_path / "iteration-000200-backup").mkdir()  # the user's own
+    (tmp_path / "iteration-000300.ckpt").touch()
     found = checkpoints(tmp_path)
     assert [p.name[-3:] for p in found] == ["009", "010", "100"]
     remove(found[:2])
-    assert [p.name for p in tmp_path.iterdir()] == ["iteration-000100"]
+    assert [p.name for p in checkpoints(tmp_path)] == ["iteration-000100"]
+    assert len(list(tmp_path.iterdir())) == 3

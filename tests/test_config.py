@@ -128,7 +128,8 @@ def test_refused(values: dict[str, Any], message: str) -> None:
     ("target", "home"),
     [
         ("torch.os.system", "posix"),
-        ("torch.sys.exit", "sys"),
+        ("torch.sys.setrecursionlimit", "sys"),
+        ("torch.sys.modules.clear", "no module"),
         ("edge_grpo.run_info.subprocess.run", "subprocess"),
         ("edge_grpo.run_info.subprocess.Popen", "subprocess"),
         ("transformers.utils.logging.os.system", "posix"),

@@ -2,14 +2,16 @@
 
 import json
 import math
+import shutil
 from functools import partial
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small_runs import SHORT, equal_weights, metrics_rows, run_small, weights
+from small_runs import SHORT, equal_weights, metrics_rows, offline_history, run_small, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edge_grpo.errors import UserError
 from edge_grpo.metrics import describe
 from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
 
@@ -121,14 +123,42 @@ def test_a_finished_run_can_be_resumed_further(tmp_path):
     assert [row["step"] for row in metrics_rows(part)] == ["0", "1", "2", "3"]
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path):
-    again = partial(run_small, tmp_path / "run", "experiment=vanilla")
-    before = weights(again()), metrics_rows(tmp_path / "run"), (tmp_path / "run/summary.json").read_text()
+def test_repeating_a_finished_run_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    again = partial(run_small, tmp_path / "run", "experiment=vanilla", "logger=wandb")
+    files = [path for path in again().rglob("*") if path.is_file() and ".lock" not in path.name]
+    history = offline_history(tmp_path / "run")
+    before = {path: path.read_bytes() for path in files}
     again()
-    assert equal_weights(weights(tmp_path / "run"), before[0])
-    assert metrics_rows(tmp_path / "run") == before[1]
-    accuracy = json.loads((tmp_path / "run/summary.json").read_text())["accuracy"]
-    assert accuracy == json.loads(before[2])["accuracy"]
+    assert {path: path.read_bytes() for path in files} == before
+    assert [row["iteration"] for row in history] == [0, 1, 2]
+
+
+def test_a_run_that_was_killed_while_it_exported_still_reaches_wandb(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    again = partial(run_small, tmp_path / "run", "experiment=vanilla", "logger=wandb")
+    (again() / "summary.json").unlink()
+    expected = offline_history(tmp_path / "run")
+    again()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["iterations"] == 2
+    found = offline_history(tmp_path / "run")
+    assert [row["iteration"] for row in found] == [0, 1, 2]
+    for row in expected:  # the table of samples is an object
+        assert row.pop("samples", None) is None
+    assert [{k: v for k, v in row.items() if k != "samples"} for row in found] == expected
+
+
+def test_a_run_cannot_become_shorter_than_it_is(tmp_path):
+    run_small(tmp_path, "experiment=vanilla")
+    with pytest.raises(UserError, match=r"trainer\.max_iterations=1, but .*iteration-000002 has done 2: raise it"):
+        run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=1")
+
+
+def test_without_a_checkpoint_nothing_of_an_earlier_run_is_mixed_in(tmp_path):
+    run_small(tmp_path, "experiment=edge_grpo", *SHORT)
+    shutil.rmtree(tmp_path / "checkpoints")
+    run_small(tmp_path, "experiment=vanilla")
+    assert not [name for row in metrics_rows(tmp_path) for name in row if name.startswith(("eda/", "correction/s"))]
 
 
 def test_resume_never_starts_over(tmp_path):

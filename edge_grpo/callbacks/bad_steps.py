@@ -51,8 +51,9 @@ class BadSteps(pl.Callback):
         if count >= self.max_consecutive_bad_steps:
             raise UserError(
                 f"iteration {trainer.current_epoch}: loss or gradient not finite in {count} optimiser steps in a row "
-                f"(callbacks.bad_steps.max_consecutive_bad_steps); their rows are in {path}, and the newest checkpoint "
-                "is from before. Look for a learning rate that is too high (optimizer.lr) or a broken model"
+                f"(callbacks.bad_steps.max_consecutive_bad_steps); their rows are in {path}, and the newest "
+                "checkpoint, if there is one, has the weights from before. Look for a "
+                "learning rate that is too high (optimizer.lr) or a broken model"
             )
 
     def _path(self, trainer: pl.Trainer) -> Path:

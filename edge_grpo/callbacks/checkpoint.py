@@ -21,6 +21,19 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 SAVING = signal.SIGUSR1
 
 
+@contextmanager
+def saving_signal_ignored() -> Iterator[None]:
+    """While a run starts or ends there is nothing to save: SIGUSR1 must not kill it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(SAVING, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(SAVING, before)
+
+
 class IterationCheckpoint(Checkpoint):
     """Saves `<folder>/iteration-<n>` (see `checkpoints.py`), and answers signals.
 
@@ -88,6 +101,8 @@ class IterationCheckpoint(Checkpoint):
                 self._save_boundary()
             elif not pl_module.bad_steps:
                 self._save_on_ranks(done, trainer)
+        elif not self._one_rank and pl_module.bad_steps == 1:
+            self._save_on_ranks(done, trainer)  # the weights are still those from before
         self._busy = False
         self._stop_if(asked)
         if self._one_rank:

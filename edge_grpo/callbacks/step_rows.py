@@ -24,7 +24,9 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
         return []
     with path.open(encoding="utf-8") as file:
         rows = [row for row in map(_parsed, file) if row is not None and row["step"] < step]
-    path.write_text("".join(map(_line, rows)), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(map(_line, rows)), encoding="utf-8")
+    temporary.replace(path)
     return rows
 
 

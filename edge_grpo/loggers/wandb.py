@@ -33,6 +33,9 @@ class WandbMetrics(WandbLogger):
     stands before this one). W&B's offline file is written in blocks and loses its end in a kill: a resumed offline
     run therefore writes all steps into a new file and deletes the one before, unless that was synced already.
 
+    Limits: a finished run that is made longer has no training metrics in W&B for the step that was its last
+    (`metrics.csv` has them); an online run that goes on offline has its earlier steps in that file again.
+
     Args:
         folder: the run directory; it remembers the run's id in `wandb_run_id`.
         project, entity, name, group, job_type, tags: as W&B's.
@@ -113,6 +116,8 @@ class WandbMetrics(WandbLogger):
         """End the W&B run. A row that is still open is left to the run that is resumed."""
         self._row = None
         if self._experiment is not None:
+            if not failed:
+                self._recorded(self._recorded_to + 1)  # of a run that had nothing left to do
             self._experiment.finish(exit_code=int(failed))
             self._experiment = None
 
