@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 STATE, MANIFEST = "state.ckpt", "manifest.json"
+_NAME = re.compile(r"iteration-\d+")
 
 
 def write_checkpoint(folder: Path, iteration: int, save: Callable[[Path], None], about: Mapping[str, Any]) -> Path:
@@ -60,6 +61,15 @@ def checkpoint_name(iteration: int) -> str:
     return f"iteration-{iteration:06d}"
 
 
+def iteration_of(checkpoint: Path) -> int:
+    """Updates done.
+
+    >>> iteration_of(Path("run/checkpoints/iteration-000040"))
+    40
+    """
+    return int(checkpoint.name.partition("-")[2])
+
+
 def state_path(folder: Path, iteration: int) -> Path:
     """Where the state of a checkpoint is written before the whole is renamed."""
     return folder / f".{checkpoint_name(iteration)}.tmp" / STATE
@@ -67,8 +77,8 @@ def state_path(folder: Path, iteration: int) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The folder's checkpoints, damaged ones too, oldest first."""
-    found = {path: re.fullmatch(r"iteration-(\d+)", path.name) for path in folder.glob("iteration-*") if path.is_dir()}
-    return sorted((path for path, name in found.items() if name), key=lambda path: int(path.name.partition("-")[2]))
+    found = (path for path in folder.glob("iteration-*") if path.is_dir() and _NAME.fullmatch(path.name))
+    return sorted(found, key=iteration_of)
 
 
 def remove(paths: list[Path]) -> None:

@@ -1,4 +1,8 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""What is meant for the person at the keyboard."""
+
+from collections.abc import Sequence
+
+SHOWN = 10
 
 
 class UserError(Exception):
@@ -6,6 +10,16 @@ class UserError(Exception):
 
     The command line prints it without a traceback.
     """
+
+
+def first_lines(items: Sequence[object]) -> str:
+    """The first of many, one an indented line, and how many more there are.
+
+    >>> print(first_lines(range(11)).replace("\\n", ""))
+      0  1  2  3  4  5  6  7  8  9  ... and 1 more
+    """
+    more = [f"  ... and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
+    return "\n".join([*(f"  {item}" for item in items[:SHOWN]), *more])
 
 
 class Stopped(SystemExit):

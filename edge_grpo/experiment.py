@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.callbacks.checkpoint import saving_signal_ignored
-from edge_grpo.checkpoints import STATE, read_manifest
+from edge_grpo.checkpoints import STATE, iteration_of, read_manifest
 from edge_grpo.config import instantiate, to_dict
 from edge_grpo.data.report import report_bad_rows
 from edge_grpo.errors import UserError
@@ -21,7 +22,7 @@ from edge_grpo.evaluation.held_out import HeldOutEvaluation
 from edge_grpo.loggers.wandb import WANDB_RUN_ID, WandbMetrics
 from edge_grpo.policy.base import Policy
 from edge_grpo.reporting.training_figure import draw_training_figure
-from edge_grpo.resume import alone_in, check_directory, check_settings, drop_later, find_checkpoint, is_first_rank
+from edge_grpo.resume import alone_in, check_settings, drop_later, find_checkpoint, is_first_rank
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.run_info import run_info
 from edge_grpo.types import Problem
@@ -42,8 +43,6 @@ def run_experiment(cfg: DictConfig) -> float:
     """
     _quiet()
     folder = Path(cfg.paths.run_dir)
-    check_directory(folder, to_dict(cfg))
-    folder.mkdir(parents=True, exist_ok=True)
     # The other ranks of this run share its directory.
     with alone_in(folder) if is_first_rank() else nullcontext(), saving_signal_ignored():
         return _run(cfg, folder)
@@ -77,7 +76,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         for logger in loggers:
             logger.log_hyperparams(about)
         with checkpointing.answering_signals():
-            trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed), weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed, about["info"]), weights_only=True)
         for logger in loggers:
             logger.save()
         summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
@@ -110,7 +109,7 @@ def _finished(resumed: Path, folder: Path, max_iterations: int) -> float | None:
     Raises:
         UserError: the run is longer already than it shall be.
     """
-    done = int(resumed.name.partition("-")[2])
+    done = iteration_of(resumed)
     if done > max_iterations:
         raise UserError(
             f"trainer.max_iterations={max_iterations}, but {resumed} has done {done}: raise it, or resume=never"
@@ -157,13 +156,13 @@ def _prepare(data: Any, module: Any) -> None:
     _check_context(data, module.policy, module.rollout.max_new_tokens)
 
 
-def _state_of(checkpoint: Path | None) -> Path | None:
-    """What Lightning restores."""
+def _state_of(checkpoint: Path | None, info: Mapping[str, Any]) -> Path | None:
+    """What Lightning restores; a package that has changed since is told of."""
     if checkpoint is None:
         return None
     log.info("resuming from %s", checkpoint)
     written = read_manifest(checkpoint).get("info", {}).get("packages", {})
-    for name, version in run_info()["packages"].items():
+    for name, version in info["packages"].items():
         if written.get(name) != version:
             log.warning("the checkpoint was written with %s %s, this is %s", name, written.get(name), version)
     return checkpoint / STATE

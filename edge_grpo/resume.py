@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_grpo.checkpoints import checkpoints, damage, read_manifest, remove
-from edge_grpo.errors import UserError
+from edge_grpo.errors import UserError, first_lines
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ FREE = (
     "evaluation.every_n_iterations",
 )
 FREE_ENDINGS = (".workers", ".memory_limit_gb")
-SHOWN = 10
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -75,16 +74,15 @@ def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes
     except ValueError:
         return
     changed = {key: values for key, values in differences(before, config).items() if not _is_free(key)}
-    lines = [f"{key}: {old} -> {new}" for key, (old, new) in changed.items()]
-    lines = lines[:SHOWN] + [f"... and {len(lines) - SHOWN} more"] * (len(lines) > SHOWN)
-    if changed and not allow_changes:
+    if not changed:
+        return
+    lines = first_lines([f"{key}: {old} -> {new}" for key, (old, new) in changed.items()])
+    if not allow_changes:
         raise UserError(
-            f"{checkpoint} was written under other settings, which would change the result:\n  "
-            + "\n  ".join(lines)
-            + "\nundo the change, or go on all the same with resume.allow_changes=true"
+            f"{checkpoint} was written under other settings, which would change the result:\n{lines}\n"
+            "undo the change, or go on all the same with resume.allow_changes=true"
         )
-    for line in lines:
-        log.warning("going on under another setting than before: %s", line)
+    log.warning("going on under other settings than before:\n%s", lines)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -143,12 +141,13 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the run directory; the hold ends with the process at the latest, however that ends.
+    """Make the run directory and hold it; the hold ends with the process at the latest, however that ends.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
     except OSError as error:
         raise _unwritable(folder, error.strerror) from error

@@ -3,10 +3,11 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SHORT, equal_weights, metrics_rows, run_small, weights
+from small_runs import SHORT, SMALL_GRPO, command, equal_weights, metrics_rows, run_small, weights
 
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.callbacks.bad_steps import BadSteps
@@ -101,6 +102,21 @@ def test_too_many_in_a_row_end_the_run_with_a_checkpoint_from_before(tmp_path):
     state = torch.load(tmp_path / "ends/checkpoints/iteration-000002/state.ckpt", weights_only=True)["state_dict"]
     saved = {name.removeprefix("model."): value for name, value in state.items()}
     assert equal_weights({name: saved[name] for name in weights(before)}, weights(before))
+
+
+@pytest.mark.slow
+def test_two_ranks_end_with_a_checkpoint_from_before_too(tmp_path):
+    settings = (*GEC, *breaking([2, 3, 4, 5]), "checkpoint.every_n_iterations=100", "trainer.max_iterations=9")
+    ddp = (*SMALL_GRPO, *settings, "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}")
+    process = command(*ddp, path=Path(__file__).parent)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert "iteration 4: loss or gradient not finite in 3 optimiser steps in a row" in output
+    (kept,) = checkpoints(tmp_path / "checkpoints")
+    # Iteration 2, the third, was skipped: two optimiser steps have moved these weights.
+    state = torch.load(kept / "state.ckpt", weights_only=True)
+    assert kept.name == "iteration-000003"
+    assert {int(v["step"]) for v in state["optimizer_states"][0]["state"].values()} == {2}
 
 
 def test_the_limit_is_at_least_one():

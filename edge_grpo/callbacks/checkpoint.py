@@ -96,13 +96,11 @@ class IterationCheckpoint(Checkpoint):
             self._boundary = done, _state(trainer)
         asked = self._agreed(trainer)
         self._busy = True
-        if asked or done % self.every_n_iterations == 0 or done == trainer.max_epochs:
-            if self._one_rank:
-                self._save_boundary()
-            elif not pl_module.bad_steps:
-                self._save_on_ranks(done, trainer)
-        elif not self._one_rank and pl_module.bad_steps == 1:
-            self._save_on_ranks(done, trainer)  # the weights are still those from before
+        due = bool(asked) or done % self.every_n_iterations == 0 or done == trainer.max_epochs
+        if self._one_rank and due:
+            self._save_boundary()
+        elif not self._one_rank and (_bad_steps_begin(pl_module) or (due and not pl_module.bad_steps)):
+            self._save_on_ranks(done, trainer)
         self._busy = False
         self._stop_if(asked)
         if self._one_rank:
@@ -183,6 +181,11 @@ class IterationCheckpoint(Checkpoint):
     def _leave_signals(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _bad_steps_begin(pl_module: Any) -> bool:
+    """Whether the first of the steps that are skipped in a row is in this iteration: no later weights will be saved."""
+    return 0 < pl_module.bad_steps <= pl_module.metrics["train/skipped_steps"]
 
 
 def _state(trainer: pl.Trainer) -> dict[str, Any]:

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from edge_grpo.errors import UserError
+from edge_grpo.errors import UserError, first_lines
 
 log = logging.getLogger(__name__)
-
-SHOWN = 10
 
 Row = TypeVar("Row")
 Read = TypeVar("Read")
@@ -80,12 +78,6 @@ def refusal(bad_rows: Sequence[BadRow]) -> str:
     if len(bad_rows) == 1:
         return f"{bad_rows[0]}; mend it, or data.on_bad_row=skip leaves it out"
     return f"{len(bad_rows)} bad rows; mend them, or data.on_bad_row=skip leaves them out:\n{first_lines(bad_rows)}"
-
-
-def first_lines(bad_rows: Sequence[BadRow]) -> str:
-    """The first rows, one an indented line, and how many more there are."""
-    more = [f"  ... and {len(bad_rows) - SHOWN} more"] if len(bad_rows) > SHOWN else []
-    return "\n".join([*(f"  {row}" for row in bad_rows[:SHOWN]), *more])
 
 
 def report_bad_rows(bad_rows: Sequence[BadRow], folder: Path) -> None:
