@@ -6,6 +6,7 @@ refused setting answer at once; entry points keep their own heavy imports inside
 
 import argparse
 import functools
+import hashlib
 import logging
 import re
 import sys
@@ -32,6 +33,7 @@ Task = Callable[[DictConfig], float | None]
 PACKAGE = Path(__file__).resolve().parent
 Check = Callable[[Path, Mapping[str, Any]], None]
 RESUME_OPTIONS = ("auto", "never")
+LONGEST_NAME = 200  # characters of a folder; file systems hold 255
 
 
 def config_dir() -> Path:
@@ -53,16 +55,45 @@ def run_dir(resumed: str | None, fresh: str) -> str:
     return fresh if resumed in (None, "", "None") else str(resumed)
 
 
-def job_subdir(number: int, overrides: str) -> str:
-    """A sweep job's folder name: its number and what was typed, as far as a file name can hold it.
+def job_subdir(overrides: str) -> str:
+    """A sweep job's folder name: what was typed, as far as a file name can hold it (`${job_subdir:...}`).
 
-    >>> job_subdir(3, "data.path=a/b.jsonl,seed=1")
-    '3_data.path=a-b.jsonl,seed=1'
+    The same settings have the same folder, so a sweep that is repeated in its folder finds what it has done. A name
+    that is not all of what was typed ends in a hash of that, so that no two jobs share a folder.
+
+    >>> job_subdir("advantage.clamp=4,seed=1"), job_subdir("data.path=a/b.jsonl,seed=1")
+    ('advantage.clamp=4,seed=1', 'data.path=a-b.jsonl,seed=1-c945eaef')
     """
-    return f"{number}_{re.sub(r'[^A-Za-z0-9_=.,-]+', '-', overrides)[:120]}".rstrip("_,.")
+    name = re.sub(r"[^A-Za-z0-9_=.,-]+", "-", overrides)[:LONGEST_NAME]
+    if name != overrides:
+        name = f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return name or "defaults"
 
 
-for _resolver in (asset, run_dir, job_subdir):
+def evaluation_dir(run: str | None, name: str, fresh: str) -> str:
+    """Where an evaluation goes (`${evaluation_dir:${run},${name},...}`): under the run that it is of, else `fresh`.
+
+    >>> evaluation_dir(None, "paper", "outputs/1"), evaluation_dir("/runs/a", "paper", "")
+    ('outputs/1', '/runs/a/evaluation/paper')
+    >>> evaluation_dir("/runs/a/checkpoints/iteration-000020", "paper", "")
+    '/runs/a/evaluation/paper-iteration-000020'
+    """
+    if run in (None, "", "None"):
+        return fresh
+    folder = Path(str(run)).absolute()  # absolute: Hydra puts a job's folder under the sweep's otherwise
+    if folder.parent.name == "checkpoints":
+        return str(folder.parent.parent / "evaluation" / f"{name}-{folder.name}")
+    return str(folder / "evaluation" / name)
+
+
+def typed(*keys: str) -> bool:
+    """Whether one of these settings or groups, or something below it, was typed for the job at work."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    found = [key_of(str(override)).partition("@")[0] for override in overrides]
+    return any(name == key or name.startswith(f"{key}.") for name in found for key in keys)
+
+
+for _resolver in (asset, run_dir, job_subdir, evaluation_dir):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
@@ -94,6 +125,8 @@ def run(
     finally:
         if job.failed:
             print(f"error: {len(job.failed)} of {job.started} jobs failed:", *job.failed, sep="\n  ", file=sys.stderr)
+    if job.failed:  # a sweeper may be content with the jobs that did not
+        raise SystemExit(1)
 
 
 def _exit(error: UserError) -> None:

@@ -27,6 +27,9 @@ from yaml import YAMLError
 from edge_grpo.config import check_config, nearest, one_line, to_dict
 from edge_grpo.errors import UserError
 
+# Options that a package of its own adds.
+PLUGINS = {"hydra/sweeper/optuna": "edge-grpo[optuna]"}
+
 
 def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
@@ -115,10 +118,11 @@ def _variants(composer: "_Composer", args: argparse.Namespace) -> list[DictConfi
 
 def _refuse_unread(overrides: list[Override], composer: "_Composer") -> None:
     """Refuse `+key=value` at the top level: no constructor is behind it, so nothing would read it."""
-    groups = set(composer.app.list_all_config_groups())
-    for override in overrides:
+    added = [o for o in overrides if o.type == OverrideType.ADD and "." not in o.key_or_group]
+    groups = set(composer.app.list_all_config_groups()) if added else set()  # listing them takes a second
+    for override in added:
         key = override.key_or_group
-        if override.type == OverrideType.ADD and "." not in key and key not in groups:
+        if key not in groups:
             raise UserError(f"{override.input_line}: nothing reads a setting {key!r}; remove it")
 
 
@@ -173,6 +177,8 @@ class _Composer:
 
     def _explain_option(self, error: Exception, missing: str) -> str:
         group, _, option = missing.rpartition("/")
+        if missing in PLUGINS:
+            return f"{group}={option} needs a package: pip install '{PLUGINS[missing]}'"
         listed = self.loader.get_group_options(group, ObjectType.CONFIG)
         options = [name for name in listed if not name.startswith("_")]  # Hydra keeps a dummy of its own
         parent = re.match(r"In '(.+?)': ", str(error))

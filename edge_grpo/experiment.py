@@ -3,32 +3,37 @@
 import json
 import logging
 import time
-import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import transformers
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.callbacks.checkpoint import saving_signal_ignored
 from edge_grpo.checkpoints import STATE, iteration_of, read_manifest
 from edge_grpo.config import instantiate, to_dict
 from edge_grpo.data.report import report_bad_rows
-from edge_grpo.errors import UserError
-from edge_grpo.evaluation.held_out import HeldOutEvaluation
+from edge_grpo.errors import Stopped, UserError
+from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.wandb import WANDB_RUN_ID, WandbMetrics
 from edge_grpo.policy.base import Policy
+from edge_grpo.quiet import silence_expected_warnings
+from edge_grpo.reporting.summary_table import show_summary
 from edge_grpo.reporting.training_figure import draw_training_figure
 from edge_grpo.resume import alone_in, check_settings, drop_later, find_checkpoint, is_first_rank
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.run_info import run_info
+from edge_grpo.run_status import write_status
 from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
 
+FILES_OF_A_RUN = (
+    *("metrics.csv", "samples.jsonl", "rollouts*.jsonl", "bad_steps*.jsonl", "bad_rows.txt"),
+    *("failed_references.jsonl", "summary.json"),
+)
 STAGES = ("correction", "group_filter", "advantage", "loss")
 
 
@@ -41,11 +46,17 @@ def run_experiment(cfg: DictConfig) -> float:
     Raises:
         UserError: anything the user can mend, before training starts.
     """
-    _quiet()
+    silence_expected_warnings()
     folder = Path(cfg.paths.run_dir)
     # The other ranks of this run share its directory.
     with alone_in(folder) if is_first_rank() else nullcontext(), saving_signal_ignored():
-        return _run(cfg, folder)
+        try:
+            return _run(cfg, folder)
+        except Exception as error:
+            if is_first_rank() and not (folder / "config.yaml").exists():  # a report lists what never began too
+                (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+                write_status(folder, "failed", str(error))
+            raise
 
 
 def _run(cfg: DictConfig, folder: Path) -> float:
@@ -63,29 +74,53 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     module = build_module(cfg)
     if evaluation.correct and not hasattr(module, "correct"):
         raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
-    _prepare(data, module)
+    _prepare(data, module, evaluation)
     if is_first_rank():  # nothing of an earlier run is touched before all is checked
         _take_over(cfg, folder, resumed)
         _report_data(data, folder)
-    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-    about = _about(cfg, folder)
-    checkpointing = instantiate(cfg.checkpoint, about=about)
-    trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
-    start, failed = time.perf_counter(), True
+    with _status(folder):
+        loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+        about = _about(cfg, folder)
+        checkpointing = instantiate(cfg.checkpoint, about=about)
+        trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
+        start, failed = time.perf_counter(), True
+        try:
+            for logger in loggers:
+                logger.log_hyperparams(about)
+            with checkpointing.answering_signals():
+                trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed, about["info"]), weights_only=True)
+            for logger in loggers:
+                logger.save()
+            summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
+            for logger in loggers:
+                if isinstance(logger, WandbMetrics):
+                    logger.log_artifacts(summary)
+            failed = False
+        finally:
+            for logger in loggers:
+                if isinstance(logger, WandbMetrics):
+                    logger.close(failed=failed)
+        return float(summary["accuracy"]["after"])
+
+
+@contextmanager
+def _status(folder: Path) -> Iterator[None]:
+    """Say in the run's folder that it runs, and how it ends."""
+    if not is_first_rank():
+        yield
+        return
+    write_status(folder, "running")
     try:
-        for logger in loggers:
-            logger.log_hyperparams(about)
-        with checkpointing.answering_signals():
-            trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed, about["info"]), weights_only=True)
-        for logger in loggers:
-            logger.save()
-        summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
-        failed = False
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbMetrics):
-                logger.close(failed=failed)
-    return float(summary["accuracy"]["after"])
+        yield
+    except (Stopped, KeyboardInterrupt):
+        write_status(folder, "stopped")
+        raise
+    except BaseException as error:
+        write_status(
+            folder, "failed", f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        )
+        raise
+    write_status(folder, "finished")
 
 
 def build_module(cfg: DictConfig) -> Any:
@@ -127,8 +162,8 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     identity, config = folder / WANDB_RUN_ID, folder / "config.yaml"
     written = OmegaConf.to_yaml(cfg, resolve=True)
     if resumed is None:
-        for name in ("metrics.csv", "samples.jsonl", "bad_steps.jsonl", "bad_rows.txt", "failed_references.jsonl"):
-            (folder / name).unlink(missing_ok=True)
+        for path in (path for pattern in FILES_OF_A_RUN for path in folder.glob(pattern)):
+            path.unlink()
         # A run that was killed before its first checkpoint begins again as the same W&B run.
         if cfg.resume.start_over or not config.exists() or config.read_text() != written:
             identity.unlink(missing_ok=True)
@@ -145,7 +180,7 @@ def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info(), **known}
 
 
-def _prepare(data: Any, module: Any) -> None:
+def _prepare(data: Any, module: Any, evaluation: PeriodicEvaluation) -> None:
     """Load, check and encode the problems."""
     data.load_prepared(
         module.policy.tokenizer,
@@ -153,7 +188,19 @@ def _prepare(data: Any, module: Any) -> None:
         grade=module.grade,
         ungradable=module.ungradable,
     )
-    _check_context(data, module.policy, module.rollout.max_new_tokens)
+    _check_context(data.train_problems, module.policy, module.rollout.max_new_tokens)
+    evaluation.prepare(module.policy, data.template, data.held_out_problems)
+
+
+def _check_context(problems: Sequence[Problem], policy: Policy, max_new_tokens: int) -> None:
+    """Refuse a budget that the model's context cannot hold, before anything is generated."""
+    longest = max(problems, key=lambda p: len(p.prompt_ids))
+    limit = policy.context_length
+    if limit is not None and len(longest.prompt_ids) + max_new_tokens > limit:
+        raise UserError(
+            f"{longest.origin}: {len(longest.prompt_ids)} prompt tokens + rollout.max_new_tokens={max_new_tokens} "
+            f"exceed the model's context of {limit}: lower rollout.max_new_tokens"
+        )
 
 
 def _state_of(checkpoint: Path | None, info: Mapping[str, Any]) -> Path | None:
@@ -185,20 +232,8 @@ def _failure(problem: Problem) -> dict[str, Any]:
     return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
 
 
-def _check_context(data: Any, policy: Policy, max_new_tokens: int) -> None:
-    """Refuse a budget that the model's context cannot hold, before anything is generated."""
-    problems = (*data.train_problems, *data.held_out_problems)
-    longest = max(problems, key=lambda p: len(p.prompt_ids))
-    limit = policy.context_length
-    if limit is not None and len(longest.prompt_ids) + max_new_tokens > limit:
-        raise UserError(
-            f"{longest.origin}: {len(longest.prompt_ids)} prompt tokens + rollout.max_new_tokens={max_new_tokens} "
-            f"exceed the model's context of {limit}: lower rollout.max_new_tokens"
-        )
-
-
 def _finish(
-    folder: Path, cfg: DictConfig, module: Any, evaluation: HeldOutEvaluation, *, seconds: float
+    folder: Path, cfg: DictConfig, module: Any, evaluation: PeriodicEvaluation, *, seconds: float
 ) -> dict[str, Any]:
     """Export the model, draw the figure, write and print the summary."""
     summary: dict[str, Any] = {
@@ -217,12 +252,7 @@ def _finish(
         module.policy.save(folder / "model")
         draw_training_figure(folder / "metrics.csv", folder / "training.png", title=str(cfg.name))
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        log.info("held-out accuracy %.1f %% -> %.1f %%", *(100 * share for share in summary["accuracy"].values()))
-        for label in ("metrics", "figure", "model"):
-            log.info("%-8s %s", label, summary[label])
-        log.info("%-8s %s", "run", folder)
-        if any((folder / "wandb").glob("offline-run-*")):
-            log.info("%-8s wandb sync %s", "W&B", folder / "wandb" / "latest-run")
+        show_summary(summary, folder)
     return summary
 
 
@@ -230,16 +260,3 @@ def _overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def _quiet() -> None:
-    """Silence what Lightning and transformers say of things that are meant to be as they are."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
-    warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    # An iteration whose groups are all dropped takes no optimiser step, but the schedule goes on.
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.. before .optimizer.step.*")

@@ -13,8 +13,14 @@ from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import GroupFilter
 from edge_grpo.grpo_update import GRPOUpdate
+from edge_grpo.iteration_metrics import (
+    collapse_metrics,
+    completion_metrics,
+    correction_metrics,
+    reward_metrics,
+    verifier_metrics,
+)
 from edge_grpo.losses.base import Loss, UpdateSize
-from edge_grpo.metrics import collapse_metrics, correction_metrics, reward_metrics, verifier_metrics
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy_module import PolicyModule
 from edge_grpo.seeding import stage_generator
@@ -61,8 +67,10 @@ class GRPOModule(PolicyModule):
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
+        # Of the last iteration, for callbacks.
+        self.sampled: ScoredRollout | None = None
         self.corrected: Corrected | None = None
-        """the last iteration's rollout, for callbacks"""
+        self.update: GRPOUpdate | None = None
 
     @property
     def required_fields(self) -> frozenset[str]:
@@ -87,7 +95,7 @@ class GRPOModule(PolicyModule):
             with self.timed("update"):
                 size = UpdateSize(*map(int, self.total_over_ranks(*update.size())))
                 metrics = update.run(self.update_epochs, size, self.optimise)
-        self.corrected = corrected
+        self.sampled, self.corrected, self.update = sampled, corrected, update
         self.bad_rows = [self._describe(row, corrected, update) for row in update.bad_rows]
         self._log(sampled, corrected, update, metrics | verifier_metrics(counts, self.rewards.counts))
 
@@ -166,11 +174,11 @@ class GRPOModule(PolicyModule):
         self.num_rollouts += int(new_rollouts)
         seconds, self.timings = self.timings, {}
         updated = update.computed_response_tokens * self.update_epochs
-        metrics |= reward_metrics(sampled, after) | collapse_metrics(sampled, after)
-        metrics |= correction_metrics(after, corrected.branches)
+        metrics |= reward_metrics(sampled, after) | completion_metrics(sampled)
+        metrics |= collapse_metrics(sampled, after) | correction_metrics(after, corrected.branches)
         metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}
         metrics |= {
-            "train/lr": self.step_scheduler(),
+            "train/learning_rate": self.step_scheduler(),
             "train/num_tokens": float(self.num_tokens),
             "train/num_rollouts": float(self.num_rollouts),
             "perf/rollout_tokens_per_s": generated / seconds["rollout"],

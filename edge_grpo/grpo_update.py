@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs
+from edge_grpo.iteration_metrics import advantage_metrics
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
 from edge_grpo.memory import out_of_memory
-from edge_grpo.metrics import advantage_metrics
 from edge_grpo.policy.batching import group_microbatches, microbatches, packed_microbatches
 from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.token_stats import TokenStats, token_stats
@@ -225,15 +225,27 @@ class GRPOUpdate:
         return TokenStats(zeros, zeros.clone())
 
     def _metrics(self, epochs: int) -> dict[str, float]:
-        tokens = max(self.size()[1] * epochs, 1)
+        low, high = (self._shares(name, epochs) for name in ("clip_low", "clip_high"))
+        low_mean, high_mean = sum(low) / epochs, sum(high) / epochs
         metrics = {
-            "train/clip_ratio/low_mean": sum(self._counts["clip_low"].values()) / tokens,
-            "train/clip_ratio/high_mean": sum(self._counts["clip_high"].values()) / tokens,
+            "train/clip_ratio/low_mean": low_mean,
+            "train/clip_ratio/low_min": min(low),
+            "train/clip_ratio/high_mean": high_mean,
+            "train/clip_ratio/high_max": max(high),
+            "train/clip_ratio/region_mean": low_mean + high_mean,
             "perf/skipped_tokens": float(self.skipped_tokens),
         }
         if "kl" in self._counts:
-            metrics["train/kl"] = sum(self._counts["kl"].values()) / tokens
+            metrics["train/kl"] = sum(self._shares("kl", epochs)) / epochs
         return metrics | advantage_metrics(self.advantages, self.batch.completion_mask, self.extras)
+
+    def _shares(self, name: str, epochs: int) -> list[float]:
+        """A sum over tokens that the loss counted, over the trained tokens, of each update epoch."""
+        tokens = max(self.size()[1], 1)
+        sums = [0.0] * epochs
+        for (epoch, _), value in self._counts[name].items():
+            sums[epoch] += value
+        return [value / tokens for value in sums]
 
 
 @torch.no_grad()

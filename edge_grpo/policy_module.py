@@ -2,6 +2,7 @@
 
 import math
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,22 @@ from edge_grpo.errors import UserError
 from edge_grpo.metrics import describe
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.support import check_head, check_packed
-from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rollout.base import RolloutEngine
 from edge_grpo.seeding import seed_globals
 from edge_grpo.types import Problem, Rollout, ScoredRollout, Step
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max, "mean": statistics.fmean}
+"""`Metric.ranks` -> how the values of several ranks become one"""
+
+
+def _reduction(name: str) -> Callable[[list[float]], float]:
+    metric = describe(name)
+    assert metric is not None, f"record has refused {name}"
+    return REDUCTIONS[metric.ranks]
 
 
 class PolicyModule(pl.LightningModule):
@@ -123,9 +133,7 @@ class PolicyModule(pl.LightningModule):
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Decode and grade every row once."""
-        texts = tuple(self.policy.decode(response.token_ids) for response in rollout.responses)
-        problems = [rollout.problem_of(row) for row in range(rollout.num_rows)]
-        return ScoredRollout(rollout=rollout, texts=texts, scores=self.rewards(problems, texts))
+        return score_rollout(rollout, self.rewards, self.policy.decode)
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
         """[n] bool: which texts answer their problem right."""
@@ -220,16 +228,13 @@ class PolicyModule(pl.LightningModule):
         self.metrics.update(metrics)
 
     def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Averages over the ranks that have a metric (a branch may be taken on one only); counts and losses add up."""
+        """One value of those ranks that have the metric (a branch may be taken on one only), as its definition says."""
         if self.trainer.world_size == 1:
             return metrics
         ranks: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather_object(ranks, metrics)
         values = {name: [rank[name] for rank in ranks if name in rank] for rank in ranks for name in rank}
-        return {
-            name: sum(found) / (1 if name.endswith(("/count", "/loss")) else len(found))
-            for name, found in values.items()
-        }
+        return {name: _reduction(name)(found) for name, found in values.items()}
 
     def peak_memory_gb(self) -> float:
         """Peak GPU memory of this process, or its peak resident set on the CPU."""

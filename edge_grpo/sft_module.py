@@ -57,7 +57,7 @@ class SFTModule(PolicyModule):
             "sft/loss": step.loss,
             "train/grad_norm": step.grad_norm,
             "train/skipped_steps": float(step.bad is not None),
-            "train/lr": rate,
+            "train/learning_rate": rate,
         }
         self.record(metrics | timing, step=self.iteration)
 

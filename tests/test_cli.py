@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from edge_grpo import cli
 
@@ -68,6 +69,7 @@ def task(cfg):
         raise RuntimeError("boom")
     if cfg.seed == 14:
         raise UserError("data.path: no such file")
+    return float(cfg.seed)
 
 
 cli.run(task, "train")
@@ -201,8 +203,49 @@ def test_a_sweep_outlives_a_failing_job_and_names_it(app: App) -> None:
     assert done.stderr.endswith("error: 1 of 3 jobs failed:\n  #1 seed=13 data.path=a/b: RuntimeError: boom\n")
     (sweep,) = (app.folder / "multirun/train").iterdir()
     jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
-    assert jobs == [f"{i}_data.path=a-b,seed={seed}" for i, seed in enumerate((1, 13, 2))]
+    assert [name.rpartition("-")[0] for name in jobs] == [f"data.path=a-b,seed={seed}" for seed in (1, 13, 2)]
     assert "Traceback" in (sweep / jobs[1] / "train.log").read_text()
+
+
+def test_a_sweep_in_the_folder_of_another_finds_its_jobs(app: App) -> None:
+    for argv in (["seed=1,2"], ["seed=3,2"]):
+        assert app("-m", *argv, "hydra.sweep.dir=sweep").returncode == 0
+    jobs = sorted(path.name for path in (app.folder / "sweep").iterdir() if path.is_dir())
+    assert jobs == ["seed=1", "seed=2", "seed=3"]
+
+
+def test_no_two_jobs_share_a_folder() -> None:
+    # a/b and a?b read the same in a file name, and so do two long texts that differ at their end.
+    long = ",".join(["a=1"] * 100)
+    typed = ["data.path=a/b", "data.path=a?b", f"{long},seed=1", f"{long},seed=2", "seed=1", ""]
+    names = [cli.job_subdir(text) for text in typed]
+    assert len(set(names)) == len(typed)
+    assert [name.rpartition("-")[0] for name in names[:4]] == ["data.path=a-b"] * 2 + [long[:200]] * 2
+    assert names[4:] == ["seed=1", "defaults"]
+    assert [cli.job_subdir(text) for text in typed] == names
+
+
+def test_a_sweeper_that_tolerates_failures_does_not_hide_them(app: App) -> None:
+    # Four draws from two seeds: of the sampler's seed 0 they hold both.
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "hydra.sweeper.max_failure_rate=1.0"]
+    trials = ["hydra.sweeper.n_jobs=1", "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=maximize"]
+    done = app("-m", *sweeper, *trials, "seed=1,13")
+    assert done.returncode == 1
+    said, _, failed = done.stderr.rpartition(" of 4 jobs failed:\n")
+    assert 0 < int(said.rpartition("error: ")[2]) == failed.count(" seed=13: RuntimeError: boom\n") < 4
+    (results,) = app.folder.glob("multirun/train/*/optimization_results.yaml")
+    assert OmegaConf.load(results).best_value == 1.0
+
+
+def test_a_plugin_that_is_not_installed_is_named(app: App) -> None:
+    # A package of that name in front of the real one has no plugins.
+    (app.folder / "hydra_plugins").mkdir()
+    (app.folder / "hydra_plugins/__init__.py").touch()
+    done = app("-m", "hydra/sweeper=optuna", "seed=1,2")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: hydra/sweeper=optuna needs a package: pip install 'edge-grpo[optuna]'\n",
+    )
 
 
 def test_globs_ranges_and_an_experiments_own_sweep_run(app: App) -> None:
@@ -229,7 +272,7 @@ def test_resume_replays_what_was_typed_and_typed_now_wins(app: App) -> None:
 
 def test_a_sweeps_job_is_resumed_alone(app: App) -> None:
     app.runs("experiment=sweep")
-    (job,) = app.folder.glob("multirun/train/*/1_*")
+    (job,) = app.folder.glob("multirun/train/*/*seed=2")
     (job / "last.ckpt").touch()
     assert app.runs(f"resume='{job}'") == ["2 3.0 problems.jsonl"]
 

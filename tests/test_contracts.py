@@ -38,6 +38,7 @@ GROUPS = (
     "loss",
     "model",
     "optimizer",
+    "reflection",
     "reward",
     "rollout",
     "scheduler",
@@ -48,6 +49,8 @@ MANDATORY = {
     "data=file": ("data.path=problems.jsonl",),
     "data=hub": ("data.name=owner/name",),
     "model=hf": ("model.path=model",),
+    "evaluation=file": ("evaluation.benchmarks.file.path=problems.jsonl",),
+    "evaluation=paper": ("paths.evaluation_suite=suite",),
 }
 
 
@@ -64,7 +67,8 @@ def every(group: str) -> pytest.MarkDecorator:
 def _chosen(group: str, option: str):
     typed = f"{group}={option}"
     sft = typed == "algorithm=sft" or typed == "callbacks=sft"
-    cfg, choices = composed("sft" if sft else "train", "model=tiny_random", typed, *MANDATORY.get(typed, ()))
+    program = "evaluate" if group == "reflection" else "sft" if sft else "train"
+    cfg, choices = composed(program, "model=tiny_random", typed, *MANDATORY.get(typed, ()))
     assert choices[group] == option  # no experiment wins over what was typed
     return cfg
 
@@ -90,7 +94,18 @@ def test_every_option_composes_and_fits_its_constructor(group, option):
 
 @pytest.mark.parametrize(
     "group",
-    ["advantage", "correction", "data", "data/template", "evaluation", "group_filter", "loss", "reward", "rollout"],
+    [
+        "advantage",
+        "correction",
+        "data",
+        "data/template",
+        "evaluation",
+        "group_filter",
+        "loss",
+        "reflection",
+        "reward",
+        "rollout",
+    ],
 )
 def test_every_option_instantiates(group):
     for option in options(group):

@@ -1,13 +1,20 @@
-"""metrics.csv across steps and resumes; what W&B is started with and what it has been sent."""
+"""metrics.csv across steps and resumes; what W&B and TensorBoard are started with and what they have been sent."""
 
 import csv
+import json
 
 import pytest
+import small_runs
 import wandb
+import yaml
 from small_runs import offline_history
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
 
 from edge_grpo.loggers.csv import CSVMetrics
-from edge_grpo.loggers.wandb import WandbMetrics, resolve_mode
+from edge_grpo.loggers.identity import group_of, resolve_mode, tags_of
+from edge_grpo.loggers.tensorboard import TensorBoardMetrics
+from edge_grpo.loggers.wandb import WandbMetrics
 
 
 def read(folder):
@@ -107,26 +114,49 @@ def test_what_the_user_says_wins(nobody, monkeypatch):
     assert resolve_mode("online") == "online"
 
 
-SETTINGS = {"project": "p", "entity": None, "name": "n", "group": None, "job_type": None, "tags": ["x"]}
+SETTINGS = {
+    "project": "p",
+    "entity": None,
+    "name": "n",
+    "arm": "edge_grpo",
+    "group": None,
+    "job_type": "train",
+    "tags": ["x"],
+    "log_model": False,
+    "log_report": False,
+}
+ABOUT = {
+    "config": {"advantage": {"clamp": 4.0, "base": None}, "seed": 0},
+    "overrides": ["experiment=edge_grpo", "seed=0"],
+    "info": {"git_commit": "abc", "packages": {"torch": "2.8"}},
+}
+
+
+def sample(step, text="2"):
+    """A line of samples.jsonl."""
+    row = {"step": step, "id": "p", "question": "1 + 1?", "response": text, "gold": "2", "correct": True, "reward": 2.0}
+    return row | {"reward_accuracy": 1.0, "branch": "reflect", "tokens": 3, "pieces": [["sampled", text]]}
 
 
 class Server:
     """Stands for wandb.init and the service behind it, which keeps only steps above those it has."""
 
     def __init__(self, monkeypatch):
-        self.asked, self.rows = [], []
+        self.asked, self.rows, self.defined = [], [], {}
         monkeypatch.setattr(wandb, "init", self.init)
 
     def init(self, **settings):
         self.asked.append(settings)
+        self.defined = {}
         return self
 
     @property
     def step(self):
         return self.rows[-1][0] + 1 if self.rows else 0
 
-    def define_metric(self, *args, **kwargs):
-        pass
+    def define_metric(self, name, step_metric=None, summary=None, hidden=None):
+        assert name not in self.defined, "once is enough"
+        self.defined[name] = (step_metric, summary)
 
     def log(self, row, step):
         assert step >= self.step, "W&B would ignore this row"
@@ -215,3 +245,163 @@ def test_a_file_that_was_synced_is_not_written_again(nobody, tmp_path):
         for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb"):
             path.with_name(f"{path.name}.synced").touch()
     assert sorted(row["iteration"] for row in offline_history(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_every_metric_is_over_iterations_and_has_the_summary_of_its_definition(nobody, monkeypatch, tmp_path):
+    server = Server(monkeypatch)
+    logger = WandbMetrics(folder=str(tmp_path), mode="online", **SETTINGS)
+    logger.log_metrics({"train/reward": 1.0, "timing_s/total": 2.0}, step=0)
+    logger.log_metrics({"train/reward": 1.0, "eval/AIME24/avg@8": 0.5}, step=1)  # a name that comes later
+    logger.save()
+    assert server.defined == {
+        "iteration": (None, None),
+        "*": ("iteration", None),  # the last value, which is W&B's own summary, under the metric's own name
+        "timing_s/total": ("iteration", "mean,last"),
+        "eval/AIME24/avg@8": ("iteration", "max,last"),
+    }
+
+
+def records(folder, kind):
+    """What W&B's offline file holds of one kind, once it has its end."""
+    offline_history(folder)
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found = [wandb_internal_pb2.Record.FromString(data) for data in small_runs._records(path.read_bytes())]
+    return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
+
+
+def test_wandb_keeps_config_summaries_samples_and_artifacts(nobody, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "summary.json").write_text("{}")
+    logger = WandbMetrics(
+        folder=str(tmp_path), mode="offline", **SETTINGS | {"log_model": True, "log_report": True, "tags": ["t" * 80]}
+    )
+    logger.log_hyperparams(ABOUT)
+    for step, score in enumerate([0.5, 1.0, 0.25]):
+        logger.log_samples([sample(step), sample(step)], step)
+        logger.log_metrics({"eval/held_out/avg@1": score, "train/reward": score}, step=step)
+    logger.log_artifacts({"name": "n", "seed": 0, "accuracy": {"after": 0.25}, "iterations": 2, "more": 1})
+    logger.save()
+    logger.close(failed=False)
+
+    (run,) = records(tmp_path, "run")
+    assert (run.run_group, run.job_type, list(run.tags)) == ("edge_grpo", "train", ["t" * 64])
+    (config,) = records(tmp_path, "config")
+    assert {item.key: json.loads(item.value_json) for item in config.update} == {
+        "advantage": {"clamp": 4.0, "base": None},
+        "seed": 0,
+        "overrides": ["experiment=edge_grpo", "seed=0"],
+        "git_commit": "abc",
+        "packages": {"torch": "2.8"},
+    }
+    kept = {}
+    for summary in records(tmp_path, "summary"):
+        kept |= {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in summary.update}
+    assert (kept["eval/held_out/avg@1"], kept["train/reward"]) == ({"max": 1.0, "last": 0.25}, 0.25)
+    # Each increment holds its own rows, and knows of those before.
+    assert (kept["samples/log_mode"], kept["samples/nrows"], kept["samples/increment_num"]) == ("INCREMENTAL", 6, 2)
+    assert len(kept["samples/previous_increments_paths"]) == 2
+    tables = [json.loads(path.read_text()) for path in tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")]
+    assert sorted([row[0] for row in table["data"]] for table in tables) == [[0, 0], [1, 1], [2, 2]]
+    assert "pieces" not in tables[0]["columns"]
+    artifacts = {a.type: a for a in records(tmp_path, "artifact") if a.type in ("model", "report")}
+    assert [entry.path for entry in artifacts["model"].manifest.contents] == ["model.safetensors"]
+    assert [entry.local_path for entry in artifacts["model"].manifest.contents] == [
+        str(tmp_path / "model" / "model.safetensors")  # the file itself, no copy
+    ]
+    assert [entry.path for entry in artifacts["report"].manifest.contents] == ["summary.json"]
+    assert json.loads(artifacts["model"].metadata)["accuracy"] == {"after": 0.25}
+
+
+def test_no_artifact_is_uploaded_unasked(nobody, monkeypatch, tmp_path):
+    Server(monkeypatch)  # it has no log_artifact
+    logger = WandbMetrics(folder=str(tmp_path), mode="online", **SETTINGS)
+    logger.log_artifacts({"name": "n", "seed": 0, "accuracy": {}, "iterations": 1})
+
+
+def test_samples_of_a_step_that_wandb_has_are_not_sent_again(nobody, monkeypatch, tmp_path):
+    server = Server(monkeypatch)
+    server.rows = [(0, {}), (1, {})]
+    logger = WandbMetrics(folder=str(tmp_path), mode="online", **SETTINGS)
+    for step in (0, 1, 2):
+        logger.log_samples([sample(step)], step)
+    logger.save()
+    (row,) = server.rows[2:]
+    assert row[0] == 2
+    assert [data[0] for data in row[1]["samples"].data] == [2]
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A job of `-m experiment=vanilla,edge_grpo advantage.clamp=2,4 seed=0,1 trainer.max_iterations=5`."""
+    sweep = tmp_path / "2026-01-01_00-00-00"
+    folder = sweep / "job"
+    (folder / ".hydra").mkdir(parents=True)
+    swept = ["experiment=vanilla,edge_grpo", "advantage.clamp=2,4", "seed=0,1", "trainer.max_iterations=5"]
+    sweeper = {"params": {"loss.beta": "0,0.1"}}
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": swept}, "sweeper": sweeper}}))
+    typed = ["experiment=edge_grpo", "advantage.clamp=4", "seed=1", "trainer.max_iterations=5", "loss.beta=0.1"]
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(typed))
+    choices = {"hydra": {"runtime": {"choices": {"experiment": "edge_grpo"}}, "run": {"dir": "${run_dir:x,y}"}}}
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(choices))
+    return folder
+
+
+def test_runs_of_a_sweep_are_grouped_by_what_is_swept_besides_the_seed(job):
+    # Not trainer.max_iterations, which is the same in every job.
+    assert group_of(job, "edge_grpo") == "edge_grpo, advantage.clamp=4, loss.beta=0.1"
+    assert tags_of(job) == ["edge_grpo", "2026-01-01_00-00-00"]
+
+
+def test_a_single_run_is_grouped_by_its_arm(tmp_path):
+    assert (group_of(tmp_path, "edge_grpo"), tags_of(tmp_path)) == ("edge_grpo", [])
+    assert len(group_of(tmp_path, "x" * 200)) == 128
+
+
+def board(folder):
+    """{tag: [(step, value)]} of the event files, and the texts."""
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    texts = {
+        tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in found.Tensors(tag)]
+        for tag in found.Tags()["tensors"]
+    }
+    return scalars, texts
+
+
+def test_tensorboard_has_every_step_once_after_a_resume(tmp_path):
+    def part(start, end):
+        loggers = (CSVMetrics(str(tmp_path)), TensorBoardMetrics(str(tmp_path)))
+        loggers[1].log_hyperparams(ABOUT)
+        for step in range(start, end):
+            for logger in loggers:
+                logger.log_metrics({"train": step + start / 16}, step=step)
+                logger.log_metrics({"eval": step + 1.0}, step=step + 1)
+        return loggers[1]
+
+    part(0, 4).save()  # killed here, after the evaluation of step 4
+    part(2, 5).finalize("success")  # from a checkpoint of iteration 2: its evaluation is not repeated
+    scalars, texts = board(tmp_path)
+    # 2/16 = 0.125 marks what the second part measured.
+    assert scalars["train"] == [(0, 0), (1, 1), (2, 2.125), (3, 3.125), (4, 4.125)]
+    assert scalars["eval"] == [(step, step) for step in range(1, 6)]
+    assert set(scalars) == {"train", "eval"}
+    assert "clamp: 4.0" in texts["config/text_summary"][0][1]
+
+
+def test_tensorboard_of_a_run_that_had_nothing_left_to_do_is_whole(tmp_path):
+    CSVMetrics(str(tmp_path)).log_metrics({"train": 1.0}, step=0)
+    logger = TensorBoardMetrics(str(tmp_path))
+    logger.log_hyperparams(ABOUT)
+    logger.finalize("success")
+    assert board(tmp_path)[0] == {"train": [(0, 1.0)]}
+
+
+def test_tensorboard_shows_samples_with_their_provenance(tmp_path):
+    logger = TensorBoardMetrics(str(tmp_path))
+    row = sample(3) | {"pieces": [["sampled", "2\n"], ["injected", " Wait!"]]}
+    logger.log_samples([row], 3)
+    logger.finalize("success")
+    ((step, text),) = board(tmp_path)[1]["samples/text_summary"]
+    assert (step, text) == (3, "**p: reward 2, right, reflect**\n\n    2\n    [injected:  Wait!]\n")

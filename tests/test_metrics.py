@@ -6,27 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_grpo.metrics import (
-    METRICS,
+from edge_grpo.iteration_metrics import (
     advantage_metrics,
-    as_markdown,
     collapse_metrics,
+    completion_metrics,
     correction_metrics,
-    describe,
     reward_metrics,
     share,
     verifier_metrics,
 )
+from edge_grpo.metrics import METRICS, as_markdown, describe
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 
 
-def response(kinds, reason="stop"):
+def response(kinds, reason="stop", entropy=0.5):
     """One token a letter: s(ampled), i(njected), r(eference)."""
     provenance = torch.tensor(["sir".index(kind) for kind in kinds], dtype=torch.int8)
     n = len(kinds)
-    return Response(torch.zeros(n, dtype=torch.long), torch.zeros(n), torch.full((n,), 0.5), provenance, reason)
+    return Response(torch.zeros(n, dtype=torch.long), torch.zeros(n), torch.full((n,), entropy), provenance, reason)
 
 
 def scored(accuracy, box, responses=None):
@@ -89,36 +88,82 @@ def test_zero_variance_is_of_rewards_and_all_wrong_of_answers():
 
 def test_rewards_by_hand():
     # After correction the rewards are 2, 0 | 2, 2 | 2, 2; the standard deviation of 2 and 0 with n - 1 is sqrt(2).
+    # Of either part one value of six is 0 and the others 1: mean 5/6, variance (5/6 * 1/6) * 6/5 = 1/6.
     assert reward_metrics(BEFORE, AFTER) == pytest.approx(
         {
             "train/reward": 10 / 6,
             "train/reward_std": math.sqrt(2) / 3,
             "train/frac_reward_zero_std": 2 / 3,
             "train/rewards/accuracy/mean": 5 / 6,
+            "train/rewards/accuracy/std": math.sqrt(1 / 6),
             "train/rewards/format/mean": 5 / 6,
+            "train/rewards/format/std": math.sqrt(1 / 6),
             "train/accuracy": 3 / 6,
             "train/accuracy_corrected": 5 / 6,
-            "train/entropy": 0.5,  # of every sampled token of these rows
-            "train/completions/mean_length": (5 + 5 + 1 + 6 + 1 + 1) / 6,
-            "train/completions/clipped_ratio": 2 / 6,
         }
     )
 
 
+def test_completions_by_hand():
+    # As sampled: 2, 3, 1, 4, 1, 1 tokens; the first and the fourth were cut, the others have 3 + 1 + 1 + 1 tokens.
+    assert completion_metrics(BEFORE) == pytest.approx(
+        {
+            "train/completions/mean_length": 12 / 6,
+            "train/completions/min_length": 1,
+            "train/completions/max_length": 4,
+            "train/completions/mean_terminated_length": 6 / 4,
+            "train/completions/min_terminated_length": 1,
+            "train/completions/max_terminated_length": 3,
+            "train/completions/clipped_ratio": 2 / 6,
+            "train/entropy": 0.5,  # of every token of these rows
+            "train/entropy_correct": 0.5,
+            "train/entropy_wrong": 0.5,
+        }
+    )
+
+
+def test_entropies_are_over_tokens_and_apart_by_what_was_right():
+    # Right: 3 tokens at 0.1 and 1 at 0.5; wrong: 2 at 0.9 and 4 at 0.3.
+    rows = [
+        response("sss", entropy=0.1),
+        response("ss", entropy=0.9),
+        response("s", entropy=0.5),
+        response("ssss", entropy=0.3),
+    ]
+    metrics = completion_metrics(scored([1, 0, 1, 0], [0, 0, 0, 0], rows))
+    assert metrics["train/entropy_correct"] == pytest.approx(0.8 / 4)
+    assert metrics["train/entropy_wrong"] == pytest.approx(3.0 / 6)
+    assert metrics["train/entropy"] == pytest.approx(3.8 / 10)
+
+
+def test_what_is_of_no_response_is_absent():
+    metrics = completion_metrics(scored([0, 0], [0, 0], [response("ss", "length"), response("s", "length")]))
+    assert metrics["train/completions/clipped_ratio"] == 1
+    assert "train/entropy_correct" not in metrics
+    assert not [name for name in metrics if "terminated" in name]
+
+
 def test_corrections_by_hand():
-    # Not sampled: 5 reference tokens and 2 + 2 injected ones of 19.
+    # Not sampled: 5 reference tokens and 2 + 2 injected ones of 5 + 5 + 1 + 6 + 1 + 1 = 19.
     assert correction_metrics(AFTER, BRANCHES) == pytest.approx(
         {
             "correction/solution/count": 1,
             "correction/solution/success_rate": 1,
+            "correction/solution/tokens_not_sampled": 5,
             "correction/reflect/count": 1,
             "correction/reflect/success_rate": 0,
+            "correction/reflect/tokens_not_sampled": 2,
             "correction/answer/count": 1,
             "correction/answer/success_rate": 1,
+            "correction/answer/tokens_not_sampled": 2,
             "correction/tokens_not_sampled": 9 / 19,
+            "correction/mean_length": 19 / 6,
         }
     )
-    assert correction_metrics(BEFORE, (None,) * 6) == pytest.approx({"correction/tokens_not_sampled": 0})
+    # Nothing corrected: 12 tokens in 6 rows.
+    assert correction_metrics(BEFORE, (None,) * 6) == pytest.approx(
+        {"correction/tokens_not_sampled": 0, "correction/mean_length": 2}
+    )
 
 
 def test_advantages_by_hand():
@@ -178,11 +223,15 @@ def test_share_of_nothing_is_zero():
         ("train/entropy", "nats"),
         ("train/rewards/accuracy/mean", "reward"),
         ("correction/reflect/count", "rows"),
-        ("eval/held_out/accuracy", "share"),
+        ("eval/held_out/avg@1", "share"),
+        ("eval/AIME24/pass@16", "share"),
+        ("eval/MATH500/mean_length", "tokens"),
+        ("correction/answer/tokens_not_sampled", "tokens"),
         ("timing_s/rollout", "s"),
         ("train/entropie", None),
         ("reward", None),
-        ("eval/held_out/pass@k", None),
+        ("eval/held_out/accuracy", None),
+        ("train/lr", None),
     ],
 )
 def test_describe(name, unit):
@@ -197,6 +246,7 @@ def test_what_the_functions_return_is_defined():
     names = {
         *collapse_metrics(BEFORE, AFTER),
         *reward_metrics(BEFORE, AFTER),
+        *completion_metrics(BEFORE),
         *correction_metrics(AFTER, BRANCHES),
         *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool), {"eda/multiplier": torch.ones(2)}),
         *verifier_metrics(dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 1)),
@@ -215,4 +265,4 @@ def test_the_page_is_what_the_module_prints():
     assert DOCS.read_text() == as_markdown(), "python -m edge_grpo.metrics > docs/metrics.md"
     rows = [line for line in as_markdown().splitlines() if line.startswith("| `")]
     assert len(rows) == len(METRICS)
-    assert all(row.count("|") == 4 for row in rows)
+    assert all(row.count("|") == 6 for row in rows)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,27 @@ BOXED = next(path for path in CONF if path.stem == "boxed")
 TIMEOUT_S, MEMORY_GB = 2.0, 2.0
 
 
-@pytest.fixture(scope="module")
-def boxed() -> Iterator[WeightedRewards]:
-    """The reward of conf/, with less patience."""
+@contextmanager
+def boxed_within(timeout_s: float) -> Iterator[WeightedRewards]:
+    """The reward of conf/, with another patience."""
     cfg = OmegaConf.load(BOXED)
-    cfg.rewards.accuracy.verifier.update(timeout_s=TIMEOUT_S, memory_limit_gb=MEMORY_GB)
+    cfg.rewards.accuracy.verifier.update(timeout_s=timeout_s, memory_limit_gb=MEMORY_GB)
     rewards = instantiate(cfg)
     yield rewards
     rewards.rewards["accuracy"].verifier.close()
+
+
+@pytest.fixture(scope="module")
+def boxed() -> Iterator[WeightedRewards]:
+    with boxed_within(TIMEOUT_S) as rewards:
+        yield rewards
+
+
+@pytest.fixture
+def patient() -> Iterator[WeightedRewards]:
+    """Where the machine is busy, easy answers take a second too."""
+    with boxed_within(4 * TIMEOUT_S) as rewards:
+        yield rewards
 
 
 class SameText:
@@ -220,20 +233,20 @@ def test_hostile_completions_are_wrong_run_nothing_and_stay_within_time_and_memo
     assert 0 < peak.gb <= MEMORY_GB
 
 
-def test_workers_killed_in_the_middle_of_a_batch_cost_the_answers_they_held(boxed: WeightedRewards) -> None:
+def test_workers_killed_in_the_middle_of_a_batch_cost_the_answers_they_held(patient: WeightedRewards) -> None:
     texts = [rf"\boxed{{\frac{{{42 * k}}}{{{k}}}}}" for k in range(2, 12)]
     texts.insert(4, r"\boxed{42^{10^{10}}}")  # would hold a worker until its time-out
-    boxed([problem("42")], [r"\boxed{\frac{504}{12}}"])  # the workers are there
-    before = boxed.counts
+    patient([problem("42")], [r"\boxed{\frac{504}{12}}"])  # the workers are there
+    before = patient.counts
     with ThreadPoolExecutor(1) as caller:
-        scores = caller.submit(boxed, [problem("42")] * len(texts), texts)
-        time.sleep(TIMEOUT_S / 2)
+        scores = caller.submit(patient, [problem("42")] * len(texts), texts)
+        time.sleep(1.5 * TIMEOUT_S)
         for worker in multiprocessing.active_children():
             worker.kill()
         verdicts = scores.result().correct.tolist()
     assert verdicts == [True] * 4 + [False] + [True] * 6
-    assert boxed.counts["crash"] - before["crash"] == 1
-    assert boxed([problem("42")], [r"\boxed{\frac{546}{13}}"]).correct.tolist() == [True]
+    assert patient.counts["crash"] - before["crash"] == 1
+    assert patient([problem("42")], [r"\boxed{\frac{546}{13}}"]).correct.tolist() == [True]
 
 
 class Peak:

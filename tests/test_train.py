@@ -65,7 +65,7 @@ def test_every_experiment_logs_one_row_a_step_of_defined_metrics(run, experiment
     assert {name for name in names if describe(name) is None} == set()
     trained = "sft/loss" if experiment == "sft" else "train/loss"
     assert [row[trained] != "" for row in rows] == [True, True, False]
-    assert [row["eval/held_out/accuracy"] != "" for row in rows] == [True, False, True]
+    assert [row["eval/held_out/avg@1"] != "" for row in rows] == [True, False, True]
     values = [float(value) for row in rows for value in row.values() if value != ""]
     assert all(math.isfinite(value) for value in values)
 

@@ -1,9 +1,23 @@
-"""One plain line an iteration, so that a run can be watched, piped and grepped."""
+"""A run as it is watched: a progress display on a terminal, plain lines everywhere else, and now and then a sample."""
 
 import logging
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from edge_grpo.callbacks.samples import describe_rows
+from edge_grpo.errors import UserError
+from edge_grpo.terminal import files_only, printable, shortened, shown, terminal
 
 log = logging.getLogger(__name__)
 
@@ -12,36 +26,159 @@ COLUMNS = {
     "reward": ("train/reward", ".3f"),
     "right": ("train/accuracy", ".1%"),
     "corrected": ("train/accuracy_corrected", ".1%"),
-    "all wrong": ("collapse/before/all_wrong", ".0%"),
+    "collapsed": ("collapse/before/zero_variance", ".0%"),
     "no advantage": ("collapse/after/zero_variance", ".0%"),
     "entropy": ("train/entropy", ".3f"),
+    "tokens/s": ("perf/rollout_tokens_per_s", ",.0f"),
     "s": ("timing_s/total", ".2f"),
 }
 
 
-class ConsoleLines(pl.Callback):
-    """Logs a line every n iterations, and at the last one.
+class ConsoleProgress(pl.Callback):
+    """Shows iteration, reward, collapse, entropy, speed and the time left; the first rank alone does.
+
+    On a terminal this is a bar that is redrawn, and the lines go to the run's log file only; elsewhere they are all
+    there is. "collapsed" are groups of equal rewards as sampled, "no advantage" those after correction.
 
     Args:
-        every_n_iterations: at least 1.
+        title: of the run, beside the bar.
+        every_n_iterations: of the lines, at least 1; the last iteration has one too.
+        sample_every_n_iterations: of the samples, each the first row of its iteration after correction; 0 for none.
+            An algorithm that samples nothing (SFT) has none to show.
+
+    Raises:
+        UserError: a number out of range.
     """
 
-    def __init__(self, every_n_iterations: int) -> None:
-        self.every_n_iterations = max(every_n_iterations, 1)
+    def __init__(self, title: str, every_n_iterations: int, sample_every_n_iterations: int) -> None:
+        if every_n_iterations < 1 or sample_every_n_iterations < 0:
+            raise UserError(
+                f"callbacks.console.every_n_iterations={every_n_iterations} must be at least 1, "
+                f"sample_every_n_iterations={sample_every_n_iterations} at least 0"
+            )
+        self.title, self.every_n_iterations = title, every_n_iterations
+        self.sample_every_n_iterations = sample_every_n_iterations
+        self._display = ExitStack()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._console = terminal()
+        self._progress = IterationProgress(self.title, trainer.max_epochs, self._console)
+        if self._console is not None:
+            self._display.enter_context(files_only(log))
+            self._display.enter_context(shown(self._progress))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self._progress.show(stage="training", completed=trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.is_global_zero:
+            self._progress.show(stage="training")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if trainer.is_global_zero:
+            self._progress.figures = figures(pl_module.metrics)
+            self._progress.show(stage="evaluating")  # which is over at once where none is due
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        done = trainer.current_epoch + 1
-        if not trainer.is_global_zero or (done % self.every_n_iterations and done != trainer.max_epochs):
+        # After the evaluation of the same iteration, before its checkpoint: the order in experiment.py.
+        if not trainer.is_global_zero:
             return
-        found = {
-            label: format(pl_module.metrics[name], f)
-            for label, (name, f) in COLUMNS.items()
-            if name in pl_module.metrics
-        }
-        log.info(
-            "%*d/%d  %s",
-            len(str(trainer.max_epochs)),
-            done,
-            trainer.max_epochs,
-            "  ".join(f"{k} {v}" for k, v in found.items()),
+        done, total = trainer.current_epoch + 1, trainer.max_epochs
+        self._progress.show(stage="saving", completed=done)
+        if done % self.every_n_iterations == 0 or done == total:
+            parts = [f"{done:{len(str(total))}d}/{total}", *_labelled(self._progress.figures), self._progress.left]
+            log.info("%s", "  ".join(filter(None, parts)))
+        every = self.sample_every_n_iterations
+        if every and trainer.current_epoch % every == 0 and hasattr(pl_module, "corrected"):
+            self._show_sample(done, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self._progress.show(stage="done")
+        self._display.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._display.close()
+
+    def _show_sample(self, iteration: int, pl_module: Any) -> None:
+        (row,) = describe_rows(pl_module.corrected, 1, pl_module.policy.decode)
+        title, verdict = f"sample of iteration {iteration}", verdict_on(row)
+        question, response = (
+            shortened(printable(row[key]), characters=200, lines=2) for key in ("question", "response")
         )
+        log.info("%s: %s", title, verdict)
+        log.info("%s -> %s", question, response)
+        if self._console is not None:
+            self._console.print(sample_panel(title, verdict, row))
+
+
+class IterationProgress(Progress):
+    """A bar over iterations, the last figures under it. It keeps the time where there is no terminal, too.
+
+    Args:
+        title: of the run.
+        total: iterations.
+        console: the terminal; None where there is none, and `start` is not called.
+    """
+
+    def __init__(self, title: str, total: int, console: Console | None) -> None:
+        self.figures: dict[str, str] = {}
+        super().__init__(
+            TextColumn("{task.description}", markup=False, style="bold"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[stage]}"),
+            console=console,
+            refresh_per_second=4,
+            redirect_stderr=sys.stderr.isatty(),
+            speed_estimate_period=math.inf,  # iterations may take minutes
+        )
+        self._iterations = self.add_task(printable(title), total=total, stage="evaluating")
+
+    def show(self, stage: str, completed: int | None = None) -> None:
+        """Say what the run is at, and how many iterations it has done."""
+        self.update(self._iterations, stage=stage, completed=completed)
+
+    @property
+    def left(self) -> str:
+        """The time left, at the mean speed so far; "" where there is no speed yet."""
+        seconds = self.tasks[0].time_remaining
+        return "" if seconds is None else f"left {timedelta(seconds=math.ceil(seconds))}"
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the figures."""
+        yield from super().get_renderables()
+        yield Columns([Text.assemble((label, "dim"), " ", value) for label, value in self.figures.items()], (0, 2))
+
+
+def figures(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Label -> formatted value, of those in `COLUMNS` that there are."""
+    return {label: format(metrics[name], f) for label, (name, f) in COLUMNS.items() if name in metrics}
+
+
+def _labelled(found: Mapping[str, str]) -> list[str]:
+    return [f"{label} {value}" for label, value in found.items()]
+
+
+def verdict_on(row: Mapping[str, Any]) -> str:
+    """What a row of `describe_rows` earned, and for what."""
+    parts = ", ".join(f"{key.removeprefix('reward_')} {row[key]:g}" for key in row if key.startswith("reward_"))
+    branch = f", {row['branch']}" if row["branch"] else ""
+    right = "right" if row["correct"] else "wrong"
+    return f"reward {row['reward']:g} ({parts}), {right}{branch}, {row['tokens']} tokens"
+
+
+def sample_panel(title: str, verdict: str, row: Mapping[str, Any]) -> Panel:
+    """A row of `describe_rows` for a terminal. Its texts are a model's: neither markup nor control characters."""
+    question, response = (
+        shortened(printable(row[key], keep="\n"), characters=1200, lines=16) for key in ("question", "response")
+    )
+    colour = "green" if row["correct"] else "red"
+    said = Text.assemble((question, "bold"), "\n\n", response, "\n\n")
+    graded = Text.assemble((f"gold {printable(row['gold'])}  ", "dim"), (verdict, colour))
+    return Panel(said + graded, title=Text(title), title_align="left", border_style="dim")

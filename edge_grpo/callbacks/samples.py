@@ -1,19 +1,22 @@
-"""Sampled completions with their rewards and branches, as JSON lines and as a W&B table."""
+"""Sampled completions with their rewards, branches and provenance: as JSON lines, and in the loggers that show them."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.corrections.base import Corrected
-from edge_grpo.loggers.wandb import WandbMetrics
-from edge_grpo.types import Provenance
+from edge_grpo.loggers.samples import SampleLogger
+from edge_grpo.types import Provenance, Response
 
 
 class SampleWriter(pl.Callback):
-    """Appends some rows of the iteration to `<folder>/samples.jsonl`, and logs them to W&B as a table.
+    """Appends some rows of the iteration to `<folder>/samples.jsonl`, and hands them to the loggers that show samples.
 
     The rows are those of the first problems of the iteration, whole groups first to last.
 
@@ -32,25 +35,25 @@ class SampleWriter(pl.Callback):
         if trainer.is_global_zero:
             rows = cut_back(self.path, trainer.current_epoch)
             for step, group in itertools.groupby(rows, key=lambda row: row["step"]):
-                _log_table(trainer, list(group), step)
+                _show(trainer, list(group), step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
         step = trainer.current_epoch
         if not trainer.is_global_zero or step % self.every_n_iterations:
             return
-        rows = describe_rows(pl_module.corrected, self.num_rows)
+        rows = describe_rows(pl_module.corrected, self.num_rows, pl_module.policy.decode)
         append_rows(self.path, step, rows)
-        _log_table(trainer, [{"step": step, **row} for row in rows], step)
+        _show(trainer, [{"step": step, **row} for row in rows], step)
 
 
-def _log_table(trainer: pl.Trainer, rows: list[dict[str, Any]], step: int) -> None:
+def _show(trainer: pl.Trainer, rows: list[dict[str, Any]], step: int) -> None:
     for logger in trainer.loggers:
-        if isinstance(logger, WandbMetrics) and rows:
-            logger.log_table("samples", list(rows[0]), [list(row.values()) for row in rows], step=step)
+        if isinstance(logger, SampleLogger) and rows:
+            logger.log_samples(rows, step)
 
 
-def describe_rows(corrected: Corrected, num_rows: int) -> list[dict[str, Any]]:
-    """The first rows of a corrected rollout as flat records."""
+def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor], str]) -> list[dict[str, Any]]:
+    """The first rows of a corrected rollout as flat records; `decode` turns token ids into text."""
     scored = corrected.scored
     records = []
     for row in range(min(num_rows, scored.rollout.num_rows)):
@@ -68,6 +71,18 @@ def describe_rows(corrected: Corrected, num_rows: int) -> list[dict[str, Any]]:
                 "sampled_tokens": int((response.provenance == Provenance.SAMPLED).sum()),
                 "tokens": len(response),
                 "finish_reason": response.finish_reason,
+                "pieces": pieces(response, decode),
             }
         )
     return records
+
+
+def pieces(response: Response, decode: Callable[[Tensor], str]) -> list[list[str]]:
+    """[provenance, text] of every run of tokens that one writer wrote, in order.
+
+    Each is decoded alone, so a character whose bytes two writers share shows as a replacement character here.
+    """
+    kinds, lengths = torch.unique_consecutive(response.provenance, return_counts=True)
+    parts = response.token_ids.split(lengths.tolist())
+    texts = [[Provenance(int(kind)).name.lower(), decode(part)] for kind, part in zip(kinds, parts, strict=True)]
+    return [[kind, text] for kind, text in texts if text]  # an EOS alone has no text

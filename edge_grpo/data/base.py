@@ -25,6 +25,11 @@ class PromptTemplate(Protocol):
     def __call__(self, question: str, tokenizer: Any) -> str: ...
 
 
+def prompt_tokens(question: str, template: PromptTemplate, tokenizer: Any) -> tuple[int, ...]:
+    """The prompt as tokens."""
+    return tuple(tokenizer(template(question, tokenizer), add_special_tokens=False)["input_ids"])
+
+
 class ProblemDataModule(pl.LightningDataModule):
     """Training and held-out problems; `load` says where they come from.
 
@@ -187,8 +192,7 @@ class ProblemDataModule(pl.LightningDataModule):
         Raises:
             BadRowError: the prompt is over the budget.
         """
-        prompt = self.template_for(problem)(problem.question, tokenizer)
-        prompt_ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        prompt_ids = prompt_tokens(problem.question, self.template_for(problem), tokenizer)
         if len(prompt_ids) > self.max_prompt_tokens:
             found = f"{len(prompt_ids)} tokens long"
             expected = f"at most data.max_prompt_tokens={self.max_prompt_tokens}"

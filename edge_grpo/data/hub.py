@@ -3,6 +3,7 @@
 from typing import Any
 
 from edge_grpo.data.base import ProblemDataModule
+from edge_grpo.data.report import BadRow
 from edge_grpo.data.rows import Columns, check_columns, divided, parse_rows
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
@@ -64,18 +65,36 @@ class HubDataModule(ProblemDataModule):
         return f"{self.name}[{split}]"
 
     def _read(self, split: str) -> list[Problem]:
-        rows = list(enumerate(self._table(split), start=1))
-        return parse_rows(rows, self._source(split), split, self.columns, self.bad_rows)
+        keys = "data.name, data.subset, data.train_split, data.held_out_split or data.revision"
+        return read_hub(self.name, self.subset, split, self.revision, self.columns, self.bad_rows, keys)
 
-    def _table(self, split: str) -> Any:
-        try:
-            import datasets
-        except ImportError as error:
-            raise UserError("data=hub needs the package datasets: pip install 'edge-grpo[hub]'") from error
-        try:
-            return datasets.load_dataset(self.name, self.subset, split=split, revision=self.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(
-                f"{self._source(split)}: {' '.join(str(error).split())} "
-                "(data.name, data.subset, data.train_split, data.held_out_split or data.revision)"
-            ) from error
+
+def read_hub(
+    name: str,
+    subset: str | None,
+    split: str,
+    revision: str | None,
+    columns: Columns,
+    bad_rows: list[BadRow],
+    keys: str,
+) -> list[Problem]:
+    """The problems of one split, without tokens; rows that do not fit join `bad_rows`.
+
+    Args: see `HubDataModule`; `keys` are the settings that an error names.
+
+    Raises:
+        UserError: `datasets` is not installed, the data set cannot be had, or it lacks a column.
+    """
+    table = _table(name, subset, split, revision, keys)
+    return parse_rows(list(enumerate(table, start=1)), f"{name}[{split}]", split, columns, bad_rows)
+
+
+def _table(name: str, subset: str | None, split: str, revision: str | None, keys: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("a data set from the hub needs the package datasets: pip install 'edge-grpo[hub]'") from error
+    try:
+        return datasets.load_dataset(name, subset, split=split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{name}[{split}]: {' '.join(str(error).split())} ({keys})") from error

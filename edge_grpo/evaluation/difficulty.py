@@ -9,6 +9,9 @@ from omegaconf import DictConfig
 from edge_grpo.config import instantiate
 from edge_grpo.data.report import report_bad_rows
 from edge_grpo.errors import UserError
+from edge_grpo.evaluation.subject import on_device
+from edge_grpo.quiet import silence_expected_warnings
+from edge_grpo.rewards.base import score_rollout
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, Rollout
 
@@ -31,8 +34,9 @@ def measure_difficulty(cfg: DictConfig) -> float:
         raise UserError(
             f"num_samples={cfg.num_samples} and problems_per_batch={cfg.problems_per_batch} must be at least 1"
         )
+    silence_expected_warnings()
     data, engine, rewards = instantiate(cfg.data), instantiate(cfg.rollout), instantiate(cfg.reward)
-    policy = instantiate(cfg.model)
+    policy = on_device(instantiate(cfg.model), cfg.accelerator)
     data.load_prepared(
         policy.tokenizer,
         required_fields=frozenset(),
@@ -51,8 +55,7 @@ def measure_difficulty(cfg: DictConfig) -> float:
         budgets = [engine.max_new_tokens] * len(prefixes)
         responses = engine.generate(policy, prefixes, budgets, engine.sampling, generator)
         rollout = Rollout(batch, tuple(responses), cfg.num_samples)
-        texts = [policy.decode(response.token_ids) for response in responses]
-        right = rewards([rollout.problem_of(row) for row in range(rollout.num_rows)], texts).correct
+        right = score_rollout(rollout, rewards, policy.decode).scores.correct
         rates += right.view(-1, cfg.num_samples).float().mean(1).tolist()
         log.info("%d/%d problems", start + len(batch), len(problems))
     _write(folder, problems, rates)

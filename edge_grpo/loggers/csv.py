@@ -72,3 +72,15 @@ class CSVMetrics(Logger):
             writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self.path)
+
+
+def recorded(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> metrics of `metrics.csv`, in order; nothing where there is none."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {
+            int(row.pop("step")): {name: float(value) for name, value in row.items() if value != ""}
+            for row in csv.DictReader(file)
+        }

@@ -1,28 +1,27 @@
 """Weights & Biases: online with a key, offline without one or without a server, every step once."""
 
-import csv
 import logging
-import netrc
-import os
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from edge_grpo.errors import UserError
+from edge_grpo.loggers.csv import recorded
+from edge_grpo.loggers.identity import MAX_TAG, WANDB_RUN_ID, Mode, config_of, group_of, resolve_mode, run_id, tags_of
+from edge_grpo.loggers.samples import Row, as_html
+from edge_grpo.metrics import describe
+
+__all__ = ["WANDB_RUN_ID", "WandbMetrics"]
 
 log = logging.getLogger(__name__)
 
-WANDB_RUN_ID = "wandb_run_id"
-"""the file in the run directory that keeps the id"""
-
-Mode = Literal["auto", "online", "offline", "disabled"]
+REPORT = ("training.png", "summary.json", "metrics.csv", "config.yaml")
+"""what a finished run's report artifact holds of its folder"""
 
 
 class WandbMetrics(WandbLogger):
@@ -33,13 +32,25 @@ class WandbMetrics(WandbLogger):
     stands before this one). W&B's offline file is written in blocks and loses its end in a kill: a resumed offline
     run therefore writes all steps into a new file and deletes the one before, unless that was synced already.
 
+    Every metric has `iteration` as its x-axis and the summary that metrics.py gives it. W&B's config is the resolved
+    config, with `overrides`, `git_commit`, `packages` and the machine beside it. Samples are one incremental table.
+
     Limits: a finished run that is made longer has no training metrics in W&B for the step that was its last
-    (`metrics.csv` has them); an online run that goes on offline has its earlier steps in that file again.
+    (`metrics.csv` has them); an online run that goes on offline has its earlier steps in that file again. Of a resumed
+    online run we do not know whether W&B's `max`, `min` and `mean` count the steps before. W&B shows the last 100
+    increments of a table, and a server of one's own must be 0.70 or newer for it. Files of an offline run's artifacts
+    stay where they were (the model) or lie in W&B's data directory (samples): sync it on the same machine. None of
+    this was tried against a real server.
 
     Args:
         folder: the run directory; it remembers the run's id in `wandb_run_id`.
-        project, entity, name, group, job_type, tags: as W&B's.
+        project, entity, name, job_type: as W&B's.
+        arm: what is compared; runs of one arm are a group (see `group_of`).
+        group: another group than the arm's; null for the arm's.
+        tags: besides the experiment and the sweep's folder.
         mode: "auto" is WANDB_MODE if set, else online where there is a key, else offline.
+        log_model: upload the exported model when the run has finished, as the artifact `model-<run id>`.
+        log_report: upload `REPORT` of the run's folder when it has finished, as the artifact `report-<run id>`.
     """
 
     _experiment: Any
@@ -50,24 +61,30 @@ class WandbMetrics(WandbLogger):
         project: str,
         entity: str | None,
         name: str | None,
+        arm: str,
         group: str | None,
         job_type: str | None,
         tags: Sequence[str],
         mode: Mode,
+        log_model: bool,
+        log_report: bool,
     ) -> None:
         self._folder, self._run_mode = Path(folder), resolve_mode(mode)
+        self._upload_model, self._upload_report = log_model, log_report
         self._row: tuple[int, dict[str, Any]] | None = None  # the step that is not complete yet
         self._sent = -1
         self._recorded_to = -1
+        self._samples: Any = None
+        self._defined: set[str] = set()
         super().__init__(
             save_dir=folder,
             project=project,
             entity=entity,
             name=name,
-            group=group,
+            group=group or group_of(self._folder, arm),
             job_type=job_type,
-            tags=list(tags),
-            id=_run_id(self._folder),
+            tags=list(dict.fromkeys([*tags_of(self._folder), *(tag[:MAX_TAG] for tag in tags)])),
+            id=run_id(self._folder),
             settings=wandb.Settings(silent=True, console="off"),
         )
 
@@ -92,17 +109,49 @@ class WandbMetrics(WandbLogger):
         return self._experiment
 
     @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:
+        """The resolved config, and where the run came from."""
+        super().log_hyperparams(config_of(params))
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add to the row of `step`; the row before it is complete and sent."""
         if step is None:
             raise ValueError("metrics need a step")
-        assert self.experiment is not None  # begun by now, so that `_sent` is known
-        if self._row is None or self._row[0] != step:
-            self.save()
-            if step <= self._sent:
-                return
-            self._row = step, self._recorded(step)
-        self._row[1].update(metrics)
+        row = self._open(step)
+        if row is not None:
+            row.update(metrics)
+
+    @rank_zero_only
+    def log_samples(self, rows: Sequence[Row], step: int) -> None:
+        """Add the rows to the run's table of samples."""
+        row = self._open(step)
+        if row is None:
+            return
+        if self._samples is None:
+            columns = [name for name in rows[0] if name != "pieces"]
+            self._samples = wandb.Table(columns=columns, log_mode="INCREMENTAL")
+        for sample in rows:
+            html = wandb.Html(as_html(sample["pieces"]), inject=False, data_is_not_path=True)
+            shown = {**sample, "response": html}
+            self._samples.add_data(*[shown.get(name) for name in self._samples.columns])
+        row["samples"] = self._samples
+
+    @rank_zero_only
+    def log_artifacts(self, summary: Mapping[str, Any]) -> None:
+        """Upload what was asked for of a finished run, with its accuracy as metadata."""
+        metadata = {name: summary[name] for name in ("name", "seed", "accuracy", "iterations")}
+        if self._upload_model:
+            self._log_files("model", sorted((self._folder / "model").iterdir()), metadata)
+        if self._upload_report:
+            self._log_files("report", [self._folder / name for name in REPORT], metadata)
+
+    def _log_files(self, kind: str, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        artifact = wandb.Artifact(f"{kind}-{self.version}", type=kind, metadata=dict(metadata))
+        for path in filter(Path.is_file, paths):
+            # Not copied: an offline run's files are read when it is synced.
+            artifact.add_file(str(path), policy="immutable")
+        self.experiment.log_artifact(artifact)
 
     @rank_zero_only
     def save(self) -> None:
@@ -134,60 +183,41 @@ class WandbMetrics(WandbLogger):
         settings = {**self._wandb_init, "mode": self._run_mode, "resume": resume}
         settings.pop("anonymous", None)  # Lightning still sets what W&B warns of
         run = wandb.init(**settings)
-        run.define_metric("iteration")
+        run.define_metric("iteration", hidden=True)
         run.define_metric("*", step_metric="iteration")
         self._sent = run.step - 1
-        self._recorded_to = -1 if synced else max(_read(self._folder), default=-1)
+        self._recorded_to = -1 if synced else max(recorded(self._folder), default=-1)
+        self._samples, self._defined = None, set()
         return run
+
+    def _open(self, step: int) -> dict[str, Any] | None:
+        """The row of `step` after those before it are sent; None if W&B has it already."""
+        assert self.experiment is not None  # begun by now, so that `_sent` is known
+        if self._row is None or self._row[0] != step:
+            self.save()
+            if step <= self._sent:
+                return None
+            self._row = step, self._recorded(step)
+        return self._row[1]
 
     def _recorded(self, step: int) -> dict[str, Any]:
         """What `metrics.csv` has of `step` in a run that goes on; steps before it that W&B has not are sent."""
         if step > self._recorded_to <= self._sent:
             return {}
-        rows = _read(self._folder)
+        rows = recorded(self._folder)
         for earlier in sorted(s for s in rows if self._sent < s < step):
             self._send(earlier, rows[earlier])
         return rows.get(step, {})
 
     def _send(self, step: int, row: Mapping[str, Any]) -> None:
+        for name in sorted(row.keys() - self._defined):
+            self._define(name)
         self.experiment.log({"iteration": step, **row}, step=step)
         self._sent = step
 
-
-def _read(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> metrics of `metrics.csv`."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {
-            int(row.pop("step")): {name: float(value) for name, value in row.items() if value != ""}
-            for row in csv.DictReader(file)
-        }
-
-
-def resolve_mode(mode: Mode) -> str:
-    """The mode that W&B is started in."""
-    if mode != "auto":
-        return mode
-    return os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return path.is_file() and host in netrc.netrc(path).hosts
-    except netrc.NetrcParseError as error:
-        raise UserError(f"{path}:{error.lineno}: {error.msg}; mend it or set logger.wandb.mode=offline") from error
-
-
-def _run_id(folder: Path) -> str:
-    """The run's id, made once and kept in the run directory."""
-    path = folder / WANDB_RUN_ID
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+    def _define(self, name: str) -> None:
+        """Its summary, once a run of this process. Not by pattern: W&B knows `*` at the end of a name only."""
+        metric = describe(name)
+        if metric is not None and metric.summary != "last":
+            self.experiment.define_metric(name, step_metric="iteration", summary=f"{metric.summary},last")
+        self._defined.add(name)

@@ -1,5 +1,6 @@
 """training.png: four panels that tell a run's story."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def _lines(axis: Axes, data: pd.DataFrame, names: dict[str, str], **style: Any) 
 
 def _accuracy(axis: Axes, data: pd.DataFrame) -> None:
     _lines(axis, data, {"train/accuracy": "training rollouts", "train/accuracy_corrected": "after correction"})
-    _lines(axis, data, {"eval/held_out/accuracy": "held-out"}, marker="o", color="black")
+    held_out = [str(name) for name in data if fnmatch(str(name), "eval/held_out/avg@*")]
+    _lines(axis, data, dict.fromkeys(held_out, "held-out"), marker="o", color="black")
     axis.set(title="Accuracy", ylabel="share right", ylim=(0, 1))
 
 

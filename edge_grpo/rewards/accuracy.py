@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.rewards.verifier import AnswerVerifier
+from edge_grpo.rewards.verifier import AnswerVerifier, Pair
 from edge_grpo.types import Problem
 
 
@@ -38,8 +38,14 @@ class Accuracy:
         for problem in problems:
             if not problem.answers:
                 raise UserError(f"{problem.origin or problem.id}: no gold answer, so nothing can be graded")
-        pairs = [(last_boxed(text), problem.answers) for problem, text in zip(problems, texts, strict=True)]
-        return torch.tensor(self.verifier(pairs), dtype=torch.float32)
+        return torch.tensor(self.verifier(_pairs(problems, texts)), dtype=torch.float32)
+
+    def unparsed(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
+        """Which texts hold no boxed answer, or one that the verifier (if it tells verdicts) cannot read."""
+        pairs = _pairs(problems, texts)
+        if not hasattr(self.verifier, "verdicts"):
+            return [answer is None for answer, _ in pairs]
+        return [verdict == "unparsed" for verdict in self.verifier.verdicts(pairs)]
 
     def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
         """What is wrong with each problem's gold answers and what was expected; None where an answer can be graded.
@@ -60,6 +66,10 @@ class Accuracy:
         """Hand the verifier its state; a verifier without any ignores that of another."""
         if hasattr(self.verifier, "load_state_dict"):
             self.verifier.load_state_dict(state)
+
+
+def _pairs(problems: Sequence[Problem], texts: Sequence[str]) -> list[Pair]:
+    return [(last_boxed(text), problem.answers) for problem, text in zip(problems, texts, strict=True)]
 
 
 def _complaint(golds: Sequence[str], unreadable: Collection[str]) -> str | None:

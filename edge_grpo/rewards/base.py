@@ -4,14 +4,14 @@
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Scores
+from edge_grpo.types import Problem, Rollout, ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ class Reward(Protocol):
     """One reward: n problems and n response texts in, [n] float32 out.
 
     It may have `counts` (answers so far, `GRADING_COUNTS`), `state_dict` and `load_state_dict` (plain types, for
-    checkpoints) and, under the name `accuracy`, `ungradable` (what is wrong with each problem, or None).
+    checkpoints) and, under the name `accuracy`, `ungradable` (what is wrong with each problem, or None) and `unparsed`
+    (which texts hold no answer that can be read).
     """
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor: ...
@@ -75,6 +76,14 @@ class WeightedRewards:
         accuracy = self.rewards["accuracy"]
         return accuracy.ungradable(problems) if hasattr(accuracy, "ungradable") else [None] * len(problems)
 
+    def unparsed(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
+        """Which texts hold no answer that can be read, as far as the accuracy reward can tell.
+
+        Grades nothing anew where the verdicts are known already.
+        """
+        accuracy = self.rewards["accuracy"]
+        return accuracy.unparsed(problems, texts) if hasattr(accuracy, "unparsed") else [False] * len(texts)
+
     def state_dict(self) -> dict[str, Any]:
         """name -> state of the rewards that have any, in plain types."""
         states = {name: r.state_dict() for name, r in self.rewards.items() if hasattr(r, "state_dict")}
@@ -101,3 +110,10 @@ class WeightedRewards:
         self._counts["values"] += len(part)
         self._counts["not_finite"] += int(finite.logical_not().sum())
         return torch.where(finite, part, 0.0)
+
+
+def score_rollout(rollout: Rollout, rewards: WeightedRewards, decode: Callable[[Tensor], str]) -> ScoredRollout:
+    """Decode and grade every row once."""
+    texts = tuple(decode(response.token_ids) for response in rollout.responses)
+    problems = [rollout.problem_of(row) for row in range(rollout.num_rows)]
+    return ScoredRollout(rollout=rollout, texts=texts, scores=rewards(problems, texts))

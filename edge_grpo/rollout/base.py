@@ -50,6 +50,9 @@ class Sampling:
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
 class RolloutEngine(Protocol):
     """Continues token prefixes with the policy."""
 
@@ -62,7 +65,7 @@ class RolloutEngine(Protocol):
         prefixes: Sequence[Sequence[int]],
         budgets: Sequence[int],
         sampling: Sampling,
-        generator: torch.Generator,
+        generator: Generators,
     ) -> list[Response]:
         """One response a prefix, in order.
 
@@ -70,7 +73,8 @@ class RolloutEngine(Protocol):
             prefixes: n token sequences, none empty; equal ones may share work.
             budgets: n bounds on new tokens, each at least 1.
             sampling: how to draw.
-            generator: a CPU generator; row i's draws depend on it and on i, not on the other rows.
+            generator: a CPU generator, row i's draws depend on it and on i, not on the other rows; or one a row, and
+                they depend on the row's alone.
         """
         ...
 
@@ -132,13 +136,13 @@ class SamplingEngine(ABC):
         prefixes: Sequence[Sequence[int]],
         budgets: Sequence[int],
         sampling: Sampling,
-        generator: torch.Generator,
+        generator: Generators,
     ) -> list[Response]:
         """See `RolloutEngine.generate`."""
         if not prefixes:
             return []
         check_rows(policy, prefixes, budgets)
-        uniforms = torch.rand(len(prefixes), max(budgets), generator=generator, dtype=torch.float32)
+        uniforms = _uniforms(len(prefixes), max(budgets), generator)
         settings = ("rollout.max_batch_rows", "rollout.max_new_tokens", "algorithm.num_generations")
         with eval_mode(policy.model), out_of_memory(*settings):
             return self._decode(policy, Rows(prefixes, budgets, uniforms, sampling))
@@ -146,6 +150,16 @@ class SamplingEngine(ABC):
     @abstractmethod
     def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
         """The rows' responses, in order."""
+
+
+def _uniforms(rows: int, width: int, generator: Generators) -> Tensor:
+    """[rows, width] draws in [0, 1)."""
+    if isinstance(generator, torch.Generator):
+        return torch.rand(rows, width, generator=generator, dtype=torch.float32)
+    each = [torch.rand(width, generator=one, dtype=torch.float32) for one in generator]
+    if len(each) != rows:
+        raise ValueError(f"{len(each)} generators for {rows} rows")
+    return torch.stack(each)
 
 
 class Ends:

@@ -1,0 +1,125 @@
+"""Evaluation before, during and after training: the held-out problems, and benchmarks if there are any."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+
+from edge_grpo.data.base import PromptTemplate
+from edge_grpo.errors import UserError
+from edge_grpo.evaluation.completions import graded
+from edge_grpo.evaluation.results import problem_values
+from edge_grpo.evaluation.suite import Evaluation
+from edge_grpo.policy.base import Policy
+from edge_grpo.types import Problem
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = "held_out"
+TOTAL = "total"
+
+
+class PeriodicEvaluation(Evaluation, pl.Callback):
+    """Logs `eval/<set>/*` at step 0, every n iterations and at the end.
+
+    The sets are `held_out` (of the training data), each benchmark, and `total`, the benchmarks of `average` together,
+    weighted by their problems.
+
+    Args:
+        every_n_iterations: 0 evaluates before and after training only.
+        correct: run the training's correction on the evaluated responses, so that gold answers leak in, as the
+            official code does (departure 13). Only to measure what that does.
+        shared: arguments of `Evaluation`.
+
+    Raises:
+        UserError: a value out of range, or a benchmark called as one of the other sets.
+    """
+
+    def __init__(self, every_n_iterations: int, correct: bool, **shared: Any) -> None:
+        super().__init__(**shared)
+        if every_n_iterations < 0:
+            raise UserError(f"evaluation.every_n_iterations={every_n_iterations} must be at least 0")
+        for name in (HELD_OUT, TOTAL):
+            if name in self.benchmarks:
+                raise UserError(f"evaluation.benchmarks.{name}: {name} is a set of every run; choose another name")
+        self.every_n_iterations, self.correct = every_n_iterations, correct
+        self.accuracy_before: float | None = None
+        self.accuracy_after: float | None = None
+
+    def prepare(self, policy: Policy, template: PromptTemplate, held_out: Sequence[Problem]) -> None:
+        """Load the benchmarks, before training.
+
+        Args:
+            policy, template: see `Evaluation.load`.
+            held_out: the training data's, with tokens.
+        """
+        self.load(policy, template)
+        self.sets = {HELD_OUT: tuple(held_out), **self.sets}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accuracies survive a resume."""
+        return {"accuracy_before": self.accuracy_before, "accuracy_after": self.accuracy_after}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accuracy_before = state_dict["accuracy_before"]
+        self.accuracy_after = state_dict["accuracy_after"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The policy as it comes, at step 0; a resumed run has measured it already."""
+        if self.accuracy_before is None:
+            self.accuracy_before = self._run(trainer, pl_module, step=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Before the checkpoint of the same iteration is written: Lightning runs checkpoint callbacks last.
+        done = trainer.current_epoch + 1
+        due = self.every_n_iterations and done % self.every_n_iterations == 0
+        if due or done == trainer.max_epochs:
+            self.accuracy_after = self._run(trainer, pl_module, step=done)
+
+    def _run(self, trainer: pl.Trainer, module: Any, *, step: int) -> float:
+        """Evaluate every set and log it; held-out avg@n."""
+        start = time.perf_counter()
+        with trainer.precision_plugin.forward_context():  # hooks, unlike training_step, run outside it
+            scores = {name: self._scores(module, problems, step) for name, problems in self.sets.items()}
+        metrics = {f"eval/{name}/{metric}": value for name, of in scores.items() for metric, value in of.items()}
+        metrics |= {f"eval/{TOTAL}/{metric}": value for metric, value in self._total(scores).items()}
+        module.record({**metrics, "timing_s/evaluation": time.perf_counter() - start}, step=step)
+        main = f"avg@{self.num_samples}"
+        if trainer.is_global_zero:
+            told = "  ".join(f"{name} {100 * of[main]:.1f} %" for name, of in scores.items() if name != HELD_OUT)
+            accuracy = 100 * scores[HELD_OUT][main]
+            log.info("held-out accuracy %.1f %% after %d iterations%s", accuracy, step, told and f"  ({told})")
+        return scores[HELD_OUT][main]
+
+    def _scores(self, module: Any, problems: tuple[Problem, ...], step: int) -> dict[str, float]:
+        """Means over the set's problems, of which every rank has a share."""
+        mine = problems[module.trainer.global_rank :: module.trainer.world_size]
+        sums = self._sums(module, mine, step) if mine else dict.fromkeys(self._names, 0.0)
+        totals = module.total_over_ranks(*(sums[name] for name in self._names))
+        return {name: total / len(problems) for name, total in zip(self._names, totals, strict=True)}
+
+    @property
+    def _names(self) -> list[str]:
+        """Metrics of a set; of pass@k those with k = n or a power of 2."""
+        n = self.num_samples
+        ks = [k for k in range(2, n + 1) if k == n or k & (k - 1) == 0]
+        several = [*(f"pass@{k}" for k in ks), *([f"maj@{n}"] if n > 1 else [])]
+        return [f"avg@{n}", *several, "mean_length", "clipped_ratio", "unparsed_rate"]
+
+    def _sums(self, module: Any, problems: tuple[Problem, ...], step: int) -> dict[str, float]:
+        scored = module.score(self.sample(module.rollout, module.policy, problems, step=step))
+        if self.correct:
+            scored = module.correct(scored).scored
+        values = problem_values(graded(scored, module.rewards))
+        return {name: float(values[name].sum()) for name in self._names}
+
+    def _total(self, scores: dict[str, dict[str, float]]) -> dict[str, float]:
+        """The benchmarks of `average` together; nothing where there are no benchmarks."""
+        names = [name for name in self.benchmarks if self.average is None or name in self.average]
+        count = sum(len(self.sets[name]) for name in names)
+        return {
+            metric: sum(scores[name][metric] * len(self.sets[name]) for name in names) / count
+            for metric in (self._names if names else ())
+        }

@@ -1,0 +1,53 @@
+"""Sampled completions as a logger shows them: text with its provenance, as HTML and as plain text."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+Row = Mapping[str, Any]
+"""a line of samples.jsonl with its step; `pieces` are (provenance, text) in order"""
+
+# Dark text on pale grounds that stay apart for every kind of colour blindness.
+_SHOWN = {
+    "sampled": ("none", "sampled by the policy"),
+    "injected": ("#ffd97d", "injected by the correction"),
+    "reference": ("#a8d4ff", "from the reference solution"),
+}
+
+
+@runtime_checkable
+class SampleLogger(Protocol):
+    """A logger that shows samples."""
+
+    def log_samples(self, rows: Sequence[Row], step: int) -> None:
+        """Rows of one step, in order."""
+        ...
+
+
+def as_html(pieces: Sequence[tuple[str, str]]) -> str:
+    """The text of one response, coloured by who wrote it; what the model wrote is text and never markup.
+
+    >>> as_html([("sampled", "1 < 2")]).count("1 &lt; 2")
+    1
+    """
+    kinds = [kind for kind in _SHOWN if any(kind == written for written, _ in pieces)]
+    legend = " ".join(_span(kind, _SHOWN[kind][1]) for kind in kinds)
+    text = "".join(_span(kind, text) for kind, text in pieces)
+    return (
+        '<div style="font:13px/1.5 ui-monospace,monospace;color:#111;background:#fff;padding:4px">'
+        f'<div style="font-size:11px;color:#555">{legend}</div>'
+        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere">{text}</div></div>'
+    )
+
+
+def _span(kind: str, text: str) -> str:
+    ground, title = _SHOWN[kind]
+    return f'<span title="{title}" style="background:{ground}">{html.escape(text)}</span>'
+
+
+def as_markdown(row: Row) -> str:
+    """One row as a heading and an indented block, in which what was not sampled stands between [kind: and ]."""
+    text = "".join(text if kind == "sampled" else f"[{kind}: {text}]" for kind, text in row["pieces"])
+    head = f"{row['id']}: reward {row['reward']:g}, {'right' if row['correct'] else 'wrong'}"
+    block = "\n".join(f"    {line}" for line in text.splitlines())
+    return f"**{head}{', ' + row['branch'] if row['branch'] else ''}**\n\n{block}\n"

@@ -1,0 +1,397 @@
+"""edge-grpo-evaluate: what it writes, that it goes on after a kill, and what it refuses."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from small_runs import SMALL_MODEL, composed, run_small
+
+from edge_grpo.cli import config_dir
+from edge_grpo.config import check_config, instantiate
+from edge_grpo.data.benchmarks import ArithmeticBenchmark, FileBenchmark, load_benchmarks
+from edge_grpo.errors import UserError
+from edge_grpo.evaluation import program
+from edge_grpo.evaluation.completions import SCHEMA, read_completions
+from edge_grpo.evaluation.entropy import ResponseEntropy
+from edge_grpo.evaluation.program import run_evaluation
+from edge_grpo.evaluation.reflection import MARKERS, ForcedReflection, spontaneous
+from edge_grpo.evaluation.sampling import sample
+from edge_grpo.policy.tiny import random_tiny_policy
+from edge_grpo.rewards.accuracy import Accuracy
+from edge_grpo.rewards.base import WeightedRewards, score_rollout
+from edge_grpo.rewards.verifier import MathVerifier
+from edge_grpo.rollout.base import Sampling
+from edge_grpo.rollout.native import NativeRollout
+from edge_grpo.types import Problem, Provenance, Rollout, written_response
+
+COLUMNS = {"question": ["question"], "answer": ["answer"]}
+
+
+def engine():
+    return NativeRollout(8, 1.0, 1.0, 0, 0.0, (), None)
+
+
+def rewards():
+    return WeightedRewards({"accuracy": Accuracy(MathVerifier())}, {"accuracy": 1.0})
+
+
+def problem(policy, name="p", question="1 + 1 = ?", answers=("2",)):
+    return Problem(name, question, answers, prompt_ids=policy.encode(question), origin=name)
+
+
+def written(policy, *texts):
+    """A rollout of these texts to one problem."""
+    responses = [
+        written_response(torch.tensor([*policy.encode(t), *policy.eos_ids[:1]]), Provenance.SAMPLED, "stop")
+        for t in texts
+    ]
+    return Rollout((problem(policy),), tuple(responses), len(texts))
+
+
+def evaluate(folder, *overrides, own_template=False):
+    cfg, _ = composed("evaluate", "accelerator=cpu", "resamples=50", *overrides, f"paths.run_dir={folder}")
+    check_config(cfg)
+    return run_evaluation(cfg, own_template=own_template)
+
+
+def small(*names):
+    """The arithmetic evaluation at its smallest, of a random model."""
+    left_out = [f"~evaluation.benchmarks.{name}" for name in ("chain2", "chain3", "chain4", "chain5", "chain6")]
+    return (
+        *SMALL_MODEL,
+        *(text for text in left_out if text.rpartition(".")[2] not in names),
+        "evaluation.limit=3",
+        "evaluation.num_samples=2",
+        "evaluation.max_new_tokens=6",
+        "reflection=forced",
+        "reflection.max_new_tokens=4",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    score = evaluate(folder, *small("chain2", "chain5"), "problems_per_batch=2")
+    return folder, score
+
+
+def test_every_completion_is_in_the_file_with_its_grading(finished):
+    folder, score = finished
+    rows = pd.read_parquet(folder / "completions.parquet")
+    assert list(rows.columns) == SCHEMA.names
+    # 2 sets of 3 problems with 2 samples each, in the order of the sets and their problems.
+    assert list(rows["benchmark"]) == ["chain2"] * 6 + ["chain5"] * 6
+    assert list(rows["problem"][:6]) == [f"arithmetic-2-terms-{i}" for i in (0, 0, 1, 1, 2, 2)]
+    assert list(rows["sample"]) == [0, 1] * 6
+    assert rows["prompt"][0] == f"<|user|>{rows['question'][0]}<|assistant|>"
+    assert rows["tokens"].between(1, 6).all()
+    # A random policy over 261 tokens: near ln 261 = 5.56 nats.
+    assert rows["entropy"].between(5.0, 5.57).all()
+    assert rows["forced_tokens"].between(1, 4).all()
+    assert score == rows["correct"].mean()
+    assert not list(folder.glob(".parts"))
+
+
+def test_the_results_name_the_policy_and_the_sampling(finished):
+    results = json.loads((finished[0] / "results.json").read_text())
+    assert set(results["benchmarks"]) == {"chain2", "chain5"}
+    assert results["benchmarks"]["chain5"]["problems"] == 3
+    assert (results["num_samples"], results["name"], results["run"]) == (2, "arithmetic", None)
+    assert results["sampling"] == {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6}
+    assert "| total | 6 |" in (finished[0] / "results.md").read_text()
+
+
+def test_the_scores_can_be_had_again_without_the_model(finished, tmp_path):
+    again = evaluate(tmp_path, f"from_file={finished[0]}/completions.parquet", "seed=0")
+    before = json.loads((finished[0] / "results.json").read_text())
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert again == finished[1]
+    assert after["benchmarks"] == before["benchmarks"]
+
+
+def test_an_average_of_no_benchmark_of_the_file_is_refused(finished, tmp_path):
+    file = f"from_file={finished[0]}/completions.parquet"
+    with pytest.raises(UserError, match=r"evaluation.average=\['AMC'\]: the completions are of chain2, chain5"):
+        evaluate(tmp_path, file, "evaluation.average=[AMC]")
+
+
+def test_a_finished_evaluation_is_not_sampled_again(finished, monkeypatch):
+    monkeypatch.setattr(program, "load_subject", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert evaluate(finished[0], *small("chain2", "chain5"), "confidence=0.5") == finished[1]
+    assert json.loads((finished[0] / "results.json").read_text())["confidence"] == 0.5
+
+
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    append, calls = program.CompletionStore.append, []
+
+    def dying(self, rows):
+        append(self, rows)
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(program.CompletionStore, "append", dying)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, *small("chain2", "chain5"), "problems_per_batch=1")
+    assert len(list((tmp_path / ".parts").iterdir())) == 2
+    evaluate(tmp_path, *small("chain2", "chain5"), "problems_per_batch=4")
+    assert calls == [2, 2, 2, 6]  # 2 problems before, then the third of chain2 and the three of chain5
+    compared = [name for name in SCHEMA.names if name != "entropy"]
+    whole, resumed = (read_completions(folder)[compared] for folder in (finished[0], tmp_path))
+    pd.testing.assert_frame_equal(whole, resumed)
+
+
+def test_completions_of_other_settings_are_not_mixed(finished):
+    with pytest.raises(UserError, match=r"under other settings:\n  evaluation.temperature: 1.0 -> 0.5\nchoose another"):
+        evaluate(finished[0], *small("chain2", "chain5"), "evaluation.temperature=0.5")
+
+
+def test_completions_of_other_weights_are_not_taken_for_the_runs(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    args = (f"run={run}", "evaluation.limit=1", "evaluation.max_new_tokens=2", "evaluation.num_samples=1")
+    evaluate(tmp_path / "out", *args)
+    evaluate(tmp_path / "out", *args)  # is evaluated already
+    weights = run / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(UserError, match=r"under other settings:\n  SHA-256 of the weights: "):
+        evaluate(tmp_path / "out", *args)
+
+
+def test_samples_do_not_depend_on_their_batch(policy):
+    problems = [problem(policy, f"p{i}", f"{i} + {i} = ?") for i in range(4)]
+    settings = {"num_samples": 2, "sampling": Sampling(), "max_new_tokens": 6, "seed": 3}
+    together = sample(engine(), policy, problems, **settings)
+    alone = sample(engine(), policy, problems[2:3], **settings)
+    for j in range(2):
+        assert torch.equal(together.responses[4 + j].token_ids, alone.responses[j].token_ids)
+    other = sample(engine(), policy, problems[2:3], **{**settings, "seed": 4})
+    assert any(not torch.equal(a.token_ids, b.token_ids) for a, b in zip(alone.responses, other.responses, strict=True))
+
+
+@pytest.fixture
+def short_sighted():
+    return random_tiny_policy(0, 32, 1, 2, 1, 32, context_length=64)
+
+
+def test_a_prompt_that_fills_the_context_gets_an_empty_response(short_sighted):
+    policy = short_sighted
+    limit = policy.context_length
+    problems = [problem(policy, str(i), "x" * (limit - i)) for i in (0, 2)]
+    rollout = sample(engine(), policy, problems, num_samples=1, sampling=Sampling(0), max_new_tokens=5, seed=0)
+    assert [len(r) for r in rollout.responses] == [0, 2]
+    assert rollout.responses[0].finish_reason == "length"
+    assert ResponseEntropy(4096, 64, True)(policy, rollout).isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_response_entropy_is_the_mean_at_temperature_1(policy, packing):
+    rollout = sample(
+        engine(), policy, [problem(policy)], num_samples=3, sampling=Sampling(0.5), max_new_tokens=6, seed=0
+    )
+    measured = ResponseEntropy(16, 4, packing)(policy, rollout)
+    for row, response in enumerate(rollout.responses):
+        ids = torch.tensor([[*rollout.problem_of(row).prompt_ids, *response.token_ids.tolist()]])
+        logits = policy.model(input_ids=ids).logits.detach()[0, -len(response) - 1 : -1].double()
+        expected = torch.distributions.Categorical(logits=logits).entropy().mean()
+        assert measured[row] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_spontaneous_reflections_are_graded_before_the_first_marker(policy):
+    texts = (
+        r"\boxed{3} Wait, that is off. \boxed{2}",
+        r"\boxed{2} Let me re-check: \boxed{3}",
+        r"Wait, first think. \boxed{2}",
+        r"\boxed{2}",
+        "The waiter waits.",
+    )
+    found = spontaneous(score_rollout(written(policy, *texts), rewards(), policy.decode), rewards())
+    assert list(found["reflection"]) == ["Wait", "Let me re-check", "Wait", None, None]
+    assert list(found["correct_before_reflection"]) == [False, True, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("Hold on, 3", True),
+        ("I made a mistake", True),
+        ("Let's double-check", True),
+        ("that is incorrect", True),
+        ("waiting room", False),
+        ("verify", False),
+        ("the let me in", False),
+    ],
+)
+def test_what_counts_as_a_reflection(text, is_one):
+    assert bool(MARKERS.search(text)) == is_one
+
+
+class Continuing:
+    """An engine that continues every prefix with the same text and remembers what it was given."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def generate(self, policy, prefixes, budgets, sampling, generator):
+        self.prefixes, self.budgets = prefixes, budgets
+        ids = torch.tensor([*policy.encode(self.text), *policy.eos_ids[:1]])
+        return [written_response(ids, Provenance.SAMPLED, "stop") for _ in prefixes]
+
+
+def test_a_forced_reflection_continues_behind_the_phrase_and_grades_the_whole(policy):
+    scored = score_rollout(written(policy, r"\boxed{3}", r"\boxed{2}"), rewards(), policy.decode)
+    forced = ForcedReflection(" Wait!", 20)
+    wiser = Continuing(r" \boxed{2}")
+    made = forced(scored, wiser, policy, rewards(), Sampling(), 0)
+    # The EOS of the response is gone, and its text stands before the phrase.
+    assert [policy.decode(torch.tensor(p)) for p in wiser.prefixes] == [
+        r"1 + 1 = ?\boxed{3} Wait!",
+        r"1 + 1 = ?\boxed{2} Wait!",
+    ]
+    assert wiser.budgets == [20, 20]
+    assert list(made["forced_correct"]) == [True, True]
+    assert list(made["forced_response"]) == [r" \boxed{2}"] * 2
+    # A continuation without an answer leaves the one before it the last.
+    silent = forced(scored, Continuing(" Hm."), policy, rewards(), Sampling(), 0)
+    assert list(silent["forced_correct"]) == [False, True]
+    assert list(silent["forced_tokens"]) == [5, 5]  # bytes of " Hm." and the EOS
+
+
+def test_a_forced_reflection_needs_room(short_sighted):
+    policy = short_sighted
+    long = "x" * (policy.context_length - len("1 + 1 = ?") - len(" Wait!"))
+    scored = score_rollout(written(policy, long, r"\boxed{2}"), rewards(), policy.decode)
+    made = ForcedReflection(" Wait!", 20)(scored, Continuing(r"\boxed{2}"), policy, rewards(), Sampling(), 0)
+    assert made["forced_correct"].isna().tolist() == [True, False]
+
+
+def test_unparsed_answers_are_told_apart(policy):
+    texts = (r"\boxed{3}", r"\boxed{)(}", "3", r"\boxed{2}")
+    graded = rewards()
+    problems = [problem(policy)] * 4
+    assert graded(problems, texts).correct.tolist() == [False, False, False, True]
+    assert graded.unparsed(problems, texts) == [False, True, True, False]
+
+
+def test_benchmarks_of_arithmetic_hold_no_training_problem():
+    cfg, _ = composed("train", "evaluation=arithmetic")
+    data = instantiate(cfg.data)
+    trained_on = {p.question for p in data.load()[0]}
+    sets = load_benchmarks(instantiate(cfg.evaluation).benchmarks, None)
+    assert {name: len(problems) for name, problems in sets.items()} == {f"chain{n}": 200 for n in range(2, 7)}
+    for name, problems in sets.items():
+        assert {p.question.count("+") + p.question.count("-") for p in problems} == {int(name[-1]) - 1}
+        assert not trained_on & {p.question for p in problems}
+
+
+def test_more_chains_than_are_held_out_are_refused():
+    with pytest.raises(UserError, match=r"chains of 2 numbers are held out: ask for at most so many"):
+        ArithmeticBenchmark(2, 1000, 2, 4, 99, 0).load([])
+
+
+def test_bad_rows_of_a_benchmark_are_refused_together(tmp_path):
+    path = tmp_path / "b.jsonl"
+    path.write_text('{"question": "q", "answer": "1"}\n{"question": "", "answer": "1"}\nnot json\n')
+    with pytest.raises(UserError, match=r"evaluated whole, and 2 rows are bad:\n.*b.jsonl:3: .*\n.*b.jsonl:2"):
+        load_benchmarks({"b": FileBenchmark(str(path), None, COLUMNS)}, None)
+
+
+def test_gold_answers_are_graded_as_responses(tmp_path):
+    path = tmp_path / "golds.jsonl"
+    rows = [{"question": "a", "answer": ["1/2", "0.5"]}, {"question": "b", "answer": "{"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    right = evaluate(tmp_path / "out", "evaluation=file", f"evaluation.benchmarks.file.path={path}", "grade_golds=true")
+    assert right == pytest.approx(2 / 3)  # \boxed{{} is no complete box
+    (failed,) = [json.loads(line) for line in (tmp_path / "out" / "failed_golds.jsonl").read_text().splitlines()]
+    assert (failed["gold"], failed["origin"]) == ("{", f"{path}:2")
+
+
+def test_real_gold_answers_are_all_right(tmp_path, shared_data):
+    suite = [f"paths.evaluation_suite={shared_data}/evaluation_suite", "~evaluation.benchmarks.GSM8K"]
+    assert evaluate(tmp_path, "evaluation=paper", *suite, "grade_golds=true") == 1.0
+    assert (tmp_path / "failed_golds.jsonl").read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run_small(tmp_path_factory.mktemp("run") / "run", "experiment=vanilla", "optimizer.lr=0.01")
+
+
+def test_a_run_is_evaluated_with_its_model_and_prompts(trained, tmp_path):
+    args = ("evaluation.limit=2", "evaluation.max_new_tokens=4", "evaluation.num_samples=1", "evaluation.template=null")
+    evaluate(tmp_path, f"run={trained}", *args)
+    rows = read_completions(tmp_path)
+    assert rows["prompt"][0] == f"<|user|>{rows['question'][0]}<|assistant|>"  # data/template=question of the run
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["run"], results["iteration"]) == (str(trained), None)
+    evaluate(tmp_path / "typed", f"run={trained}", "data/template=plain", *args, own_template=True)
+    assert read_completions(tmp_path / "typed")["prompt"][0] == f"{rows['question'][0]}\n"
+
+
+def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):
+    args = ("evaluation.limit=2", "evaluation.max_new_tokens=4", "evaluation.num_samples=1")
+    made = {}
+    for name in ("", "/checkpoints/iteration-000001", "/checkpoints/iteration-000002"):
+        folder = tmp_path / (name[-1:] or "end")
+        evaluate(folder, f"run={trained}{name}", *args)
+        made[name] = read_completions(folder)
+    # The last checkpoint is what was exported.
+    pd.testing.assert_frame_equal(made[""], made["/checkpoints/iteration-000002"])
+    results = json.loads((tmp_path / "1" / "results.json").read_text())
+    assert (results["run"], results["iteration"]) == (str(trained), 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "run=DIR evaluates a run, model=... another model, and neither is given"),
+        (("run=nowhere", "model=tiny"), "and both are given"),
+        (("run=nowhere",), "run=nowhere: no run there"),
+        (("model=tiny", "accelerator=tpu"), "accelerator=tpu is none of auto, cpu, gpu"),
+        (("model=tiny", "evaluation=greedy"), "evaluation=greedy holds no benchmark"),
+        (("model=tiny", "evaluation.average=[chain]"), "no benchmark chain; did you mean chain"),
+        (("model=tiny", "evaluation.temperature=0"), "4 greedy responses to a problem are all equal"),
+        (("model=tiny", "evaluation.num_samples=0"), "evaluation.num_samples=0 must be at least 1"),
+        (("model=tiny", "confidence=1"), r"confidence=1 must lie in \(0, 1\)"),
+        (("run=tests",), "run=tests: no run there"),
+        (("from_file=nowhere.parquet",), "nowhere.parquet: cannot be read as completions"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(tmp_path / "out", *overrides)
+
+
+def test_another_table_is_no_completions(tmp_path):
+    pd.DataFrame({"correct": [True]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet: no column benchmark, problem"):
+        read_completions(tmp_path / "t.parquet")
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "iteration-000001"
+    checkpoint.mkdir(parents=True)
+    for name in ("state.ckpt", "manifest.json"):
+        data = (trained / "checkpoints" / "iteration-000001" / name).read_bytes()
+        (checkpoint / name).write_bytes(data[:-1] if name == "state.ckpt" else data)
+    (tmp_path / "run" / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
+    with pytest.raises(UserError, match=r"the checkpoint is damaged \(state.ckpt has"):
+        evaluate(tmp_path / "out", f"run={checkpoint}")
+
+
+def test_a_run_whose_config_names_a_foreign_target_is_refused(trained, tmp_path):
+    config = OmegaConf.load(trained / "config.yaml")
+    config.data.template = {"_target_": "os.system", "command": "true"}
+    (tmp_path / "model").symlink_to(trained / "model")
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"run=.*: template._target_=os.system: only targets under"):
+        evaluate(tmp_path / "out", f"run={tmp_path}")
+
+
+def test_the_programs_set_the_target_of_every_evaluation():
+    assert [
+        path.stem for path in (config_dir() / "evaluation").glob("*.yaml") if "Evaluation\n" in path.read_text()
+    ] == []

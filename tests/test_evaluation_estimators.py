@@ -1,0 +1,124 @@
+"""pass@k, maj@n and intervals against brute force and simulation."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_grpo.evaluation.estimators import bootstrap_means, interval, majority, pass_at_k
+from edge_grpo.evaluation.results import problem_values, results_markdown, summarise
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_response(case):
+    n, c, k = case
+    subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_of_many_samples_does_not_overflow():
+    # One right among 10,000: a subset of half of them holds it half of the time.
+    assert pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(4, 5, 1), (4, -1, 1), (4, 1, 0), (4, 1, 5)])
+def test_pass_at_k_out_of_range(n, c, k):
+    with pytest.raises(ValueError, match=rf"pass@{k} of {c} right among {n}"):
+        pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize(
+    ("answers", "correct", "expected"),
+    [
+        (["1", "1", "2"], [True, True, False], 1.0),
+        (["1", "2", "2"], [True, False, False], 0.0),
+        (["1", "2"], [True, False], 0.5),  # one of two winners is right
+        (["1", "2", "3"], [True, False, False], 1 / 3),
+        (["1", "1", "2", "2", "3"], [True, True, False, False, True], 0.5),  # 3 is right too, but has lost
+        ([None, None, "1"], [False, False, True], 1.0),  # no answer, no vote
+        ([None, None], [False, False], 0.0),
+        (["0.50", ".5", " 0.5 "], [True, True, True], 1.0),
+        (["1/2", "0.5", "7", "7"], [True, True, False, False], 0.0),  # equal values of different text vote apart
+    ],
+)
+def test_majority_by_hand(answers, correct, expected):
+    assert majority(answers, correct) == pytest.approx(expected)
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    # 80 problems, each right with a probability of its own (Beta(2, 2), mean 1/2), 4 samples: the mean score of a
+    # new set of problems lies around 0.5. Of 400 intervals of 90 %, the binomial standard error is 1.5 points.
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        scores = rng.binomial(4, rng.beta(2, 2, size=80)) / 4
+        low, high = interval(bootstrap_means({"m": scores}, 400, rng)["m"], 0.9)
+        covered += low <= 0.5 <= high
+    assert 0.855 <= covered / 400 <= 0.945
+
+
+def test_bootstrap_means_keep_the_relation_of_metrics():
+    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
+    draws = bootstrap_means({"a": values, "b": 1 - values}, 50, np.random.default_rng(1))
+    np.testing.assert_allclose(draws["a"] + draws["b"], 1.0)
+    assert draws["a"].std() > 0
+
+
+def completions(benchmark, right_of):
+    """n = 2 rows a problem; the answers are all different."""
+    rows = [
+        {"problem": f"{benchmark}-{p}", "correct": j < right, "answer": f"{p}.{j + 1}", "tokens": 10 * (j + 1)}
+        for p, right in enumerate(right_of)
+        for j in range(2)
+    ]
+    return pd.DataFrame(rows).assign(benchmark=benchmark, finish_reason="stop", unparsed=False)
+
+
+def test_total_weighs_by_problems_and_mean_does_not():
+    # a: 4 problems with 0, 1, 1, 2 of 2 right: avg@2 = 0.5, pass@2 = 3/4. b: 1 problem, 2 of 2: 1 and 1.
+    frame = pd.concat([completions("a", [0, 1, 1, 2]), completions("b", [2])])
+    scores = summarise(frame, average=None, confidence=0.95, resamples=500, seed=0)
+    value = {part: scores[part]["metrics"] for part in ("total", "mean")}
+    assert scores["benchmarks"]["a"]["metrics"]["avg@2"]["value"] == 0.5
+    assert scores["benchmarks"]["a"]["metrics"]["pass@2"]["value"] == 0.75
+    assert (scores["total"]["problems"], value["total"]["avg@2"]["value"]) == (5, pytest.approx((4 * 0.5 + 1) / 5))
+    assert value["mean"]["avg@2"]["value"] == pytest.approx(0.75)
+    assert value["total"]["mean_length"]["value"] == pytest.approx(15)
+    for metrics in value.values():
+        assert metrics["avg@2"]["low"] < metrics["avg@2"]["value"] < metrics["avg@2"]["high"]
+
+
+def test_only_averaged_benchmarks_are_in_the_total():
+    frame = pd.concat([completions("a", [0, 1]), completions("b", [2])])
+    scores = summarise(frame, average=["b"], confidence=0.95, resamples=10, seed=0)
+    assert (scores["total"]["problems"], scores["total"]["benchmarks"]) == (1, ["b"])
+    assert scores["total"]["metrics"]["avg@2"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_intervals_follow_the_seed_and_narrow_with_confidence():
+    frame = completions("a", [0, 1, 2, 0, 0] * 13)
+    wide, again, other, narrow = (
+        summarise(frame, average=None, confidence=c, resamples=200, seed=seed)["total"]["metrics"]["avg@2"]
+        for c, seed in ((0.95, 0), (0.95, 0), (0.95, 1), (0.5, 0))
+    )
+    assert wide == again
+    assert wide != other
+    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+
+
+def test_problems_with_different_numbers_of_samples_are_no_evaluation():
+    with pytest.raises(ValueError, match="unpack"):
+        problem_values(completions("a", [1, 1]).iloc[:3])
+
+
+def test_the_table_shows_shares_in_percent_with_intervals():
+    results = summarise(completions("a", [1, 1]), average=None, confidence=0.95, resamples=10, seed=0)
+    table = results_markdown({"num_samples": 2, **results}).splitlines()
+    # Two problems with one of two right: no spread. Two answers of one vote each: half a point a problem.
+    assert table[2] == (
+        "| a | 2 | 50.0 % [50.0, 50.0] | 100.0 % [100.0, 100.0] | 50.0 % [50.0, 50.0] | 15 | 0.0 % | 0.0 % |"
+    )
+    assert len(table) == 3  # of one benchmark there is no total

@@ -1,0 +1,60 @@
+"""Evaluation during training."""
+
+import json
+
+import pytest
+from small_runs import composed, metrics_rows, run_small
+
+from edge_grpo.config import instantiate
+from edge_grpo.errors import UserError
+from edge_grpo.metrics import describe
+
+BENCHMARKS = (
+    "experiment=vanilla",
+    "evaluation=arithmetic",
+    "~evaluation.benchmarks.chain3",
+    "~evaluation.benchmarks.chain4",
+    "~evaluation.benchmarks.chain5",
+    "evaluation.limit=2",
+    "evaluation.num_samples=3",
+    "evaluation.max_new_tokens=4",
+    "evaluation.every_n_iterations=1",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_small(tmp_path_factory.mktemp("periodic") / "run", *BENCHMARKS)
+
+
+def test_held_out_benchmarks_and_their_total_are_logged_at_every_evaluation(run):
+    rows = metrics_rows(run)
+    sets = ("held_out", "chain2", "chain6", "total")
+    metrics = ("avg@3", "pass@2", "pass@3", "maj@3", "mean_length", "clipped_ratio", "unparsed_rate")
+    logged = {name for name in rows[0] if name.startswith("eval/")}
+    assert logged == {f"eval/{name}/{metric}" for name in sets for metric in metrics}
+    assert all(describe(name) for name in logged)
+    for row in rows:  # steps 0, 1 and 2
+        assert all(row[name] != "" for name in logged)
+        assert 1 <= float(row["eval/chain6/mean_length"]) <= 4
+        assert float(row["eval/total/unparsed_rate"]) == 1  # four bytes hold no box
+    # Two problems each: the total is the mean of both.
+    both = [float(rows[0][f"eval/{name}/mean_length"]) for name in ("chain2", "chain6")]
+    assert float(rows[0]["eval/total/mean_length"]) == pytest.approx(sum(both) / 2)
+
+
+def test_the_summary_has_held_out_avg_at_n(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["accuracy"]["after"] == float(metrics_rows(run)[-1]["eval/held_out/avg@3"])
+
+
+def test_a_negative_interval_is_refused():
+    cfg, _ = composed("train", "evaluation.every_n_iterations=-1")
+    with pytest.raises(UserError, match=r"evaluation\.every_n_iterations=-1 must be at least 0"):
+        instantiate(cfg.evaluation)
+
+
+def test_a_benchmark_may_not_take_the_name_of_another_set():
+    cfg, _ = composed("train", "evaluation=arithmetic", "+evaluation.benchmarks.total=${evaluation.benchmarks.chain2}")
+    with pytest.raises(UserError, match=r"evaluation\.benchmarks\.total: total is a set of every run"):
+        instantiate(cfg.evaluation)

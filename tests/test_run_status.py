@@ -1,0 +1,84 @@
+"""How a run stands, read from outside."""
+
+import json
+
+import pytest
+from small_runs import run_small
+
+from edge_grpo.callbacks import rollouts
+from edge_grpo.errors import Stopped, UserError
+from edge_grpo.resume import alone_in
+from edge_grpo.run_status import RunStatus, read_status, write_status
+
+
+def test_a_run_that_says_it_runs_and_is_held_by_nobody_was_killed(tmp_path):
+    assert read_status(tmp_path) == RunStatus("unknown")
+    with alone_in(tmp_path):
+        write_status(tmp_path, "running")
+        assert read_status(tmp_path).state == "running"
+    assert read_status(tmp_path).state == "killed"
+    write_status(tmp_path, "failed", "no room")
+    assert read_status(tmp_path) == RunStatus("failed", "no room")
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ValueError("broken"), RunStatus("failed", "ValueError: broken")),
+        (UserError("mend it"), RunStatus("failed", "mend it")),
+        (Stopped(15), RunStatus("stopped")),
+    ],
+)
+def test_a_run_says_how_it_ended(tmp_path, monkeypatch, raised, expected):
+    def fail(*args):
+        raise raised
+
+    monkeypatch.setattr(rollouts, "rollout_rows", fail)
+    with pytest.raises(type(raised)):
+        run_small(tmp_path, "experiment=vanilla")
+    assert read_status(tmp_path) == expected
+
+
+def test_a_run_that_never_began_is_there_to_be_listed(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        run_small(tmp_path, "experiment=vanilla", "data.correctness_rates=nowhere.json")
+    assert read_status(tmp_path).state == "failed"
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_a_refused_resume_leaves_a_finished_run_finished(tmp_path):
+    run_small(tmp_path, "experiment=vanilla")
+    assert read_status(tmp_path).state == "finished"
+    with pytest.raises(UserError, match="other settings"):
+        run_small(tmp_path, "experiment=vanilla", "optimizer.lr=0.5")
+    assert read_status(tmp_path).state == "finished"
+
+
+def test_every_response_of_a_run_has_its_line(tmp_path):
+    run_small(tmp_path, "experiment=edge_grpo", "correction.reflection_tokens=8", "correction.max_response_tokens=128")
+    rows = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    # 2 iterations of 2 problems with 2 responses each; a random policy is never right.
+    assert [(row["step"], row["row"]) for row in rows] == [(step, g) for step in (0, 1) for g in (0, 1, 0, 1)]
+    for row in rows:
+        assert (row["correct"], row["tokens"]) == (False, 8)
+        assert 5.0 < row["entropy"] < 5.57  # near ln 261
+        assert row["branch"] in ("reflect", "answer", "solution")
+        assert row["correct_after"] == (row["branch"] != "reflect")
+        assert row["sampled_tokens_after"] == {"solution": 0, "answer": 8}.get(
+            row["branch"], row["sampled_tokens_after"]
+        )
+        assert row["advantage"] is not None
+    revived = [row for row in rows if row["advantage"] != 0]
+    assert all(row["multiplier"] > 0 and row["clamped"] in (True, False) for row in revived)
+    # A right and a wrong row of a group have advantages of opposite sign.
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        if first["correct_after"] != second["correct_after"]:
+            assert first["advantage"] * second["advantage"] < 0
+
+
+def test_rows_that_the_group_filter_took_out_have_no_advantage(tmp_path):
+    run_small(tmp_path, "experiment=vanilla", "group_filter=drop_zero_variance")
+    rows = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    # Every group is all wrong; where all are dropped the first stands in with weight 0.
+    assert [row["advantage"] for row in rows] == [0.0, 0.0, None, None] * 2
+    assert {row["multiplier"] for row in rows} == {None}
