@@ -1,0 +1,151 @@
+"""What is analysed: the rollouts of a run, or the completions of an evaluation."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from edge_grpo.analysis.rows import read_completions, read_rollouts
+from edge_grpo.errors import UserError, first_lines
+
+log = logging.getLogger(__name__)
+
+ROLLOUTS_FILE, COMPLETIONS_FILE = "rollouts.jsonl", "completions.parquet"
+MORE_SAMPLES = "evaluation.num_samples=8 evaluation.temperature=0.6"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One row a response.
+
+    Args:
+        path: the file.
+        kind: where the rows come from.
+        frame: [N] rows as in the file, and `question` and `group`, numbers from 0 without gaps. A question is the
+            unit that is resampled; a group holds the responses to one question from one policy, so all of an
+            evaluation's to it and those of one iteration's in a run.
+        evaluations: of the run, the folders of its evaluations.
+    """
+
+    path: Path
+    kind: Literal["run", "evaluation"]
+    frame: pd.DataFrame
+    evaluations: tuple[Path, ...] = ()
+
+    @property
+    def questions(self) -> NDArray[np.intp]:
+        """[N]"""
+        return self.frame["question"].to_numpy()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().parent.name
+
+    def hint(self, setting: str) -> str:
+        """How to get what a run alone cannot tell."""
+        if self.kind == "evaluation":
+            return f"evaluate again with `edge-grpo-evaluate {setting}` and analyse that"
+        if not self.evaluations:
+            folder = self.path.parent
+            return f"`edge-grpo-evaluate run={folder} {setting}`, then `edge-grpo-analyze source=<its folder>`"
+        return f"analyse an evaluation of the run: `edge-grpo-analyze source={self.evaluations[0]}`"
+
+
+def find_source(source: str) -> Path:
+    """The file that `source` names, or that is in the folder that it names.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"source={source}: does not exist; give the folder of a run or of an evaluation")
+    if path.is_file():
+        if path.suffix not in (".jsonl", ".parquet"):
+            raise UserError(
+                f"source={source}: is neither a run's {ROLLOUTS_FILE} nor an evaluation's {COMPLETIONS_FILE}"
+            )
+        return path
+    for name in (ROLLOUTS_FILE, COMPLETIONS_FILE):
+        if (path / name).is_file():
+            return path / name
+    below = sorted(file.parent for name in (ROLLOUTS_FILE, COMPLETIONS_FILE) for file in path.rglob(name))
+    if below:
+        raise UserError(f"source={source}: holds several to analyse, give one of them\n{first_lines(below)}")
+    if (path / "config.yaml").is_file():
+        raise UserError(
+            f"source={source}: the run has no {ROLLOUTS_FILE}. edge-grpo-train writes it in every iteration, unless "
+            "callbacks.rollouts=null; supervised runs sample nothing. `edge-grpo-evaluate run=...` samples from it"
+        )
+    raise UserError(
+        f"source={source}: holds neither {ROLLOUTS_FILE} nor {COMPLETIONS_FILE}; "
+        "give the folder of a run or of an evaluation"
+    )
+
+
+def check_iterations(iterations: Any) -> None:
+    """Raise a UserError for what is neither None nor [first, last]."""
+    if iterations is None:
+        return
+    pair = isinstance(iterations, Sequence) and len(iterations) == 2 and all(type(step) is int for step in iterations)
+    if not pair or iterations[0] > iterations[1]:
+        raise UserError(f"iterations={iterations}: expected [first, last], two whole numbers in order")
+
+
+def load_source(source: str, iterations: Sequence[int] | None) -> Source:
+    """Read what `source` names.
+
+    Args:
+        source: folder of a run or of an evaluation, or the file in it.
+        iterations: [first, last] of a run that count; None for all.
+
+    Raises:
+        UserError: nothing to read there, rows that are something else, iterations that the run does not have.
+    """
+    path = find_source(source)
+    check_iterations(iterations)
+    if path.suffix == ".parquet":
+        if iterations is not None:
+            raise UserError("iterations is for runs, an evaluation has none: remove it")
+        frame = read_completions(path)
+        return Source(path, "evaluation", _numbered(frame, ["benchmark", "problem"], ["benchmark", "problem"]))
+    # Each rank wrote the groups that it sampled; the first one's file is the one that is named.
+    ranks = sorted(path.parent.glob(f"{path.stem}_rank*{path.suffix}"))
+    frame = pd.concat([_groups(read_rollouts(file)).assign(file=i) for i, file in enumerate([path, *ranks])])
+    frame = _numbered(_window(path, frame, iterations), ["problem"], ["file", "step", "problem", "again"])
+    evaluations = tuple(sorted(file.parent for file in path.parent.glob(f"evaluation/*/{COMPLETIONS_FILE}")))
+    return Source(path, "run", frame, evaluations)
+
+
+def _numbered(frame: pd.DataFrame, question: list[str], group: list[str]) -> pd.DataFrame:
+    frame = frame.reset_index(drop=True)
+    return frame.assign(question=frame.groupby(question).ngroup(), group=frame.groupby(group).ngroup())
+
+
+def _groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one file with `again`, which tells groups of the same problem in one iteration apart.
+
+    Without the last group if a kill cut it: half a group would count as mixed or not by chance.
+    """
+    frame = frame.assign(again=frame.groupby(["step", "problem", "row"]).cumcount())
+    sizes = frame.groupby(["step", "problem", "again"])["row"].transform("size")
+    if sizes.iloc[-1] == sizes.max():
+        return frame
+    log.warning("the last group has %d of %d responses and is left out", sizes.iloc[-1], sizes.max())
+    return frame.iloc[: -sizes.iloc[-1]]
+
+
+def _window(path: Path, frame: pd.DataFrame, iterations: Sequence[int] | None) -> pd.DataFrame:
+    if iterations is None:
+        return frame
+    inside = frame[frame["step"].between(iterations[0], iterations[1])]
+    if inside.empty:
+        steps = frame["step"]
+        raise UserError(f"iterations={list(iterations)}: {path} has {steps.min()} to {steps.max()}")
+    return inside
