@@ -1,0 +1,165 @@
+"""The report, from where the runs are to the page."""
+
+import logging
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from edge_grpo.errors import UserError
+from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
+from edge_grpo.reporting.evaluations import chosen
+from edge_grpo.reporting.figures import draw_all
+from edge_grpo.reporting.headline import headline
+from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
+from edge_grpo.reporting.page import write_page
+from edge_grpo.reporting.runs import Run, read_folder
+from edge_grpo.reporting.scores import Member, lookup
+from edge_grpo.reporting.statistics import Bootstrap
+from edge_grpo.reporting.table_files import write_table
+from edge_grpo.reporting.tables import tables_of
+from edge_grpo.reporting.wandb_runs import PREFIX, read_project
+
+log = logging.getLogger(__name__)
+
+
+def write_report(
+    runs: str | list[str],
+    baseline: str | None,
+    evaluation_name: str | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    title: str,
+    out: str,
+) -> float | None:
+    """Write tables, figures and index.html.
+
+    Args:
+        runs: folders above training runs, or W&B projects as `wandb:entity/project`.
+        baseline: label of the arm that the others are compared with; null for the first.
+        evaluation_name: of the evaluations that the tables show; null for each run's last one.
+        confidence, resamples, seed: of the bootstrap intervals.
+        title: of the page.
+        out: folder that is written to.
+
+    Returns:
+        The highest mean in the first column of scores (in [0, 1]); None if no run has finished.
+
+    Raises:
+        UserError: no runs there, no such arm or evaluation, or a value out of range.
+    """
+    bootstrap = Bootstrap(confidence=confidence, resamples=resamples, seed=seed)
+    found = read_runs(runs)
+    labels = label_arms(found)
+    positions, told = newest_of_each_seed(found, labels)
+    members = [Member(labels[i], found[i], chosen(found[i].evaluations, evaluation_name)) for i in positions]
+    _check_evaluation(evaluation_name, members)
+    arms = _arms(members, baseline)
+    numbers = numbers_of(members, arms, bootstrap)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = tables_of(numbers, arms, confidence)
+    for table in tables:
+        write_table(table, folder)
+    figures = draw_all(members, numbers, arms, folder / "figures")
+    sentences, notes = headline(numbers, arms, confidence), [*_notes(members, len(found), confidence), *told]
+    left_out = [(labels[i], run) for i, run in enumerate(found) if i not in positions]
+    write_page(
+        folder,
+        title=title,
+        command=_command(),
+        headline=sentences,
+        notes=notes,
+        tables=tables,
+        figures=figures,
+        used=members,
+        left_out=left_out,
+    )
+    _tell([*sentences, *notes], left_out)
+    log.info("%-8s %s", "tables", ", ".join(str(folder / f"{table.name}.md") for table in tables) or "none")
+    log.info("%-8s %d in %s", "figures", len(figures), folder / "figures")
+    log.info("%-8s %s", "page", folder / "index.html")
+    return _best(numbers, arms)
+
+
+def read_runs(sources: str | Sequence[str]) -> list[Run]:
+    """Every training run once, in the order of the sources."""
+    projects = [run for text in _texts(sources) if text.startswith(PREFIX) for run in read_project(text)]
+    runs = [run for root in folders_among(sources) for run in read_folder(root)]
+    # Sources may lie in each other.
+    return [*projects, *{Path(run.place).resolve(): run for run in runs}.values()]
+
+
+def folders_among(sources: str | Sequence[str]) -> list[Path]:
+    """The sources that are no W&B projects."""
+    return [Path(text) for text in _texts(sources) if not text.startswith(PREFIX)]
+
+
+def _texts(sources: str | Sequence[str]) -> list[str]:
+    texts = [sources] if isinstance(sources, str) else list(sources)
+    if not texts:
+        raise UserError("runs=[] names nothing: runs=multirun/... or runs=wandb:entity/project")
+    return texts
+
+
+def _check_evaluation(name: str | None, members: Sequence[Member]) -> None:
+    if name is not None and members and not any(member.evaluation for member in members):
+        names = sorted({e.name for member in members for e in member.run.evaluations})
+        raise UserError(
+            f"evaluation_name={name}: no finished run has one of that name; there are: {', '.join(names) or 'none'}"
+        )
+
+
+def _arms(members: Sequence[Member], baseline: str | None) -> Arms:
+    seeds = Counter(member.arm for member in members)
+    if baseline is not None and baseline not in seeds:
+        options = "; ".join(seeds) or "none, no run has finished"
+        raise UserError(f"baseline={baseline}: no arm of finished runs has that label; there are: {options}")
+    return Arms(dict(seeds), baseline or next(iter(seeds), ""))
+
+
+def _notes(members: Sequence[Member], total: int, confidence: float) -> list[str]:
+    """What makes arms less comparable than a table looks."""
+    notes = []
+    if len(members) < total:
+        notes.append(f"{total - len(members)} of {total} runs are not in the tables and figures: see Runs.")
+    shown = [member.evaluation for member in members if member.evaluation]
+    if shown and len(shown) < len(members):
+        notes.append(f"{len(members) - len(shown)} of {len(members)} finished runs have no evaluation.")
+    if len({evaluation.settings for evaluation in shown}) > 1:
+        notes.append("The evaluations differ in their number of samples or sampling: scores are not comparable.")
+    if len({tuple(sorted(evaluation.problems.items())) for evaluation in shown}) > 1:
+        notes.append("The evaluations are of different sets of problems: averages are not comparable.")
+    levels = {evaluation.confidence for evaluation in shown} - {confidence}
+    if levels:
+        told = ", ".join(f"{100 * level:g} %" for level in sorted(levels))
+        notes.append(
+            f"Intervals over problems have the confidence of their evaluation ({told}), not {100 * confidence:g} %."
+        )
+    seeds = {arm: {m.seed for m in members if m.arm == arm} for arm in dict.fromkeys(m.arm for m in members)}
+    if len({tuple(sorted(of)) for of in seeds.values()}) > 1:
+        told = "; ".join(f"{arm}: {', '.join(map(str, sorted(of)))}" for arm, of in seeds.items())
+        notes.append(f"The arms do not have the same seeds ({told}).")
+    return notes
+
+
+def _tell(sentences: Sequence[str], left_out: Sequence[tuple[str, Run]]) -> None:
+    for text in sentences:
+        log.info("%s", text)
+    for arm, run in left_out:
+        log.warning("not in the tables: %s, %s after %d iterations: %s", arm, run.state, run.iterations, run.place)
+
+
+def _best(numbers: Numbers, arms: Arms) -> float | None:
+    found = lookup(numbers.scores)
+    keys = [(arm, *column) for column in numbers.compared[:1] for arm in arms.seeds]
+    return max((found[key].mean for key in keys if key in found), default=None)
+
+
+def _command() -> str:
+    """As it was typed."""
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return shlex.join(["edge-grpo-report", *map(str, typed)])

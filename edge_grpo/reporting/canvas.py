@@ -1,0 +1,58 @@
+"""What all figures of a report have in common: size, style, colours, legend, files."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Palette = Mapping[str, Any]
+PANEL = (3.9, 3.2)  # inches
+
+
+def palette_of(arms: Sequence[str]) -> Palette:
+    """A colour an arm, the same in all figures: the colour-blind safe ten, or as many hues as there are arms."""
+    colours = sns.color_palette("colorblind" if len(arms) <= 10 else "husl", len(arms))
+    return dict(zip(arms, colours, strict=True))
+
+
+def small_multiples(panels: Sequence[str], *, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """At most three panels a row, with shared axes."""
+    columns = min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    size = (max(PANEL[0] * columns, 6.5), PANEL[1] * rows + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
+    for spare in axes[len(panels) :]:
+        spare.remove()
+    return figure, list(axes[: len(panels)])
+
+
+def common_legend(figure: Figure, axis: Axes) -> None:
+    """The legend of one panel, under all of them."""
+    handles, labels = axis.get_legend_handles_labels()
+    # seaborn heads the entries of a column with its name.
+    entries = [entry for entry in zip(handles, labels, strict=True) if entry[1] not in ("arm", "line")]
+    handles, labels = [handle for handle, _ in entries], [label for _, label in entries]
+    if (own := axis.get_legend()) is not None:
+        own.remove()
+    # A label is as wide as its arm's settings; an inch holds about 11 characters.
+    columns = max(1, min(len(labels), int(11 * figure.get_figwidth() / (max(map(len, labels), default=0) + 8))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def style() -> Any:
+    """White with a light grid; a file is the same each time, and `$` in a label is no mathematics."""
+    own = {"svg.hashsalt": "edge-grpo", "font.size": 10, "text.parse_math": False}
+    return matplotlib.rc_context({**sns.axes_style("whitegrid"), **own})
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.set_layout_engine("none")  # it is laid out
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -1,0 +1,99 @@
+"""What edge-grpo-evaluate left in a run's folder: `evaluation/<name>/results.json`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_grpo.errors import UserError
+
+AVERAGE = "Avg"
+"""the problem-weighted total of the sets in the average, the paper's first column"""
+MEAN_OF_SETS = "mean of sets"
+SETTINGS = ("num_samples", "sampling")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one benchmark: a share in [0, 1], or tokens; the interval is over problems."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One results.json.
+
+    Attributes:
+        name: of the evaluation; one of a checkpoint has the name of that of the run's end.
+        iteration: of the checkpoint; None for the run's end.
+        num_samples: n, responses to a problem.
+        settings: num_samples and sampling as text: scores of unequal settings are not comparable.
+        confidence: of the intervals over problems.
+        problems: benchmark -> number of problems; `AVERAGE` among them if there are several benchmarks.
+        scores: (benchmark, metric) -> score.
+        written: when, in seconds.
+    """
+
+    name: str
+    iteration: int | None
+    num_samples: int
+    settings: str
+    confidence: float
+    problems: Mapping[str, int]
+    scores: Mapping[tuple[str, str], Score]
+    written: float
+
+
+def read_evaluations(run: Path) -> tuple[Evaluation, ...]:
+    """The evaluations in a run's folder, earliest iteration first, then in the order in which they were written.
+
+    Raises:
+        UserError: a results.json that is none.
+    """
+    found = [_read(path) for path in run.glob("evaluation/*/results.json")]
+    return tuple(sorted(found, key=lambda e: (e.iteration is None, e.iteration or 0, e.written)))
+
+
+def _read(path: Path) -> Evaluation:
+    try:
+        results = json.loads(path.read_text())
+        parts = dict(results["benchmarks"])
+        problems = {name: int(part["problems"]) for name, part in parts.items()}
+        if len(parts) > 1:
+            parts = {AVERAGE: results["total"], **parts, MEAN_OF_SETS: results["mean"]}
+            problems = {AVERAGE: int(results["total"]["problems"]), **problems}
+        scores = {
+            (name, metric): Score(**{end: float(score[end]) for end in ("value", "low", "high")})
+            for name, part in parts.items()
+            for metric, score in part["metrics"].items()
+        }
+        return Evaluation(
+            name=str(results["name"]),
+            iteration=None if results["iteration"] is None else int(results["iteration"]),
+            num_samples=int(results["num_samples"]),
+            settings=json.dumps({key: results.get(key) for key in SETTINGS}, sort_keys=True),
+            confidence=float(results["confidence"]),
+            problems=problems,
+            scores=scores,
+            written=path.stat().st_mtime,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} holds no results of edge-grpo-evaluate ({type(error).__name__}: {error}): "
+            "evaluate again, or delete its folder"
+        ) from error
+
+
+def chosen(evaluations: Sequence[Evaluation], name: str | None) -> Evaluation | None:
+    """The evaluation that the tables show: the one of that name, or else the last; None if there is none."""
+    wanted = [e for e in evaluations if name is None or e.name == name]
+    return wanted[-1] if wanted else None
+
+
+def comparable(evaluations: Sequence[Evaluation], shown: Evaluation) -> list[Evaluation]:
+    """Those of other iterations with the name and settings of the one that is shown: the newest of each iteration."""
+    same = [e for e in evaluations if (e.name, e.settings) == (shown.name, shown.settings)]
+    return list({e.iteration: e for e in same}.values())

@@ -1,0 +1,222 @@
+"""The figures of a report: seaborn on matplotlib figures, one PNG and one SVG each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from edge_grpo.reporting.canvas import PANEL, Palette, common_legend, palette_of, save, small_multiples, style
+from edge_grpo.reporting.curves import (
+    AXES,
+    ITERATIONS,
+    ROLLOUTS,
+    Curve,
+    curve,
+    evaluated_sets,
+    shares_of_groups,
+    window,
+)
+from edge_grpo.reporting.evaluations import AVERAGE
+from edge_grpo.reporting.numbers import Arms, Numbers
+from edge_grpo.reporting.quantities import OF_TRAINING, Quantity, of_sets
+from edge_grpo.reporting.scores import HELD_OUT, Member
+from edge_grpo.reporting.tables import heading
+
+KINDS = {"all wrong": "#d55e00", "mixed": "#56b4e9", "all right": "#009e73"}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the disk.
+
+    Attributes:
+        name: of its files, without the ending.
+        title, caption: as the page shows them.
+    """
+
+    name: str
+    title: str
+    caption: str
+
+
+def draw_all(members: Sequence[Member], numbers: Numbers, arms: Arms, folder: Path) -> list[Drawn]:
+    """Every figure for which the runs have logged something."""
+    palette = palette_of(list(arms.seeds))
+    sets = evaluated_sets(members)
+    shown = [name for name in sets if name in (HELD_OUT, AVERAGE)]
+    benchmarks = [name for name in sets if name not in shown]
+    figures = [
+        draw_differences(numbers, arms.baseline, palette, folder),
+        *(draw_over_training(quantity, members, palette, folder) for quantity in of_sets(shown)),
+        draw_benchmarks(benchmarks, members, palette, folder),
+        *(draw_over_training(quantity, members, palette, folder) for quantity in OF_TRAINING),
+        draw_collapse(members, palette, folder),
+        draw_entropy_by_correctness(members, palette, folder),
+    ]
+    return [drawn for drawn in figures if drawn is not None]
+
+
+def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
+    """Three panels; None if no run logged the quantity."""
+    panels = {axis: _lines(quantity, members, axis) for axis in AXES}
+    panels = {axis: lines for axis, lines in panels.items() if len(lines)}
+    if not panels:
+        return None
+    with style():
+        figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1] + 0.5), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for i, (axis, (name, lines)) in enumerate(zip(axes, panels.items(), strict=True)):
+            # Interpolated points are no measurements, and get no markers.
+            marker = "o" if quantity.is_evaluated and name == ITERATIONS else None
+            _draw_lines(axis, lines, quantity, palette, legend=i == 0, marker=marker)
+            axis.set(xlabel=name, ylabel=quantity.unit)
+            if name == ROLLOUTS:
+                axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        common_legend(figure, axes[0])
+        save(figure, folder / quantity.name)
+    caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=not quantity.is_evaluated)}"
+    if _several_seeds(members) and len(panels) > 1:
+        caption += " Against responses and time, seeds are interpolated linearly at common points."
+    return Drawn(quantity.name, quantity.title, caption)
+
+
+def _lines(quantity: Quantity, members: Sequence[Member], axis: str) -> pd.DataFrame:
+    """Columns of `curve`, and `line`."""
+    frames = [curve(members, of, axis).assign(line=label) for label, of in quantity.lines.items()]
+    found = [frame for frame in frames if len(frame)]
+    return pd.concat(found, ignore_index=True) if found else frames[0]
+
+
+def _draw_lines(
+    axis: Axes, lines: pd.DataFrame, quantity: Quantity, palette: Palette, *, legend: bool, marker: str | None
+) -> None:
+    sns.lineplot(
+        lines,
+        x="x",
+        y="y",
+        hue="arm",
+        palette=dict(palette),
+        hue_order=[arm for arm in palette if arm in set(lines["arm"])],
+        style="line" if len(quantity.lines) > 1 else None,
+        marker=marker,
+        errorbar=("pi", 100),
+        ax=axis,
+        legend="full" if legend else False,
+    )
+    if quantity.is_share:
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _reading(members: Sequence[Member], *, bands: bool, smooth: bool) -> str:
+    """Sentences: what was averaged before it was drawn."""
+    width = max(window(member.run.iterations) for member in members)  # iterations
+    parts = [f"Smoothed: centred mean over {width} iterations."] if smooth and width > 1 else []
+    if _several_seeds(members):
+        parts.append("Mean over seeds; bands reach from the lowest to the highest." if bands else "Mean over seeds.")
+    return " ".join(parts)
+
+
+def _several_seeds(members: Sequence[Member]) -> bool:
+    return len({member.arm for member in members}) < len(members)
+
+
+def draw_benchmarks(
+    benchmarks: Sequence[str], members: Sequence[Member], palette: Palette, folder: Path
+) -> Drawn | None:
+    """A panel a benchmark, against iterations; None without one."""
+    if not benchmarks:
+        return None
+    with style():
+        figure, axes = small_multiples(benchmarks, sharey=False)
+        for i, (axis, quantity) in enumerate(zip(axes, of_sets(benchmarks), strict=True)):
+            lines = _lines(quantity, members, ITERATIONS)
+            _draw_lines(axis, lines, quantity, palette, legend=i == 0, marker="o")
+            axis.set(title=benchmarks[i], xlabel=ITERATIONS, ylabel=quantity.unit)
+        common_legend(figure, axes[0])
+        save(figure, folder / "benchmarks")
+    caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=False)}"
+    return Drawn("benchmarks", "Benchmarks", caption)
+
+
+def draw_collapse(members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
+    """A panel an arm: the groups as sampled, stacked, and those without advantage after correction."""
+    metrics = {f"collapse/before/{label.replace(' ', '_')}": label for label in KINDS}
+    dead = "without advantage, after correction"
+    shares = shares_of_groups(members, {**metrics, "collapse/after/zero_variance": dead})
+    if shares.empty or shares[list(KINDS)].isna().all(axis=None):
+        return None
+    arms = [arm for arm in palette if arm in set(shares["arm"])]
+    with style():
+        figure, axes = small_multiples(arms)
+        for axis, arm in zip(axes, arms, strict=True):
+            own = shares[shares["arm"] == arm].set_index("step")
+            # Rolling means of 0 may fall below it by rounding, which a stack refuses.
+            own[list(KINDS)].clip(lower=0).plot.area(ax=axis, color=KINDS, alpha=0.75, linewidth=0, legend=False)
+            own[dead].plot(ax=axis, color="black", linestyle="--", label=dead)
+            axis.set(title=arm, xlabel=ITERATIONS, ylabel="share of groups", ylim=(0, 1))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axis.margins(x=0)
+        common_legend(figure, axes[0])
+        save(figure, folder / "collapse")
+    caption = (
+        "Groups as sampled, before correction, stacked: no response right, some, all. Dashed: groups whose rewards are "
+        "all equal after correction, which have no advantage and teach nothing. "
+        f"{_reading(members, bands=False, smooth=True)}"
+    )
+    return Drawn("collapse", "Collapse", caption)
+
+
+def draw_entropy_by_correctness(members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
+    """A panel an arm: the entropy of responses that are right, and of those that are wrong."""
+    lines = {"right": Curve("train/entropy_correct"), "wrong": Curve("train/entropy_wrong")}
+    quantity = Quantity("entropy_by_correctness", "Entropy of right and wrong responses", "", lines, False, "")
+    found = _lines(quantity, members, ITERATIONS)
+    if found.empty:
+        return None
+    arms = [arm for arm in palette if arm in set(found["arm"])]
+    colours = {"right": KINDS["all right"], "wrong": KINDS["all wrong"]}
+    with style():
+        figure, axes = small_multiples(arms)
+        for i, (axis, arm) in enumerate(zip(axes, arms, strict=True)):
+            own = found[found["arm"] == arm]
+            options: dict[str, Any] = {"hue_order": list(lines), "errorbar": ("pi", 100), "legend": i == 0}
+            sns.lineplot(own, x="x", y="y", hue="line", palette=colours, ax=axis, **options)
+            axis.set(title=arm, xlabel=ITERATIONS, ylabel="nats per token", ylim=(0, None))
+        common_legend(figure, axes[0])
+        save(figure, folder / quantity.name)
+    caption = (
+        "Mean policy entropy over the sampled tokens of responses that are right, and of those that are wrong, as "
+        f"sampled. {_reading(members, bands=True, smooth=True)}"
+    )
+    return Drawn(quantity.name, quantity.title, caption)
+
+
+def draw_differences(numbers: Numbers, baseline: str, palette: Palette, folder: Path) -> Drawn | None:
+    """Points with intervals, a row for every column of the main table; None without a second arm."""
+    differences = numbers.differences
+    if differences.empty:
+        return None
+    columns = zip(differences["benchmark"], differences["metric"], strict=True)
+    differences = differences.assign(column=[heading(column, numbers.problems) for column in columns])
+    heads, arms = list(dict.fromkeys(differences["column"])), list(dict.fromkeys(differences["arm"]))
+    with style():
+        figure = Figure(figsize=(8.2, 1.2 + 0.2 * len(heads) * (len(arms) + 1)), layout="constrained")
+        axis = figure.subplots()
+        for i, arm in enumerate(arms):
+            own = differences[differences["arm"] == arm].set_index("column")
+            places = [heads.index(head) + 0.7 * ((i + 1) / (len(arms) + 1) - 0.5) for head in own.index]
+            ends = [(own["mean"] - own["low"]).fillna(0) * 100, (own["high"] - own["mean"]).fillna(0) * 100]
+            axis.errorbar(own["mean"] * 100, places, xerr=ends, fmt="o", capsize=3, color=palette[arm], label=arm)
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set(xlabel=f"difference to {baseline}, percentage points", ylim=(len(heads) - 0.5, -0.5))
+        axis.set_yticks(range(len(heads)), heads)
+        common_legend(figure, axis)
+        save(figure, folder / "differences")
+    caption = f"The table of differences to {baseline} as a figure; a point without whiskers has no interval."
+    return Drawn("differences", f"Differences to {baseline}", caption)

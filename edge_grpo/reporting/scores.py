@@ -1,0 +1,145 @@
+"""Runs -> tidy numbers: one row an arm, benchmark and metric, aggregated over seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from edge_grpo.reporting.evaluations import AVERAGE, MEAN_OF_SETS, Evaluation
+from edge_grpo.reporting.runs import Run
+from edge_grpo.reporting.statistics import Bootstrap, Estimate
+
+HELD_OUT = "held_out"
+BEFORE, AFTER = "before", "after"
+KEYS = ["arm", "benchmark", "metric"]
+NOT_SHARES = ("mean_length",)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run in the tables: its arm, and the evaluation of it that is shown."""
+
+    arm: str
+    run: Run
+    evaluation: Evaluation | None
+
+    @property
+    def seed(self) -> int:
+        return int(self.run.seed or 0)
+
+
+def held_out(run: Run) -> pd.Series:
+    """step -> held-out avg@n, in [0, 1]."""
+    return run.column(next((name for name in run.logged if name.startswith(f"eval/{HELD_OUT}/avg@")), ""))
+
+
+def evaluated(members: Sequence[Member]) -> pd.DataFrame:
+    """The scores of edge-grpo-evaluate: columns arm, seed, benchmark, metric, value, low, high.
+
+    `avg@<n>` becomes `avg@n` if runs were evaluated with different n: its expectation does not depend on n.
+    """
+    counts = {member.evaluation.num_samples for member in members if member.evaluation}
+    rows = []
+    for member in members:
+        if member.evaluation is None:
+            continue
+        own = f"avg@{member.evaluation.num_samples}"
+        for (benchmark, metric), score in member.evaluation.scores.items():
+            name = "avg@n" if metric == own and len(counts) > 1 else metric
+            rows.append(
+                {"arm": member.arm, "seed": member.seed, "benchmark": benchmark, "metric": name, **asdict(score)}
+            )
+    return pd.DataFrame(rows)
+
+
+def accuracy_in_training(members: Sequence[Member]) -> pd.DataFrame:
+    """Held-out accuracy before and after training, as `evaluated`, without intervals."""
+    rows = []
+    for member in members:
+        curve = held_out(member.run)
+        values = {BEFORE: curve.get(0), AFTER: curve.iloc[-1] if len(curve) and curve.index[-1] > 0 else None}
+        rows += [
+            {"arm": member.arm, "seed": member.seed, "benchmark": HELD_OUT, "metric": when, "value": value}
+            for when, value in values.items()
+            if value is not None
+        ]
+    return pd.DataFrame(rows)
+
+
+def learning(members: Sequence[Member]) -> pd.DataFrame:
+    """What training was like, as `evaluated`, without intervals; the metrics are the keys of `_learning`."""
+    rows = []
+    for member in members:
+        for metric, value in _learning(member.run).items():
+            if pd.notna(value):
+                rows.append({"arm": member.arm, "seed": member.seed, "benchmark": "", "metric": metric, "value": value})
+    return pd.DataFrame(rows)
+
+
+def _learning(run: Run) -> dict[str, float]:
+    """NaN where the run did not log it."""
+    entropy = run.column("train/entropy")
+    return {
+        "groups without advantage": run.column("collapse/after/zero_variance").mean(),
+        "entropy, first 5": entropy.head(5).mean(),
+        "entropy, last 5": entropy.tail(5).mean(),
+        "advantage variance": run.column("train/advantage_var").mean(),
+        "responses sampled": run.column("train/num_rollouts").max(),
+        "iterations": float(run.iterations) if run.iterations else float("nan"),
+        "seconds": run.column("timing_s/total").sum(min_count=1),
+    }
+
+
+def aggregated(values: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
+    """Over seeds: columns arm, benchmark, metric, mean, std, low, high, n, resampled.
+
+    An arm of one seed has the interval of its evaluation, over problems, if there is one.
+    """
+    return _frame((key, _estimate(group, bootstrap)) for key, group in _groups(values))
+
+
+def differences(values: pd.DataFrame, baseline: str, bootstrap: Bootstrap) -> pd.DataFrame:
+    """Arm minus baseline over the seeds that both have, as `aggregated`; arms without a common seed are absent."""
+    of_seed = {key: dict(zip(group["seed"], group["value"], strict=True)) for key, group in _groups(values)}
+    found: list[tuple[tuple[str, ...], Estimate]] = []
+    for (arm, *what), own in of_seed.items():
+        paired = None if arm == baseline else bootstrap.paired(own, of_seed.get((baseline, *what), {}))
+        if paired is not None:
+            found.append(((arm, *what), paired))
+    return _frame(iter(found))
+
+
+def _groups(values: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    for key, group in values.groupby(KEYS, sort=False) if len(values) else ():
+        yield tuple(map(str, key)), group
+
+
+def _estimate(group: pd.DataFrame, bootstrap: Bootstrap) -> Estimate:
+    if len(group) == 1 and "low" in group and pd.notna(group["low"].iloc[0]):
+        only = group.iloc[0]
+        return Estimate(only["value"], 1, None, only["low"], only["high"], "problems")
+    return bootstrap.of(group["value"].tolist())
+
+
+def _frame(estimates: Iterator[tuple[tuple[str, ...], Estimate]]) -> pd.DataFrame:
+    rows = [{**dict(zip(KEYS, key, strict=True)), **asdict(estimate)} for key, estimate in estimates]
+    return pd.DataFrame(rows, columns=[*KEYS, "mean", "std", "low", "high", "n", "resampled"])
+
+
+def lookup(estimates: pd.DataFrame) -> Mapping[tuple[str, str, str], Estimate]:
+    """(arm, benchmark, metric) -> estimate."""
+    plain = estimates.astype(object).where(estimates.notna(), None)
+    return {
+        (row["arm"], row["benchmark"], row["metric"]): Estimate(
+            **{name: row[name] for name in ("mean", "n", "std", "low", "high", "resampled")}
+        )
+        for row in plain.to_dict("records")
+    }
+
+
+def shown_columns(values: pd.DataFrame) -> list[tuple[str, str]]:
+    """(benchmark, metric) of the main table: avg@n of every set, or held-out accuracy before and after."""
+    pairs = list(dict.fromkeys(zip(values["benchmark"], values["metric"], strict=True))) if len(values) else []
+    averages = [(b, m) for b, m in pairs if m.startswith("avg@") and b != MEAN_OF_SETS]
+    averages.sort(key=lambda pair: pair[0] != AVERAGE)  # an arm evaluated on one set alone has no total
+    return averages or [pair for pair in pairs if pair[0] == HELD_OUT]

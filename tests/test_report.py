@@ -1,0 +1,239 @@
+"""The report as a whole: what it reads, what it refuses, what it writes."""
+
+import logging
+import re
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import wandb
+from report_runs import write_evaluation, write_run
+from small_runs import composed
+
+from edge_grpo.config import check_config, instantiate
+from edge_grpo.errors import UserError
+from edge_grpo.report import check_runs
+from edge_grpo.reporting import build
+from edge_grpo.reporting.build import read_runs
+from edge_grpo.reporting.runs import read_folder
+
+FIGURES = {
+    "accuracy",
+    "advantage_variance",
+    "collapse",
+    "differences",
+    "entropy",
+    "entropy_by_correctness",
+    "reward",
+    "score_held_out",
+}
+
+
+def report(out, *overrides):
+    """As the command line does, without its own log."""
+    cfg, _ = composed("report", f"out={out}", "resamples=200", *overrides)
+    check_config(cfg)
+    return instantiate(cfg)
+
+
+def log_only(folder, *names):
+    """Leave the run's metrics no other columns."""
+    metrics = pd.read_csv(folder / "metrics.csv")
+    metrics[["step", "timing_s/total", *names]].to_csv(folder / "metrics.csv", index=False)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes most of the time."""
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A sweep with a run of every kind, and its report."""
+    root = tmp_path_factory.mktemp("report")
+    for arm, after in (("vanilla", 0.25), ("edge_grpo", 0.5)):
+        for seed in (0, 1):
+            write_run(root / "sweep" / f"{arm}-{seed}", arm, seed, held_out=(0.0, after))
+    write_run(root / "sweep" / "failed", "edge_grpo", 2, state="failed", error="<script>alert('no memory')</script>")
+    write_run(root / "sweep" / "killed", "edge_grpo", 3, state="running", iterations=1)
+    broken = write_run(root / "sweep" / "broken", "vanilla", 4)
+    (broken / "metrics.csv").write_text("step,a\n0,1\n1,2,3,4\n")
+    best = report(root / "out", f"runs={root / 'sweep'}", "baseline=vanilla", "title='A & B'")
+    return root, best
+
+
+def test_it_writes_tables_and_figures(written):
+    root, best = written
+    assert best == 0.5  # edge_grpo's held-out accuracy after training, of both seeds
+    out = root / "out"
+    for name in ("table", "learning", "differences"):
+        assert all((out / f"{name}.{ending}").stat().st_size for ending in ("md", "tex", "csv"))
+    tidy = pd.read_csv(out / "table.csv")
+    assert tidy.columns.tolist() == ["arm", "benchmark", "metric", "mean", "std", "low", "high", "n", "resampled"]
+    assert tidy[tidy["metric"] == "after"].set_index("arm")["mean"].to_dict() == {"vanilla": 0.25, "edge_grpo": 0.5}
+    assert {path.stem for path in (out / "figures").glob("*.png")} == FIGURES
+    assert {path.stem for path in (out / "figures").glob("*.svg")} == FIGURES
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (out / "figures").glob("*.png"))
+
+
+def test_the_page_holds_everything_and_fetches_nothing(written):
+    root, _ = written
+    page = (root / "out" / "index.html").read_text()
+    assert page.count('src="data:image/svg+xml;base64,') == len(FIGURES)
+    assert page.count("<img") == len(FIGURES)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(|<link|<script""", page)
+    assert "<title>A &amp; B</title>" in page
+    assert "abc123" in page
+    links = re.findall(r'href="([^"#][^"]*)"', page)
+    assert "../sweep/vanilla-0" in links
+    assert all((root / "out" / link).exists() for link in links)
+
+
+def test_runs_that_did_not_finish_are_listed_with_the_reason_and_not_counted(written):
+    root, _ = written
+    page = (root / "out" / "index.html").read_text()
+    listed = page.partition('id="left-out"')[2].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row)[:5] for row in re.findall(r"<tr>(<td>.*?)</tr>", listed)]
+    assert ["edge_grpo", "2", "failed", "2", "&lt;script&gt;alert(&#39;no memory&#39;)&lt;/script&gt;"] in rows
+    assert ["edge_grpo", "3", "killed", "1", ""] in rows
+    (broken,) = (row for row in rows if row[0] == "vanilla")
+    assert broken[1:4] == ["4", "finished", "0"]
+    assert broken[4].startswith("metrics.csv cannot be read")
+    assert len(rows) == 3
+    assert "3 of 7 runs are not in the tables" in page
+
+
+def test_what_no_run_logged_has_no_figure(tmp_path):
+    for arm in ("a", "b"):
+        log_only(write_run(tmp_path / "sweep" / arm, arm, 0), "train/reward")
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}")
+    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")} == {"reward"}
+
+
+def test_a_sweep_of_which_nothing_has_finished_is_still_reported(tmp_path, caplog):
+    write_run(tmp_path / "sweep" / "a", "a", 0, state="stopped")
+    with caplog.at_level(logging.WARNING):
+        assert report(tmp_path / "out", f"runs={tmp_path / 'sweep'}") is None
+    assert "not in the tables: a, stopped after 2 iterations" in caplog.text
+    assert "No run has finished" in (tmp_path / "out" / "index.html").read_text()
+    assert not list((tmp_path / "out").glob("*.md"))
+
+
+def test_labels_that_mean_something_to_latex_html_or_matplotlib(tmp_path):
+    for name, value in (("x", "$x_{"), ("y", "<b>&$")):
+        typed, settings = (f"data.path={value}",), {"data": {"path": value}}
+        log_only(write_run(tmp_path / "sweep" / name, "a", 0, typed=typed, settings=settings), "train/reward")
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}")
+    assert r"data.path=\$x\_\{ &" in (tmp_path / "out" / "learning.tex").read_text()
+    assert "data.path=&lt;b&gt;&amp;$" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_evaluations_that_differ_are_noted(tmp_path, no_figures):
+    for arm, n in (("a", 2), ("b", 4)):
+        write_evaluation(write_run(tmp_path / "sweep" / arm, arm, len(arm)), {"A": 0.5}, num_samples=n)
+    write_run(tmp_path / "sweep" / "c", "c", 0)
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}", "confidence=0.9")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "have the confidence of their evaluation (95 %), not 90 %" in page
+    assert "differ in their number of samples" in page
+    assert "1 of 3 finished runs have no evaluation" in page
+    assert "avg@n" in (tmp_path / "out" / "table.csv").read_text()
+
+
+def test_jobs_keep_the_order_of_their_sweep_and_are_read_once(tmp_path):
+    for number in (10, 2):
+        folder = write_run(tmp_path / str(number), "a", number)
+        (folder / ".hydra" / "hydra.yaml").write_text(f"hydra: {{job: {{num: {number}}}}}\n")
+    assert [run.seed for run in read_folder(tmp_path)] == [2, 10]
+    assert [run.seed for run in read_runs([str(tmp_path), str(tmp_path / "10")])] == [2, 10]
+
+
+def test_a_job_that_failed_before_it_wrote_its_config_is_a_run(tmp_path):
+    folder = write_run(tmp_path / "a", "a", 7, state="failed", error="no such model")
+    (folder / "config.yaml").unlink()
+    (run,) = read_folder(tmp_path)
+    assert (run.seed, run.state, run.error, run.usable) == (7, "failed", "no such model", False)
+
+
+def test_what_cannot_be_reported_is_refused_in_one_line(tmp_path, no_figures):
+    write_run(tmp_path / "sweep" / "a", "a", 0)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("run: null\n")
+    runs = f"runs={tmp_path / 'sweep'}"
+    refused = {
+        (f"runs={tmp_path / 'nowhere'}",): "nowhere: no such folder",
+        (f"runs={tmp_path / 'empty'}",): "no run in it or below it",
+        (f"runs={tmp_path / 'other'}",): "of other programs",
+        ("runs=[]",): "names nothing",
+        (runs, "baseline=b"): "baseline=b: no arm of finished runs has that label; there are: a",
+        (runs, "evaluation_name=paper"): "evaluation_name=paper: no finished run has one of that name; there are: none",
+        (runs, "confidence=95"): "confidence=95",
+        (runs, "resamples=x"): "resamples=x: expected int",
+        ("runs='wandb:'",): "name the project",
+    }
+    for overrides, message in refused.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            report(tmp_path / "out", *overrides)
+    with pytest.raises(UserError, match="no run in it"):
+        check_runs(tmp_path / "out", {"runs": [str(tmp_path / "empty")]})
+
+
+def test_results_that_are_none_make_the_run_a_listed_one(tmp_path):
+    folder = write_run(tmp_path / "a", "a", 0)
+    (folder / "evaluation" / "paper").mkdir(parents=True)
+    (folder / "evaluation" / "paper" / "results.json").write_text('{"benchmarks": 3}')
+    (run,) = read_folder(tmp_path)
+    assert not run.usable
+    assert "results.json holds no results" in run.error
+
+
+def wandb_run(name, seed, after, state="finished"):
+    """What wandb.Api gives of a run of ours, as far as the report reads it."""
+    rows = [
+        {"iteration": 0, "_step": 0, "timing_s/total": 60, "train/entropy": 0.5, "eval/held_out/avg@1": 0.0},
+        {"iteration": 1, "_step": 1, "timing_s/total": 60, "train/entropy": "NaN", "samples": {"_type": "table"}},
+        {"iteration": 2, "_step": 2, "eval/held_out/avg@1": after},
+    ]
+    config = {
+        "name": name,
+        "seed": seed,
+        "trainer": {"max_iterations": 2},
+        "overrides": [f"experiment={name}", f"seed={seed}"],
+        "git_commit": "abc123",
+    }
+    url = f"https://wandb.ai/me/edge-grpo/runs/{name}{seed}"
+    return SimpleNamespace(config=config, state=state, url=url, scan_history=lambda: iter(rows))
+
+
+def test_a_wandb_project_gives_the_same_report(tmp_path, monkeypatch, no_figures):
+    runs = [wandb_run("vanilla", 0, 0.25), wandb_run("edge_grpo", 0, 0.5), wandb_run("edge_grpo", 1, 0.0, "crashed")]
+    runs.append(SimpleNamespace(config={"lr": 1}, state="finished", url="https://x", scan_history=lambda: iter([])))
+    asked = []
+    api = SimpleNamespace(runs=lambda path, order: asked.append(path) or runs)
+    monkeypatch.setattr(wandb, "Api", lambda: api)
+    assert report(tmp_path / "out", "runs='wandb:me/edge-grpo'") == 0.5
+    assert asked == ["me/edge-grpo"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| edge_grpo | 1 | 0.0 | 50.0 |" in table
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "crashed" in page
+    assert 'href="https://wandb.ai/me/edge-grpo/runs/vanilla0"' in page  # a link, which fetches nothing
+    (run, *_) = read_runs("wandb:me/edge-grpo")
+    assert run.column("train/entropy").to_dict() == {0: 0.5}
+    assert "samples" not in run.logged
+    assert run.info == {"git_commit": "abc123"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [wandb.errors.UsageError("No API key configured."), ValueError("Could not find project"), OSError("refused")],
+)
+def test_a_wandb_that_gives_nothing_is_one_error(monkeypatch, error):
+    def api():
+        raise error
+
+    monkeypatch.setattr(wandb, "Api", api)
+    with pytest.raises(UserError, match=rf"runs=wandb:me/x: W&B does not give its runs \({error}\)"):
+        read_runs("wandb:me/x")

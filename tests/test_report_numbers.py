@@ -1,0 +1,232 @@
+"""The numbers and tables of a report, worked by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_runs import write_evaluation, write_run
+
+from edge_grpo.errors import UserError
+from edge_grpo.reporting.arms import label_arms
+from edge_grpo.reporting.curves import GRID, ITERATIONS, MINUTES, ROLLOUTS, Curve, curve, evaluated_at
+from edge_grpo.reporting.evaluations import chosen
+from edge_grpo.reporting.headline import headline
+from edge_grpo.reporting.numbers import Arms, numbers_of
+from edge_grpo.reporting.runs import read_folder
+from edge_grpo.reporting.scores import Member
+from edge_grpo.reporting.statistics import Bootstrap, Estimate, ceiling
+from edge_grpo.reporting.table_files import as_latex, as_markdown
+from edge_grpo.reporting.tables import Cell, Table, learning_table, main_table, other_metrics_table, reading, tables_of
+
+BOOTSTRAP = Bootstrap(confidence=0.95, resamples=2000, seed=0)
+
+
+def members_of(folder):
+    runs = read_folder(folder)
+    return [Member(arm, run, chosen(run.evaluations, None)) for arm, run in zip(label_arms(runs), runs, strict=True)]
+
+
+def numbers(members, seeds=2):
+    arms = Arms(dict.fromkeys(dict.fromkeys(member.arm for member in members), seeds), members[0].arm)
+    return numbers_of(members, arms, BOOTSTRAP), arms
+
+
+def lines(table):
+    return [[cell.line for cell in row] for row in table.rows]
+
+
+def test_the_interval_of_three_seeds_by_hand():
+    # 27 equal draws. The mean of (0, 0, 0) is alone at the bottom: 1/27 = 3.7 % is more than 2.5 %, less than 5 %; the
+    # next, three draws of (0, 0, 0.3), is 0.1. At the top (0.9, 0.9, 0.9), then three of (0.9, 0.9, 0.3): 0.7.
+    values = [0.0, 0.3, 0.9]
+    wide = Bootstrap(confidence=0.95, resamples=10000, seed=0).of(values)
+    narrow = Bootstrap(confidence=0.90, resamples=10000, seed=0).of(values)
+    assert (wide.low, wide.high) == pytest.approx((0.0, 0.9))
+    assert (narrow.low, narrow.high) == pytest.approx((0.1, 0.7))
+    # Deviations -0.4, -0.1, 0.5: squares 0.16 + 0.01 + 0.25 = 0.42, over 2.
+    assert (wide.mean, wide.std, wide.n) == pytest.approx((0.4, math.sqrt(0.21), 3))
+
+
+def test_paired_differences_are_over_common_seeds():
+    # Seeds 0 and 1 are common: 0.1 and 0.3, so the mean is 0.2, the deviation 0.1 * sqrt(2).
+    found = BOOTSTRAP.paired({0: 0.5, 1: 0.7, 2: 0.9}, {1: 0.4, 0: 0.4, 3: 0.1})
+    assert (found.mean, found.std, found.low, found.high, found.n) == pytest.approx((0.2, 0.1 * 2**0.5, 0.1, 0.3, 2))
+    assert BOOTSTRAP.paired({0: 0.5}, {0: 0.4}) == Estimate(pytest.approx(0.1), 1)
+    assert BOOTSTRAP.paired({0: 0.5}, {1: 0.4}) is None
+
+
+def test_no_interval_of_few_seeds_covers_more_often_than_is_said():
+    rng = np.random.default_rng(0)
+    bootstrap = Bootstrap(confidence=0.95, resamples=200, seed=0)
+    for n in (2, 3):
+        found = [bootstrap.of(rng.normal(size=n).tolist()) for _ in range(1000)]
+        covered = np.mean([e.low <= 0 <= e.high for e in found])
+        # The whole range of 2 or 3 seeds is their interval, so the ceiling is reached: +- 4 standard errors of 1.6 %.
+        assert covered == pytest.approx(ceiling(n), abs=0.064)
+
+
+@pytest.mark.parametrize("value", [{"confidence": 95.0}, {"confidence": 0.0}, {"resamples": 0}])
+def test_values_out_of_range_are_named(value):
+    (name,) = value
+    with pytest.raises(UserError, match=name):
+        Bootstrap(**{"confidence": 0.95, "resamples": 10, "seed": 0, **value})
+
+
+def test_markdown_and_latex_of_a_small_table():
+    rows = [[Cell("edge_grpo, a|b"), Cell("2"), Cell("50.0 ± 1.0", "[49.0, 51.0]", bold=True)]]
+    table = Table("table", "Accuracy", "In %.", ["arm", "seeds", "Avg (40)"], rows, pd.DataFrame())
+    assert as_markdown(table) == (
+        "### Accuracy\n\n"
+        "| arm | seeds | Avg (40) |\n"
+        "|---|---:|---:|\n"
+        "| edge_grpo, a\\|b | 2 | **50.0 ± 1.0 [49.0, 51.0]** |\n\n"
+        "In %.\n"
+    )
+    assert as_latex(table) == (
+        "\\begin{table}\n\\centering\n\\caption{In \\%.}\n\\label{tab:table}\n\\begin{tabular}{lrr}\n\\toprule\n"
+        "arm & seeds & Avg (40) \\\\\n\\midrule\n"
+        "edge\\_grpo, a|b & 2 & \\textbf{50.0 $\\pm$ 1.0 [49.0, 51.0]} \\\\\n"
+        "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    )
+
+
+@pytest.fixture
+def evaluated_runs(tmp_path):
+    """Two arms of two seeds, evaluated on A (10 problems) and B (30)."""
+    scores = {
+        ("vanilla", 0): (0.2, 0.2),
+        ("vanilla", 1): (0.4, 0.4),
+        ("edge_grpo", 0): (0.1, 0.5),
+        ("edge_grpo", 1): (0.3, 0.7),
+    }
+    for job, ((arm, seed), (a, b)) in enumerate(scores.items()):
+        run = write_run(tmp_path / f"{arm}-{seed}", arm, seed)
+        (run / ".hydra" / "hydra.yaml").write_text(f"hydra: {{job: {{num: {job}}}}}\n")
+        write_evaluation(run, {"A": a, "B": b})
+    return tmp_path
+
+
+def test_the_main_table_and_the_differences_by_hand(evaluated_runs):
+    found, arms = numbers(members_of(evaluated_runs))
+    main, differences, *_ = tables_of(found, arms, 0.95)
+    assert main.columns == ["arm", "seeds", "Avg (40)", "A (10)", "B (30)"]
+    # Avg = (10 A + 30 B) / 40: 0.2 and 0.4 for vanilla, 0.4 and 0.6 for edge_grpo. Two seeds 0.2 apart deviate by
+    # 0.1 * sqrt(2) = 14.1 %, and their interval is their range (1/4 of the draws at each end).
+    assert lines(main) == [
+        ["vanilla", "2", "30.0 ± 14.1 [20.0, 40.0]", "30.0 ± 14.1 [20.0, 40.0]", "30.0 ± 14.1 [20.0, 40.0]"],
+        ["edge_grpo", "2", "50.0 ± 14.1 [40.0, 60.0]", "20.0 ± 14.1 [10.0, 30.0]", "60.0 ± 14.1 [50.0, 70.0]"],
+    ]
+    # B alone: at 0.4 the intervals of Avg touch, and in A the baseline itself is the highest.
+    assert [[cell.bold for cell in row[2:]] for row in main.rows] == [[False] * 3, [False, False, True]]
+    assert lines(differences) == [
+        ["edge_grpo", "2", "+20.0 ± 0.0 [+20.0, +20.0]", "-10.0 ± 0.0 [-10.0, -10.0]", "+30.0 ± 0.0 [+30.0, +30.0]"]
+    ]
+    assert "at most 50 % of the time with 2" in main.caption
+    assert headline(found, arms, 0.95) == [
+        "Highest Avg (40): edge_grpo, 50.0 ± 14.1 [40.0, 60.0] % (2 seeds). Its interval overlaps that of vanilla.",
+        "Against vanilla: +20.0 ± 0.0 [+20.0, +20.0] percentage points (2 pairs of seeds); the interval excludes 0, "
+        "but of 2 seeds it covers the true value at most 50 % of the time.",
+    ]
+    assert lines(other_metrics_table(found, arms, 0.95))[0] == [
+        "vanilla", "2", "30.0 ± 14.1 [20.0, 40.0]", "100 ± 0 [100, 100]",
+    ]  # fmt: skip
+
+
+def test_one_seed_has_the_interval_over_problems_and_its_difference_none(tmp_path):
+    for arm, score in (("a", 0.3), ("b", 0.4)):
+        write_evaluation(write_run(tmp_path / arm, arm, 0), {"A": score})
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    main, differences, *_ = tables_of(found, arms, 0.95)
+    assert lines(main) == [["a", "1", "30.0 [20.0, 40.0]"], ["b", "1", "40.0 [30.0, 50.0]"]]
+    assert lines(differences) == [["b", "1", "+10.0"]]
+    assert "over problems] of one seed" in main.caption
+    assert reading(found.differences, 0.95) == "One seed: no intervals."
+
+
+def test_seeds_that_were_not_evaluated_are_not_counted(tmp_path):
+    for seed in (0, 1):
+        run = write_run(tmp_path / str(seed), "a", seed)
+    write_evaluation(run, {"A": 0.3})
+    found, arms = numbers(members_of(tmp_path), seeds=2)
+    main, learning, _ = tables_of(found, arms, 0.95)
+    assert lines(main) == [["a", "1", "30.0 [20.0, 40.0]"]]
+    assert lines(learning)[0][1] == "2"
+
+
+def test_without_evaluations_the_main_table_is_of_held_out_accuracy(tmp_path):
+    for arm, after in (("a", 0.5), ("b", 0.75)):
+        write_run(tmp_path / arm, arm, 0, held_out=(0.25, after))
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    main, differences, learning = tables_of(found, arms, 0.95)
+    assert main.columns == ["arm", "seeds", "held-out before", "held-out after"]
+    assert lines(main) == [["a", "1", "25.0", "50.0"], ["b", "1", "25.0", "75.0"]]
+    assert lines(differences) == [["b", "1", "+25.0"]]  # what was before training is no result of it
+    assert learning.columns[2:4] == ["held-out before", "held-out after"]
+
+
+def test_the_learning_table_by_hand(tmp_path):
+    folder = write_run(tmp_path / "a", "a", 0, held_out=(0.0, 0.5))
+    metrics = pd.read_csv(folder / "metrics.csv")
+    metrics["train/entropy"] = [0.25, 0.75, None]
+    metrics["collapse/after/zero_variance"] = [1.0, 0.5, None]
+    metrics.drop(columns="train/advantage_var").to_csv(folder / "metrics.csv", index=False)
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    table = learning_table(found, arms, 0.95)
+    # Dead groups (1 + 0.5) / 2; entropies of fewer than five iterations: their mean; 2 iterations of 128 responses
+    # and 60 s. What was not logged has no column.
+    assert dict(zip(table.columns, lines(table)[0], strict=True)) == {
+        "arm": "a",
+        "seeds": "1",
+        "held-out before": "0.0",
+        "held-out after": "50.0",
+        "groups without advantage": "75.0",
+        "entropy, first 5": "0.500",
+        "entropy, last 5": "0.500",
+        "responses sampled": "256",
+        "iterations": "2.000",
+        "seconds": "120",
+    }
+
+
+def test_an_arm_without_a_benchmark_has_a_dash(tmp_path):
+    write_evaluation(write_run(tmp_path / "a", "a", 0), {"A": 0.5, "B": 0.5})
+    write_evaluation(write_run(tmp_path / "b", "b", 0), {"B": 0.5})
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    table = main_table(found, arms, 0.95)
+    # B has 30 problems in one and 10 in the other, so its head names no number.
+    assert table.columns == ["arm", "seeds", "Avg (40)", "A (10)", "B"]
+    assert lines(table)[1] == ["b", "0 to 1", "-", "-", "50.0 [40.0, 60.0]"]
+
+
+def test_evaluations_of_checkpoints_are_points_of_the_curve(tmp_path):
+    run = write_run(tmp_path / "a", "a", 0, iterations=4)
+    write_evaluation(run, {"A": 0.25, "B": 0.25}, iteration=2)
+    write_evaluation(run, {"A": 0.5, "B": 0.5})  # of the run's end: iteration 4
+    write_evaluation(run, {"A": 0.9, "B": 0.9}, iteration=3, num_samples=4)  # of other settings: not comparable
+    (member,) = members_of(tmp_path)
+    assert member.evaluation.iteration is None
+    assert evaluated_at(member)["A"].to_dict() == evaluated_at(member)["Avg"].to_dict() == {2: 0.25, 4: 0.5}
+    # After 2 iterations of 128 responses and 60 s: 256 and 2 minutes; after 4: 512 and 4.
+    for axis, places in ((ITERATIONS, [2, 4]), (ROLLOUTS, [256, 512]), (MINUTES, [2, 4])):
+        assert curve([member], Curve("A", evaluated=True), axis)["x"].tolist() == places
+    # The training metric of iteration 0 is of its 128 responses, and of its minute.
+    assert curve([member], Curve("train/reward"), ROLLOUTS)["x"].tolist() == [128, 256, 384, 512]
+    assert curve([member], Curve("train/reward"), MINUTES)["x"].tolist() == [1, 2, 3, 4]
+
+
+def test_seeds_of_unequal_pace_are_interpolated_onto_common_points(tmp_path):
+    for seed, pace in ((0, 1.0), (1, 2.0)):
+        folder = write_run(tmp_path / str(seed), "a", seed, iterations=3)
+        metrics = pd.read_csv(folder / "metrics.csv")
+        metrics["train/num_rollouts"] *= pace
+        metrics["train/reward"] = [0.0, 1.0, 2.0, None]
+        metrics.to_csv(folder / "metrics.csv", index=False)
+    found = curve(members_of(tmp_path), Curve("train/reward"), ROLLOUTS)
+    # Seed 0 was at 128, 256, 384 and seed 1 at 256, 512, 768: both cover 256 to 384, where seed 0 climbs from 1 to 2
+    # and seed 1 from 0 to (384 - 256) / 256 = 0.5.
+    for seed, (first, last) in ((0, (1.0, 2.0)), (1, (0.0, 0.5))):
+        own = found[found["seed"] == seed]
+        assert len(own) == GRID
+        assert own["x"].iloc[[0, -1]].tolist() == [256, 384]
+        assert own["y"].iloc[[0, -1]].tolist() == pytest.approx([first, last])
