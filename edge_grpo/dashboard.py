@@ -1,0 +1,31 @@
+"""`edge-grpo-dashboard`: the project's W&B workspace and a W&B report."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from edge_grpo.cli import run
+
+
+def dashboard(cfg: DictConfig) -> None:
+    """Build, write, save."""
+    # Imported here: the command line is checked before wandb is loaded.
+    from edge_grpo.dashboards.publish import publish
+
+    publish(
+        Path(cfg.paths.run_dir),
+        entity=cfg.entity,
+        project=cfg.project,
+        name=cfg.name,
+        smoothing=cfg.smoothing,
+        report=cfg.report,
+        dry_run=cfg.dry_run,
+    )
+
+
+def main() -> None:
+    run(dashboard, "dashboard")
+
+
+if __name__ == "__main__":
+    main()
