@@ -1,9 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test chaos slow format
+.PHONY: install train test smoke chaos slow format
 
 KILLS := 20
+SWEEPS := $(filter-out %/common.sh,$(wildcard multirun_scripts/*.sh))
 
 install: .venv/installed
 
@@ -25,7 +26,14 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
+
+# Every script of multirun_scripts with jobs of two short iterations, a minute or two: make -j2 --output-sync smoke
+smoke: $(SWEEPS:.sh=.smoke)
+
+%.smoke: %.sh .venv/installed-test
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+		PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 SMOKE=1 FOLDER="$$folder" bash $<
 
 # Minutes: a run that is killed KILLS times ends as the one that is not.
 chaos: .venv/installed-test
