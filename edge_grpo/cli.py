@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.composition import check_command_line, key_of, parse
 from edge_grpo.config import NOTHING_INJECTED, check_config
-from edge_grpo.errors import UserError
+from edge_grpo.errors import UserError, message_of
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class _Job:
             raise
 
     def _record(self, error: Exception) -> JobFailed:
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        message = message_of(error)
         log.error("%s", message, exc_info=None if isinstance(error, UserError) else error)
         job = f"#{HydraConfig.get().job.num} {' '.join(HydraConfig.get().overrides.task)}"
         self.failed.append(f"{job}: {message}")

@@ -80,19 +80,24 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def check_config(cfg: DictConfig, injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED) -> None:
+def check_config(
+    cfg: DictConfig,
+    injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED,
+    trusted: tuple[str, ...] = ALLOWED_TARGETS,
+) -> None:
     """Hold every mapping with `_target_` against its target's signature; import the targets, build nothing.
 
     Args:
         cfg: the job's config, without the `hydra` node; its list `allowed_targets` names further module prefixes.
         injected: dotted config key -> names of the arguments that the code passes itself.
+        trusted: module prefixes whose targets may be built.
 
     Raises:
         UserError: a target that may not or cannot be imported, an argument that the target does not take or that
             is missing, or a value that its annotation refuses.
     """
     plain = to_dict(cfg)
-    allowed = (*ALLOWED_TARGETS, *(plain.get("allowed_targets") or ()))
+    allowed = (*trusted, *(plain.get("allowed_targets") or ()))
     _walk(plain, "", allowed, injected)
 
 

@@ -12,6 +12,15 @@ class UserError(Exception):
     """
 
 
+def message_of(error: BaseException) -> str:
+    """What to tell of an error in one place: its class too, unless it is meant for the user.
+
+    >>> message_of(UserError("mend it")), message_of(ValueError("broken"))
+    ('mend it', 'ValueError: broken')
+    """
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 def first_lines(items: Sequence[object]) -> str:
     """The first of many, one an indented line, and how many more there are.
 

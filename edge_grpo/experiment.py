@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,9 +16,10 @@ from edge_grpo.callbacks.checkpoint import saving_signal_ignored
 from edge_grpo.checkpoints import STATE, iteration_of, read_manifest
 from edge_grpo.config import instantiate, to_dict
 from edge_grpo.data.report import report_bad_rows
-from edge_grpo.errors import Stopped, UserError
+from edge_grpo.errors import Stopped, UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
-from edge_grpo.loggers.wandb import WANDB_RUN_ID, WandbMetrics
+from edge_grpo.loggers.identity import WANDB_RUN_ID
+from edge_grpo.loggers.wandb import WandbMetrics
 from edge_grpo.policy.base import Policy
 from edge_grpo.quiet import silence_expected_warnings
 from edge_grpo.reporting.summary_table import show_summary
@@ -53,9 +55,9 @@ def run_experiment(cfg: DictConfig) -> float:
         try:
             return _run(cfg, folder)
         except Exception as error:
-            if is_first_rank() and not (folder / "config.yaml").exists():  # a report lists what never began too
+            if is_first_rank() and not (folder / "metrics.csv").exists():  # a report lists what never began too
                 (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-                write_status(folder, "failed", str(error))
+                write_status(folder, "failed", message_of(error))
             raise
 
 
@@ -65,6 +67,8 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
         accuracy = _finished(resumed, folder, cfg.trainer.max_iterations)
         if accuracy is not None:
+            if is_first_rank():  # its process may have died after the summary was written
+                write_status(folder, "finished")
             return accuracy
     pl.seed_everything(cfg.seed, verbose=False)
     # The cheap parts first: what is wrong with them should not wait for a model to load.
@@ -116,9 +120,7 @@ def _status(folder: Path) -> Iterator[None]:
         write_status(folder, "stopped")
         raise
     except BaseException as error:
-        write_status(
-            folder, "failed", f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        )
+        write_status(folder, "failed", message_of(error))
         raise
     write_status(folder, "finished")
 
@@ -164,6 +166,7 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     if resumed is None:
         for path in (path for pattern in FILES_OF_A_RUN for path in folder.glob(pattern)):
             path.unlink()
+        shutil.rmtree(folder / "evaluation", ignore_errors=True)  # of weights that are no more
         # A run that was killed before its first checkpoint begins again as the same W&B run.
         if cfg.resume.start_over or not config.exists() or config.read_text() != written:
             identity.unlink(missing_ok=True)

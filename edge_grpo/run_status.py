@@ -34,17 +34,17 @@ def read_status(folder: Path) -> RunStatus:
     """How the run stands: "killed" if it says that it is running and no process holds its folder."""
     try:
         written = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        state = written["state"]
+    except (OSError, ValueError, KeyError, TypeError):
         return RunStatus("unknown")
-    state = written["state"]
     return RunStatus("killed" if state == "running" and not _held(folder) else state, written.get("error"))
 
 
 def _held(folder: Path) -> bool:
     """Whether a process holds the lock of the folder (see `resume.alone_in`)."""
     try:
-        with (folder / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 COLUMNS = (
@@ -63,6 +64,7 @@ def write_evaluation(
 ) -> None:
     """Benchmarks of 10 and 30 problems and so on, 20 more each; the interval of every score is 0.1 to either side."""
     name = "paper" if iteration is None else f"paper-iteration-{iteration:06d}"
+    iterations = int(pd.read_csv(run / "metrics.csv")["timing_s/total"].count())
     sizes = {benchmark: 10 + 20 * i for i, benchmark in enumerate(scores)}
     total = sum(sizes.values())
 
@@ -74,7 +76,7 @@ def write_evaluation(
     weighted = sum(scores[benchmark] * size / total for benchmark, size in sizes.items())
     results = {
         "name": "paper",
-        "iteration": iteration,
+        "iteration": iterations if iteration is None else iteration,
         "num_samples": num_samples,
         "confidence": 0.95,
         "sampling": {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 3000},

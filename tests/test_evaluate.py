@@ -51,10 +51,10 @@ def written(policy, *texts):
     return Rollout((problem(policy),), tuple(responses), len(texts))
 
 
-def evaluate(folder, *overrides, own_template=False):
+def evaluate(folder, *overrides, typed=()):
     cfg, _ = composed("evaluate", "accelerator=cpu", "resamples=50", *overrides, f"paths.run_dir={folder}")
     check_config(cfg)
-    return run_evaluation(cfg, own_template=own_template)
+    return run_evaluation(cfg, lambda *keys: bool({*keys} & {*typed}))
 
 
 def small(*names):
@@ -115,7 +115,29 @@ def test_the_scores_can_be_had_again_without_the_model(finished, tmp_path):
 def test_an_average_of_no_benchmark_of_the_file_is_refused(finished, tmp_path):
     file = f"from_file={finished[0]}/completions.parquet"
     with pytest.raises(UserError, match=r"evaluation.average=\['AMC'\]: the completions are of chain2, chain5"):
-        evaluate(tmp_path, file, "evaluation.average=[AMC]")
+        evaluate(tmp_path, file, "evaluation.average=[AMC]", typed=["evaluation"])
+
+
+def test_a_file_keeps_its_name_and_average(finished, tmp_path):
+    made = tmp_path / "made"
+    shutil.copytree(finished[0], made)
+    config = OmegaConf.load(made / "config.yaml")
+    config.name, config.evaluation.average = "mine", ["chain5"]
+    OmegaConf.save(config, made / "config.yaml")
+    file = f"from_file={made}/completions.parquet"
+    for typed, name, averaged in (
+        ((), "mine", ["chain5"]),
+        (("name", "evaluation"), "arithmetic", ["chain2", "chain5"]),
+    ):
+        evaluate(tmp_path / name, file, typed=typed)
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert (results["name"], results["total"]["benchmarks"]) == (name, averaged)
+
+
+def test_unequal_numbers_of_samples_are_told(finished, tmp_path):
+    read_completions(finished[0]).iloc[:-1].to_parquet(tmp_path / "cut.parquet")
+    with pytest.raises(UserError, match=r"cut.parquet: 1 completions of problem \('chain5', .*2 of \('chain2'"):
+        evaluate(tmp_path / "out", f"from_file={tmp_path}/cut.parquet")
 
 
 def test_a_finished_evaluation_is_not_sampled_again(finished, monkeypatch):
@@ -326,8 +348,8 @@ def test_a_run_is_evaluated_with_its_model_and_prompts(trained, tmp_path):
     rows = read_completions(tmp_path)
     assert rows["prompt"][0] == f"<|user|>{rows['question'][0]}<|assistant|>"  # data/template=question of the run
     results = json.loads((tmp_path / "results.json").read_text())
-    assert (results["run"], results["iteration"]) == (str(trained), None)
-    evaluate(tmp_path / "typed", f"run={trained}", "data/template=plain", *args, own_template=True)
+    assert (results["run"], results["iteration"]) == (str(trained), 2)
+    evaluate(tmp_path / "typed", f"run={trained}", "data/template=plain", *args, typed=["data/template"])
     assert read_completions(tmp_path / "typed")["prompt"][0] == f"{rows['question'][0]}\n"
 
 
@@ -349,6 +371,8 @@ def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):
     [
         ((), "run=DIR evaluates a run, model=... another model, and neither is given"),
         (("run=nowhere", "model=tiny"), "and both are given"),
+        (("run=nowhere", "from_file=x"), "run and from_file are given: one evaluation has one of them"),
+        (("model=tiny", "grade_golds=true"), "model and grade_golds are given"),
         (("run=nowhere",), "run=nowhere: no run there"),
         (("model=tiny", "accelerator=tpu"), "accelerator=tpu is none of auto, cpu, gpu"),
         (("model=tiny", "evaluation=greedy"), "evaluation=greedy holds no benchmark"),
@@ -382,13 +406,24 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
         evaluate(tmp_path / "out", f"run={checkpoint}")
 
 
-def test_a_run_whose_config_names_a_foreign_target_is_refused(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("target", "arguments"),
+    [("os.system", {"command": "true"}), ("torch.load", {"f": "evil.pt", "weights_only": False})],
+)
+def test_a_recorded_config_may_not_run_code(trained, tmp_path, target, arguments):
     config = OmegaConf.load(trained / "config.yaml")
-    config.data.template = {"_target_": "os.system", "command": "true"}
-    (tmp_path / "model").symlink_to(trained / "model")
-    OmegaConf.save(config, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match=r"run=.*: template._target_=os.system: only targets under"):
-        evaluate(tmp_path / "out", f"run={tmp_path}")
+    config.data.template = {"_target_": target, **arguments}
+    shutil.copytree(trained, tmp_path / "run")
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    refused = rf"run=.*: template._target_={target}: only targets under edge_grpo.data.templates are"
+    with pytest.raises(UserError, match=refused):
+        evaluate(tmp_path / "out", f"run={tmp_path}/run", "evaluation.limit=1")
+
+
+def test_a_template_that_is_typed_wins_over_that_of_the_evaluation(trained, tmp_path):
+    args = (f"run={trained}", "evaluation.limit=1", "evaluation.max_new_tokens=2", "evaluation.num_samples=1")
+    evaluate(tmp_path, *args, "data/template=plain", typed=["data/template"])
+    assert read_completions(tmp_path)["prompt"][0] == "9 + 6 = ?\n"
 
 
 def test_the_programs_set_the_target_of_every_evaluation():

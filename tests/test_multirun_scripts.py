@@ -108,7 +108,7 @@ def _task(cfg: object) -> None:
 
 
 def test_the_papers_table_trains_five_arms_and_evaluates_what_finished(sweep: Sweep, tmp_path: Path) -> None:
-    arms = tmp_path / "multirun/paper_table"
+    arms = tmp_path / "multirun/paper_table_data=arithmetic_hard"
     for name in ("experiment=sft,seed=4", "experiment=vanilla,seed=4", "experiment=gec,seed=4"):
         (arms / name).mkdir(parents=True)
     for name in ("experiment=sft,seed=4", "experiment=vanilla,seed=4"):
@@ -118,27 +118,27 @@ def test_the_papers_table_trains_five_arms_and_evaluates_what_finished(sweep: Sw
     assert train == [
         "edge-grpo-train",
         "-m",
-        "hydra.sweep.dir='multirun/paper_table'",
+        "hydra.sweep.dir='multirun/paper_table_data=arithmetic_hard'",
         "experiment=sft,vanilla,force_r,force_r_eda,edge_grpo",
         "seed=4",
         "data=arithmetic_hard",
     ]
     assert evaluate[1:] == [
         "-m",
-        "hydra.sweep.dir='multirun/paper_table/evaluation'",
-        "run='multirun/paper_table/experiment=sft,seed=4','multirun/paper_table/experiment=vanilla,seed=4'",
+        "hydra.sweep.dir='multirun/paper_table_data=arithmetic_hard/evaluation'",
+        "run='multirun/paper_table_data=arithmetic_hard/experiment=sft,seed=4','multirun/paper_table_data=arithmetic_hard/experiment=vanilla,seed=4'",
         "evaluation=arithmetic",
     ]
     assert report[:3] == [
         "edge-grpo-report",
-        "runs='multirun/paper_table'",
-        "hydra.run.dir='multirun/paper_table/report'",
+        "runs='multirun/paper_table_data=arithmetic_hard'",
+        "hydra.run.dir='multirun/paper_table_data=arithmetic_hard/report'",
     ]
 
 
 def test_a_smoke_run_has_a_folder_of_its_own_and_what_is_typed_wins(sweep: Sweep) -> None:
     _, ((_, _, folder, *settings), *_) = sweep(script("sweep_eda_clamp"), "trainer.max_iterations=1", SMOKE="1")
-    assert folder == "hydra.sweep.dir='multirun/sweep_eda_clamp_smoke'"
+    assert folder == "hydra.sweep.dir='multirun/sweep_eda_clamp_smoke_trainer.max_iterations=1'"
     assert settings[0] == "debug=smoke"
     assert settings[-2:] == ["seed=0", "trainer.max_iterations=1"]
 

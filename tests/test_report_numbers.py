@@ -10,11 +10,10 @@ from report_runs import write_evaluation, write_run
 from edge_grpo.errors import UserError
 from edge_grpo.reporting.arms import label_arms
 from edge_grpo.reporting.curves import GRID, ITERATIONS, MINUTES, ROLLOUTS, Curve, curve, evaluated_at
-from edge_grpo.reporting.evaluations import chosen
 from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.numbers import Arms, numbers_of
 from edge_grpo.reporting.runs import read_folder
-from edge_grpo.reporting.scores import Member
+from edge_grpo.reporting.scores import Member, chosen
 from edge_grpo.reporting.statistics import Bootstrap, Estimate, ceiling
 from edge_grpo.reporting.table_files import as_latex, as_markdown
 from edge_grpo.reporting.tables import Cell, Table, learning_table, main_table, other_metrics_table, reading, tables_of
@@ -24,7 +23,7 @@ BOOTSTRAP = Bootstrap(confidence=0.95, resamples=2000, seed=0)
 
 def members_of(folder):
     runs = read_folder(folder)
-    return [Member(arm, run, chosen(run.evaluations, None)) for arm, run in zip(label_arms(runs), runs, strict=True)]
+    return [Member(arm, run, chosen(run, None)) for arm, run in zip(label_arms(runs), runs, strict=True)]
 
 
 def numbers(members, seeds=2):
@@ -205,7 +204,7 @@ def test_evaluations_of_checkpoints_are_points_of_the_curve(tmp_path):
     write_evaluation(run, {"A": 0.5, "B": 0.5})  # of the run's end: iteration 4
     write_evaluation(run, {"A": 0.9, "B": 0.9}, iteration=3, num_samples=4)  # of other settings: not comparable
     (member,) = members_of(tmp_path)
-    assert member.evaluation.iteration is None
+    assert member.evaluation.iteration == 4
     assert evaluated_at(member)["A"].to_dict() == evaluated_at(member)["Avg"].to_dict() == {2: 0.25, 4: 0.5}
     # After 2 iterations of 128 responses and 60 s: 256 and 2 minutes; after 4: 512 and 4.
     for axis, places in ((ITERATIONS, [2, 4]), (ROLLOUTS, [256, 512]), (MINUTES, [2, 4])):

@@ -40,7 +40,7 @@ def rollout_rows(sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdat
     """One record a row of the rollout.
 
     `advantage` (the mean over the row's tokens), `multiplier` and `clamped` (EDA's 1 / P^) are null for rows that the
-    group filter took out; the multiplier also where its group's advantages are 0 and nothing was computed.
+    group filter took out; the multiplier also where all advantages of its group are 0.
     """
     taken = _advantages(update)
     before, after = sampled.rollout.responses, corrected.scored.rollout.responses
@@ -68,9 +68,12 @@ def _advantages(update: GRPOUpdate) -> dict[int, dict[str, Any]]:
     """Row of the rollout -> what the update made of it."""
     mask = update.batch.completion_mask
     means = ((update.advantages * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
-    nothing = torch.full((len(means),), torch.nan)
-    multipliers = update.extras.get("eda/multiplier", nothing).tolist()
-    clamped = update.extras.get("eda/clamped", nothing).tolist()
+    nothing = torch.full((len(means),), torch.nan, device=mask.device)
+    # Where every group has collapsed one of them is computed all the same, so that every rank takes part.
+    collapsed = (update.advantages * mask).abs().sum(1).view(-1, update.num_generations).sum(1) == 0
+    idle = collapsed.repeat_interleave(update.num_generations)
+    multipliers = update.extras.get("eda/multiplier", nothing).masked_fill(idle, torch.nan).tolist()
+    clamped = update.extras.get("eda/clamped", nothing).masked_fill(idle, torch.nan).tolist()
     return {
         row: {
             "advantage": _number(means[i]),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ log = logging.getLogger(__name__)
 
 def append_rows(path: Path, step: int, rows: Iterable[dict[str, Any]]) -> None:
     """Add rows of a step; where the disk is full they are told of and lost."""
+    text = "".join(_line({"step": step, **row}) for row in rows)
+    size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.writelines(_line({"step": step, **row}) for row in rows)
+            file.write(text)
     except OSError as error:
+        if path.exists():  # half a line would spoil the next one
+            os.truncate(path, size)
         log.warning("%s lacks the rows of step %d: %s", path, step, error.strerror)
 
 

@@ -60,6 +60,9 @@ class HubBenchmark:
 class ArithmeticBenchmark:
     """Chains of one length out of those that `data=arithmetic` holds out, so that no training problem is among them.
 
+    That holds for data with the same lengths, operands and problem_seed only; other ones draw other chains, and short
+    ones meet again.
+
     Args:
         terms: numbers in a chain.
         count: problems, the first of their length.

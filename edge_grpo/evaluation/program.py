@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,12 @@ FREE = (
 FREE_ENDINGS = (".workers", ".memory_limit_gb")
 
 
-def run_evaluation(cfg: DictConfig, *, own_template: bool) -> float:
+def run_evaluation(cfg: DictConfig, typed: Callable[..., bool]) -> float:
     """Evaluate as `cfg` says; avg@n of the total.
 
     Args:
         cfg: conf/evaluate.yaml.
-        own_template: see `load_subject`.
+        typed: whether one of these settings or groups was typed: those of a run or a file give way to it.
 
     Raises:
         UserError: anything the user can mend, before anything is sampled.
@@ -52,27 +52,32 @@ def run_evaluation(cfg: DictConfig, *, own_template: bool) -> float:
             f"confidence={cfg.confidence} must lie in (0, 1), resamples={cfg.resamples} and "
             f"problems_per_batch={cfg.problems_per_batch} must be at least 1"
         )
+    asked = {"run": cfg.run, "model": cfg.get("model"), "from_file": cfg.from_file, "grade_golds": cfg.grade_golds}
+    given = [key for key, value in asked.items() if value]
+    if len(given) > 1 and given != ["run", "model"]:  # of these two `identify` says more
+        raise UserError(f"{' and '.join(given)} are given: one evaluation has one of them")
     if not cfg.evaluation.benchmarks and cfg.from_file is None:
         raise UserError(f"evaluation={cfg.name} holds no benchmark: set evaluation=arithmetic, paper or file")
     with alone_in(folder):
         if cfg.grade_golds:
             return grade_golds(instantiate(cfg.evaluation), instantiate(cfg.reward), folder)
         if cfg.from_file is not None:
-            about = {"policy": str(cfg.from_file), "run": None, "iteration": None}
-            return _write(read_completions(Path(cfg.from_file)), cfg, folder, about)
-        return _Run(cfg, folder, own_template).run()
+            return _write_again(cfg, folder, typed)
+        return _Run(cfg, folder, own_template=typed("data/template", "data.template")).run()
 
 
 class _Run:
     """One evaluation of one policy, which goes on where an earlier one in the folder was stopped."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, own_template: bool) -> None:
+    def __init__(self, cfg: DictConfig, folder: Path, *, own_template: bool) -> None:
         self.cfg, self.folder, self.own_template = cfg, folder, own_template
         self.store = CompletionStore(folder)
 
     def run(self) -> float:
         cfg, about = self.cfg, identify(self.cfg)
         self.evaluation: Evaluation = instantiate(cfg.evaluation)
+        if self.own_template:
+            self.evaluation.template = None
         self._check_earlier(about)
         if self.store.path.exists():
             log.info("%s is evaluated already", about["policy"])
@@ -157,9 +162,36 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith(FREE_ENDINGS)
 
 
+def _write_again(cfg: DictConfig, folder: Path, typed: Callable[..., bool]) -> float:
+    """The scores of a file, under the name and with the average that it was made with, unless others were typed."""
+    file = Path(cfg.from_file)
+    beside = (file if file.is_dir() else file.parent) / CONFIG
+    if beside.exists():
+        recorded = OmegaConf.load(beside)
+        if not typed("name"):
+            cfg.name = recorded.name
+        if not typed("evaluation"):
+            cfg.evaluation.average = recorded.evaluation.average
+    about = {"policy": str(file), "run": None, "iteration": None}
+    return _write(read_completions(file), cfg, folder, about)
+
+
+def _num_samples(completions: pd.DataFrame, source: str) -> int:
+    """n, the same for all problems.
+
+    Raises:
+        UserError: it is not.
+    """
+    sizes = completions.groupby(["benchmark", "problem"], sort=False).size()
+    n, odd = int(sizes.iloc[0]), sizes[sizes != sizes.iloc[0]]
+    if len(odd):
+        raise UserError(f"{source}: {odd.iloc[0]} completions of problem {odd.index[0]}, {n} of {sizes.index[0]}")
+    return n
+
+
 def _write(completions: pd.DataFrame, cfg: DictConfig, folder: Path, about: dict[str, Any]) -> float:
     """results.json and results.md; avg@n of the total."""
-    n = int(completions.groupby(["benchmark", "problem"], sort=False).size().iloc[0])
+    n = _num_samples(completions, about["policy"])
     average = cfg.evaluation.average
     scores = summarise(
         completions,

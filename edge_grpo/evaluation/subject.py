@@ -1,12 +1,15 @@
 """What is evaluated: a run of ours, one of its checkpoints, or any model."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from edge_grpo.checkpoints import MANIFEST, STATE, damage, iteration_of, read_manifest
 from edge_grpo.config import check_config, instantiate
@@ -15,6 +18,8 @@ from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 
 LOADER = "edge_grpo.policy.load.load_policy"
+TRUSTED = {"model": ("edge_grpo.policy",), "template": ("edge_grpo.data.templates",)}
+"""what a recorded config may build: its author may be a stranger"""
 
 
 class Subject(NamedTuple):
@@ -32,7 +37,7 @@ def identify(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         policy: what is loaded, for people; run: folder of the run that it comes from, or None; iteration: updates that
-        it has had, None for the run's end or a foreign model; weights: SHA-256 of the files, None on the hub.
+        it has had in that run; weights: SHA-256 of the files, None on the hub.
 
     Raises:
         UserError: none or both of them, or no run or model there.
@@ -59,7 +64,7 @@ def identify(cfg: DictConfig) -> dict[str, Any]:
             raise UserError(
                 f"run={where}: no exported model ({where / 'model'}): name one of its checkpoints/iteration-*"
             )
-        run, iteration, weights = where, None, _sha256(where / "model")
+        run, iteration, weights = where, _iterations(where), _sha256(where / "model")
     return {"policy": str(where), "run": str(run), "iteration": iteration, "weights": weights}
 
 
@@ -82,6 +87,16 @@ def load_subject(cfg: DictConfig, *, own_template: bool) -> Subject:
     if not own_template:
         template = _built(config["data"], "template", allowed, where)
     return Subject(on_device(load(where, config, allowed), cfg.accelerator), template)
+
+
+def _iterations(run: Path) -> int:
+    """Updates that the exported model has had."""
+    try:
+        return int(json.loads((run / "summary.json").read_text())["iterations"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"run={run}: not finished ({run / 'summary.json'} cannot be read): name a checkpoint"
+        ) from error
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -120,7 +135,10 @@ def _config_of_run(folder: Path) -> Mapping[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"run={folder}: no run there ({path} does not exist)")
-    config = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"run={folder}: {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, dict) or "model" not in config or "data" not in config:
         raise UserError(f"run={folder}: {path} is no config of a training run")
     return {str(key): value for key, value in config.items()}
@@ -138,8 +156,8 @@ def _exported(folder: Path, config: Mapping[str, Any], allowed: list[str]) -> Po
         "_target_": LOADER,
         "dtype": "float32",
         "attn_implementation": "sdpa",
-        "trust_remote_code": False,
         **own,
+        "trust_remote_code": False,  # not for a recorded word: model=hf model.path=... model.trust_remote_code=true
         "path": str((folder / "model").absolute()),
         "gradient_checkpointing": False,
         "revision": None,
@@ -149,7 +167,9 @@ def _exported(folder: Path, config: Mapping[str, Any], allowed: list[str]) -> Po
 
 def _checkpointed(checkpoint: Path, config: Mapping[str, Any], allowed: list[str]) -> Policy:
     """The run's initial model with the checkpoint's weights."""
-    policy = _built(read_manifest(checkpoint).get("config", config), "model", allowed, checkpoint)
+    node = dict(read_manifest(checkpoint).get("config", config)["model"])
+    node |= {"trust_remote_code": False} if "trust_remote_code" in node else {}
+    policy = _built({"model": node}, "model", allowed, checkpoint)
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)["state_dict"]
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     try:
@@ -165,7 +185,7 @@ def _built(config: Mapping[str, Any], key: str, allowed: list[str], source: Path
     """One node of a recorded config, checked as a typed one is."""
     cfg = OmegaConf.create({key: config[key], "allowed_targets": allowed})
     try:
-        check_config(cfg)
+        check_config(cfg, trusted=TRUSTED[key])
         return instantiate(cfg[key])
     except UserError as error:
         raise UserError(f"run={source}: {error}") from error

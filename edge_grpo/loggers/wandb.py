@@ -12,11 +12,9 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.loggers.csv import recorded
-from edge_grpo.loggers.identity import MAX_TAG, WANDB_RUN_ID, Mode, config_of, group_of, resolve_mode, run_id, tags_of
+from edge_grpo.loggers.identity import MAX_TAG, Mode, config_of, group_of, resolve_mode, run_id, tags_of
 from edge_grpo.loggers.samples import Row, as_html
 from edge_grpo.metrics import describe
-
-__all__ = ["WANDB_RUN_ID", "WandbMetrics"]
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 
 from edge_grpo.errors import UserError
 from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
-from edge_grpo.reporting.evaluations import chosen
 from edge_grpo.reporting.figures import draw_all
 from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
 from edge_grpo.reporting.page import write_page
 from edge_grpo.reporting.runs import Run, read_folder
-from edge_grpo.reporting.scores import Member, lookup
+from edge_grpo.reporting.scores import Member, chosen, lookup
 from edge_grpo.reporting.statistics import Bootstrap
 from edge_grpo.reporting.table_files import write_table
 from edge_grpo.reporting.tables import tables_of
@@ -55,7 +54,7 @@ def write_report(
     found = read_runs(runs)
     labels = label_arms(found)
     positions, told = newest_of_each_seed(found, labels)
-    members = [Member(labels[i], found[i], chosen(found[i].evaluations, evaluation_name)) for i in positions]
+    members = [Member(labels[i], found[i], chosen(found[i], evaluation_name)) for i in positions]
     _check_evaluation(evaluation_name, members)
     arms = _arms(members, baseline)
     numbers = numbers_of(members, arms, bootstrap)
@@ -128,7 +127,7 @@ def _notes(members: Sequence[Member], total: int, confidence: float) -> list[str
         notes.append(f"{total - len(members)} of {total} runs are not in the tables and figures: see Runs.")
     shown = [member.evaluation for member in members if member.evaluation]
     if shown and len(shown) < len(members):
-        notes.append(f"{len(members) - len(shown)} of {len(members)} finished runs have no evaluation.")
+        notes.append(f"{len(members) - len(shown)} of {len(members)} finished runs have no evaluation of their end.")
     if len({evaluation.settings for evaluation in shown}) > 1:
         notes.append("The evaluations differ in their number of samples or sampling: scores are not comparable.")
     if len({tuple(sorted(evaluation.problems.items())) for evaluation in shown}) > 1:

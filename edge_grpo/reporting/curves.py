@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 import numpy as np
 import pandas as pd
 
-from edge_grpo.reporting.evaluations import AVERAGE, comparable
+from edge_grpo.reporting.evaluations import AVERAGE, SAMPLING, comparable, sampling_of
 from edge_grpo.reporting.scores import HELD_OUT, Member
 
 ITERATIONS, ROLLOUTS, MINUTES = "iterations", "responses sampled", "minutes of training"
@@ -34,15 +34,17 @@ class Curve:
 def curve(members: Sequence[Member], of: Curve, axis: str) -> pd.DataFrame:
     """Columns arm, seed, x, y; empty where no run logged it.
 
-    Seeds of an arm share their iterations. Elsewhere their points do not coincide, so each seed is interpolated
-    linearly at the same `GRID` places of the range that all of them cover. Training metrics are smoothed first.
+    Seeds of an arm share their iterations, and are drawn where all of them have a value. Elsewhere their points do not
+    coincide, so each seed is interpolated linearly at the same `GRID` places of the range that all of them cover.
+    Training metrics are smoothed first; where an iteration has none, because no response was right say, they are
+    interpolated between those that do.
     """
     frames = []
     for arm in dict.fromkeys(member.arm for member in members):
         lines = {m.seed: _line(m, of, axis) for m in members if m.arm == arm}
         lines = {seed: line for seed, line in lines.items() if len(line)}
-        if axis != ITERATIONS and len(lines) > 1:
-            lines = _on_grid(lines)
+        if len(lines) > 1:
+            lines = _on_grid(lines) if axis != ITERATIONS else _where_all_are(lines)
         frames += [
             pd.DataFrame({"arm": arm, "seed": seed, "x": line.index, "y": line.to_numpy()})
             for seed, line in lines.items()
@@ -55,17 +57,17 @@ def _line(member: Member, of: Curve, axis: str) -> pd.Series:
     values = (
         evaluated_at(member).get(of.metric, pd.Series(dtype=float))
         if of.evaluated
-        else smoothed(member.run.column(of.metric))
+        else smoothed(member.run.column(of.metric).reindex(range(member.run.iterations)))
     )
     places = _places(member, axis, after=of.evaluated).reindex(values.index)
     line = pd.Series(values.to_numpy(), index=places.to_numpy())
     every = max(1, window(len(values)) // 2)  # what is smoothed needs no point an iteration
-    return line[line.index.notna()].iloc[:: 1 if of.evaluated else every]
+    return line[line.index.notna()].iloc[:: 1 if of.evaluated else every].dropna()
 
 
 def smoothed(values: pd.Series) -> pd.Series:
-    """A centred mean over `window(len(values))` iterations."""
-    return values.rolling(window(len(values)), center=True, min_periods=1).mean()
+    """A centred mean over `window(len(values))` iterations, gaps filled between their ends."""
+    return values.rolling(window(len(values)), center=True, min_periods=1).mean().interpolate(limit_area="inside")
 
 
 def window(iterations: int) -> int:
@@ -94,23 +96,37 @@ def _places(member: Member, axis: str, *, after: bool) -> pd.Series:
 
 def _on_grid(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
     first, last = max(line.index[0] for line in lines.values()), min(line.index[-1] for line in lines.values())
+    if first >= last:
+        return {}
     grid = np.linspace(first, last, GRID)
     return {seed: pd.Series(np.interp(grid, line.index, line), index=grid) for seed, line in lines.items()}
 
 
+def _where_all_are(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
+    common = set.intersection(*(set(line.index) for line in lines.values()))
+    return {seed: line[line.index.isin(common)] for seed, line in lines.items()}
+
+
 def evaluated_at(member: Member) -> dict[str, pd.Series]:
-    """set -> (step -> avg@n): what was evaluated during training, and afterwards of its checkpoints."""
+    """set -> (step -> avg@n): what was evaluated during training, and afterwards of its checkpoints.
+
+    Points of unequal sampling make no curve: of a set that training evaluated otherwise, the later evaluations count
+    if there are several.
+    """
     run = member.run
     logged = {name.split("/")[1]: run.column(name) for name in run.logged if fnmatch(name, "eval/*/avg@*")}
     found = {AVERAGE if name == TOTAL else name: points for name, points in logged.items()}
     if member.evaluation is None:
         return found
-    metric = f"avg@{member.evaluation.num_samples}"
-    for evaluation in comparable(run.evaluations, member.evaluation):
-        step = run.iterations if evaluation.iteration is None else evaluation.iteration
-        for benchmark in evaluation.problems:
-            points = found.get(benchmark, pd.Series(dtype=float)).to_dict()
-            points[step] = evaluation.scores[benchmark, metric].value
+    shown = member.evaluation
+    same = comparable(run.evaluations, shown)
+    joins = shown.settings == sampling_of({key: run.settings.get(f"evaluation.{key}") for key in SAMPLING})
+    for benchmark in shown.problems:
+        scores = {e.iteration: e.scores.get((benchmark, f"avg@{shown.num_samples}")) for e in same}
+        points = {step: score.value for step, score in scores.items() if score is not None}
+        if joins:
+            points = {**found.get(benchmark, pd.Series(dtype=float)), **points}
+        if len(points) > 1 or benchmark not in found:
             found[benchmark] = pd.Series(points).sort_index()
     return found
 

@@ -10,7 +10,7 @@ from edge_grpo.errors import UserError
 AVERAGE = "Avg"
 """the problem-weighted total of the sets in the average, the paper's first column"""
 MEAN_OF_SETS = "mean of sets"
-SETTINGS = ("num_samples", "sampling")
+SAMPLING = ("num_samples", "temperature", "top_p", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Evaluation:
 
     Attributes:
         name: of the evaluation; one of a checkpoint has the name of that of the run's end.
-        iteration: of the checkpoint; None for the run's end.
+        iteration: updates that the policy had had.
         num_samples: n, responses to a problem.
         settings: num_samples and sampling as text: scores of unequal settings are not comparable.
         confidence: of the intervals over problems.
@@ -38,7 +38,7 @@ class Evaluation:
     """
 
     name: str
-    iteration: int | None
+    iteration: int
     num_samples: int
     settings: str
     confidence: float
@@ -54,7 +54,7 @@ def read_evaluations(run: Path) -> tuple[Evaluation, ...]:
         UserError: a results.json that is none.
     """
     found = [_read(path) for path in run.glob("evaluation/*/results.json")]
-    return tuple(sorted(found, key=lambda e: (e.iteration is None, e.iteration or 0, e.written)))
+    return tuple(sorted(found, key=lambda e: (e.iteration, e.written)))
 
 
 def _read(path: Path) -> Evaluation:
@@ -72,9 +72,9 @@ def _read(path: Path) -> Evaluation:
         }
         return Evaluation(
             name=str(results["name"]),
-            iteration=None if results["iteration"] is None else int(results["iteration"]),
+            iteration=int(results["iteration"]),
             num_samples=int(results["num_samples"]),
-            settings=json.dumps({key: results.get(key) for key in SETTINGS}, sort_keys=True),
+            settings=sampling_of({"num_samples": results["num_samples"], **results["sampling"]}),
             confidence=float(results["confidence"]),
             problems=problems,
             scores=scores,
@@ -87,10 +87,9 @@ def _read(path: Path) -> Evaluation:
         ) from error
 
 
-def chosen(evaluations: Sequence[Evaluation], name: str | None) -> Evaluation | None:
-    """The evaluation that the tables show: the one of that name, or else the last; None if there is none."""
-    wanted = [e for e in evaluations if name is None or e.name == name]
-    return wanted[-1] if wanted else None
+def sampling_of(settings: Mapping[str, object]) -> str:
+    """The settings of `SAMPLING` as text: scores of unequal ones are not comparable."""
+    return json.dumps({key: settings.get(key) for key in SAMPLING})
 
 
 def comparable(evaluations: Sequence[Evaluation], shown: Evaluation) -> list[Evaluation]:

@@ -106,13 +106,24 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def _configs(root: Path) -> Iterator[Path]:
-    return (p for p in root.rglob("config.yaml") if not INSIDE & set(p.relative_to(root).parts[:-1]))
+    """Also those under a sweep's folder that is called as a part of a run is."""
+    found = [p for p in root.rglob("config.yaml") if ".hydra" not in p.relative_to(root).parts[:-2]]
+    runs = {p.parent for p in found if p.parent.name != ".hydra"}
+    return (p for p in found if not any(_is_inside(p.parent, run) for run in runs))
+
+
+def _is_inside(folder: Path, run: Path) -> bool:
+    """Whether the folder belongs to that run: its evaluations, its model."""
+    return folder != run and run in folder.parents and folder.relative_to(run).parts[0] in INSIDE
 
 
 def _place_in_sweep(folder: Path) -> tuple[str, int, str]:
     """Jobs in the order in which their sweep ran them."""
     path = folder / ".hydra" / "hydra.yaml"
-    number = OmegaConf.select(OmegaConf.load(path), "hydra.job.num") if path.is_file() else None
+    try:
+        number = OmegaConf.select(OmegaConf.load(path), "hydra.job.num") if path.is_file() else None
+    except (YAMLError, OmegaConfBaseException):  # cut by a kill
+        number = None
     return str(folder.parent), number or 0, folder.name
 
 

@@ -28,6 +28,15 @@ class Member:
         return int(self.run.seed or 0)
 
 
+def chosen(run: Run, name: str | None) -> Evaluation | None:
+    """The evaluation of the run's end that the tables show: the one of that name, or else the last; None without any.
+
+    Those of checkpoints, and of the end that a run had before it went on, are not shown.
+    """
+    wanted = [e for e in run.evaluations if e.iteration == run.iterations and name in (None, e.name)]
+    return wanted[-1] if wanted else None
+
+
 def held_out(run: Run) -> pd.Series:
     """step -> held-out avg@n, in [0, 1]."""
     return run.column(next((name for name in run.logged if name.startswith(f"eval/{HELD_OUT}/avg@")), ""))
