@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from edge_grpo.cli import run
+from edge_grpo.resume import check_writable
 
 
 def analyze(cfg: DictConfig) -> None:
@@ -24,6 +25,7 @@ def check_settings(folder: Path, config: Mapping[str, Any]) -> None:
 
     find_source(str(config["source"]))
     check_iterations(config["iterations"])
+    check_writable(folder)
 
 
 def main() -> None:

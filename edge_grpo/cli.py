@@ -33,6 +33,8 @@ Task = Callable[[DictConfig], float | None]
 PACKAGE = Path(__file__).resolve().parent
 Check = Callable[[Path, Mapping[str, Any]], None]
 RESUME_OPTIONS = ("auto", "never")
+PATHS = ("run", "resume", "directory", "from_file", "source", "runs", "report", "path", "held_out_path")
+"""last parts of the settings that are paths, which a shell completes without quotes"""
 LONGEST_NAME = 200  # characters of a folder; file systems hold 255
 
 
@@ -86,6 +88,18 @@ def evaluation_dir(run: str | None, name: str, fresh: str) -> str:
     return str(folder / "evaluation" / name)
 
 
+def quoted_path(override: str) -> str:
+    """`key=path` in quotes where Hydra would read the path as something else: jobs' folders hold `=` and `,`.
+
+    Only a path that exists is meant by it; whatever else holds these characters is left to Hydra.
+    """
+    key, equals, value = override.partition("=")
+    special = re.search(r"[=,(){}\[\]:\s]", value)
+    if not equals or not special or "'" in value or key.rpartition(".")[2] not in PATHS or not Path(value).exists():
+        return override
+    return f"{key}='{value}'"
+
+
 def typed(*keys: str) -> bool:
     """Whether one of these settings or groups, or something below it, was typed for the job at work."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -93,7 +107,17 @@ def typed(*keys: str) -> bool:
     return any(name == key or name.startswith(f"{key}.") for name in found for key in keys)
 
 
-for _resolver in (asset, run_dir, job_subdir, evaluation_dir):
+def option_list(*groups: str) -> str:
+    """Config groups with their options, a line each (`${option_list:model,...}`), for --help.
+
+    >>> option_list("reflection")
+    'reflection: forced'
+    """
+    names = {group: sorted(path.stem for path in (config_dir() / group).glob("*.yaml")) for group in groups}
+    return "\n".join(f"{group}: {', '.join(options)}" for group, options in names.items())
+
+
+for _resolver in (asset, run_dir, job_subdir, evaluation_dir, option_list):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
@@ -114,6 +138,7 @@ def run(
         check_directory: called with the run directory of a single run and its plain config, before Hydra writes there.
     """
     job = _Job(task, injected)
+    sys.argv[1:] = [quoted_path(text) for text in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
         _replay_resumed(args)

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from edge_grpo.cli import run
+from edge_grpo.resume import check_writable
 
 
 def dashboard(cfg: DictConfig) -> None:
@@ -24,7 +25,7 @@ def dashboard(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    run(dashboard, "dashboard")
+    run(dashboard, "dashboard", check_directory=lambda folder, config: check_writable(folder))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from edge_grpo.cli import run
+from edge_grpo.resume import check_writable
 
 
 def difficulty(cfg: DictConfig) -> float:
@@ -14,7 +15,7 @@ def difficulty(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    run(difficulty, "difficulty")
+    run(difficulty, "difficulty", check_directory=lambda folder, config: check_writable(folder))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 from edge_grpo.callbacks.checkpoint import saving_signal_ignored
 from edge_grpo.checkpoints import STATE, iteration_of, read_manifest
@@ -18,6 +18,7 @@ from edge_grpo.config import instantiate, to_dict
 from edge_grpo.data.report import report_bad_rows
 from edge_grpo.errors import Stopped, UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
+from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.identity import WANDB_RUN_ID
 from edge_grpo.loggers.wandb import WandbMetrics
 from edge_grpo.policy.base import Policy
@@ -70,6 +71,8 @@ def _run(cfg: DictConfig, folder: Path) -> float:
             if is_first_rank():  # its process may have died after the summary was written
                 write_status(folder, "finished")
             return accuracy
+    if cfg.seed < 0:
+        raise UserError(f"seed={cfg.seed} must be at least 0")
     pl.seed_everything(cfg.seed, verbose=False)
     # The cheap parts first: what is wrong with them should not wait for a model to load.
     data = instantiate(cfg.data)
@@ -87,7 +90,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         about = _about(cfg, folder)
         checkpointing = instantiate(cfg.checkpoint, about=about)
         trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
-        start, failed = time.perf_counter(), True
+        failed = True
         try:
             for logger in loggers:
                 logger.log_hyperparams(about)
@@ -95,7 +98,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
                 trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed, about["info"]), weights_only=True)
             for logger in loggers:
                 logger.save()
-            summary = _finish(folder, cfg, module, evaluation, seconds=time.perf_counter() - start)
+            summary = _finish(folder, cfg, module, evaluation)
             for logger in loggers:
                 if isinstance(logger, WandbMetrics):
                     logger.log_artifacts(summary)
@@ -235,16 +238,14 @@ def _failure(problem: Problem) -> dict[str, Any]:
     return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
 
 
-def _finish(
-    folder: Path, cfg: DictConfig, module: Any, evaluation: PeriodicEvaluation, *, seconds: float
-) -> dict[str, Any]:
+def _finish(folder: Path, cfg: DictConfig, module: Any, evaluation: PeriodicEvaluation) -> dict[str, Any]:
     """Export the model, draw the figure, write and print the summary."""
     summary: dict[str, Any] = {
         "name": cfg.name,
         "seed": cfg.seed,
         "accuracy": {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after},
         "iterations": module.trainer.current_epoch,
-        "seconds": round(seconds, 1),
+        "seconds": round(_seconds(folder / "metrics.csv"), 1),
         "model": str(folder / "model"),
         "figure": str(folder / "training.png"),
         "metrics": str(folder / "metrics.csv"),
@@ -252,11 +253,27 @@ def _finish(
         **run_info(),
     }
     if module.trainer.is_global_zero:
-        module.policy.save(folder / "model")
+        _export(module.policy, folder / "model")
         draw_training_figure(folder / "metrics.csv", folder / "training.png", title=str(cfg.name))
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         show_summary(summary, folder)
     return summary
+
+
+def _export(policy: Policy, folder: Path) -> None:
+    try:
+        policy.save(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the model cannot be written ({str(error).splitlines()[0]}): make room and run the command "
+            "again, which goes on from the last checkpoint"
+        ) from error
+
+
+def _seconds(metrics_csv: Path) -> float:
+    """Training and evaluation, of all sessions of a run that was resumed."""
+    rows = recorded(metrics_csv.parent).values()
+    return sum(row.get(name, 0.0) for row in rows for name in ("timing_s/total", "timing_s/evaluation"))
 
 
 def _overrides() -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from edge_grpo.cli import run
+from edge_grpo.resume import check_writable
 
 
 def report(cfg: DictConfig) -> float | None:
@@ -25,6 +26,7 @@ def check_runs(folder: Path, config: Mapping[str, Any]) -> None:
 
     for root in folders_among(config["runs"]):
         run_folders(root)
+    check_writable(Path(config["out"]))
 
 
 def main() -> None:

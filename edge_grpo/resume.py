@@ -119,19 +119,27 @@ def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written, another run is at work there, or its run had other settings.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error.strerror) from error
-    place = folder if folder.exists() else folder.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise _unwritable(folder, "not a directory that may be written")
-    if folder.exists() and is_first_rank():
+    check_writable(folder)
+    if is_first_rank():
         with alone_in(folder):
             found = checkpoints(folder / "checkpoints")
         resume = config.get("resume") or {}
         if found and not resume.get("start_over") and not resume.get("allow_changes"):
             check_settings(found[-1], config, allow_changes=False)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, or say why not.
+
+    Raises:
+        UserError: it cannot be made, or nothing may be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(folder, "not a directory that may be written")
 
 
 def is_first_rank() -> bool:

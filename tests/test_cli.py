@@ -312,3 +312,20 @@ def test_config_dir_prefers_the_packed_tree(tmp_path: Path, monkeypatch: pytest.
     assert cli.config_dir() == tmp_path / "conf"
     (tmp_path / "edge_grpo/conf").mkdir(parents=True)
     assert cli.config_dir() == tmp_path / "edge_grpo/conf"
+
+
+def test_a_path_that_exists_needs_no_quotes(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment=vanilla,seed=0"
+    folder.mkdir()
+    assert cli.quoted_path(f"run={folder}") == f"run='{folder}'"
+    assert cli.quoted_path(f"data.path={folder}") == f"data.path='{folder}'"
+    # What Hydra understands, what is quoted already, what is no path or not there, stays.
+    for text in (
+        f"run={tmp_path}",
+        f"run='{folder}'",
+        f"name={folder}",
+        f"run={folder}x",
+        f"run={folder},{folder}",
+        "-m",
+    ):
+        assert cli.quoted_path(text) == text

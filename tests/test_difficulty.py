@@ -28,3 +28,13 @@ def test_writes_problems_with_their_rates(tmp_path):
     assert problems[0].solution.endswith(f"\\boxed{{{problems[0].answers[0]}}}")
     by_question = json.loads((tmp_path / "correctness_rates.json").read_text())
     assert by_question == {p.question: 0.0 for p in problems}
+
+
+def test_every_row_of_a_file_is_measured(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(f'{{"question": "{i} + 1 = ?", "answer": "{i + 1}"}}\n' for i in range(5)))
+    small = [text for text in SMALL if not text.startswith("data.")]
+    cfg, _ = composed("difficulty", "data=file", f"data.path={path}", *small, f"paths.run_dir={tmp_path / 'out'}")
+    measure_difficulty(cfg)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == [f"{i} + 1 = ?" for i in range(5)]

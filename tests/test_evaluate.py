@@ -1,6 +1,7 @@
 """edge-grpo-evaluate: what it writes, that it goes on after a kill, and what it refuses."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -13,11 +14,13 @@ from edge_grpo.cli import config_dir
 from edge_grpo.config import check_config, instantiate
 from edge_grpo.data.benchmarks import ArithmeticBenchmark, FileBenchmark, load_benchmarks
 from edge_grpo.errors import UserError
+from edge_grpo.evaluate import check_run
 from edge_grpo.evaluation import program
 from edge_grpo.evaluation.completions import SCHEMA, read_completions
 from edge_grpo.evaluation.entropy import ResponseEntropy
 from edge_grpo.evaluation.program import run_evaluation
 from edge_grpo.evaluation.reflection import MARKERS, ForcedReflection, spontaneous
+from edge_grpo.evaluation.results import reflection_line
 from edge_grpo.evaluation.sampling import sample
 from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.rewards.accuracy import Accuracy
@@ -381,7 +384,7 @@ def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):
         (("model=tiny", "evaluation.num_samples=0"), "evaluation.num_samples=0 must be at least 1"),
         (("model=tiny", "confidence=1"), r"confidence=1 must lie in \(0, 1\)"),
         (("run=tests",), "run=tests: no run there"),
-        (("from_file=nowhere.parquet",), "nowhere.parquet: cannot be read as completions"),
+        (("from_file=nowhere.parquet",), "nowhere.parquet: no such file"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told(tmp_path, overrides, message):
@@ -430,3 +433,42 @@ def test_the_programs_set_the_target_of_every_evaluation():
     assert [
         path.stem for path in (config_dir() / "evaluation").glob("*.yaml") if "Evaluation\n" in path.read_text()
     ] == []
+
+
+def test_the_table_says_what_forced_reflections_did():
+    frame = pd.DataFrame(
+        {"correct": [True, True, False, False, False], "forced_correct": [True, False, True, False, None]}
+    )
+    # Of the three wrong ones the last had no room for a reflection.
+    assert reflection_line(frame) == "forced reflection: 1 of 2 wrong responses repaired, 1 of 2 right ones broken"
+    assert reflection_line(frame.assign(forced_correct=None)) is None
+
+
+def test_a_place_that_is_no_run_is_named_for_what_it_is(trained, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "job").symlink_to(trained)
+    (tmp_path / "empty").mkdir()
+    for place, said in {
+        trained / "model": f"a model: model=hf model.path={trained / 'model'}",
+        trained
+        / "checkpoints": f"a folder of checkpoints: name one of them, such as {trained}/checkpoints/iteration-000002",
+        tmp_path / "sweep": f"a folder of 1 runs: name one of them, such as {tmp_path}/sweep/job",
+        tmp_path / "empty": "no run there",
+        tmp_path / "absent": "no such folder",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(f"run={place}: {said}")):
+            check_run(place)
+    check_run(trained)
+    check_run(trained / "checkpoints" / "iteration-000001")
+
+
+def test_a_benchmark_that_cannot_be_read_is_named_with_the_way_to_leave_it_out(tmp_path):
+    path = tmp_path / "b.jsonl"
+    path.write_text('{"question": "q", "gold": "1"}\n')
+    said = (
+        r"evaluation.benchmarks.mine: .*set evaluation.benchmarks.mine.columns.answer.*\('~evaluation.benchmarks.mine'"
+    )
+    with pytest.raises(UserError, match=said):
+        load_benchmarks({"mine": FileBenchmark(str(path), None, COLUMNS)}, None)
+    with pytest.raises(UserError, match=r"evaluation.benchmarks.mine: .*absent: no such file or folder \('~"):
+        load_benchmarks({"mine": FileBenchmark(str(tmp_path / "x" / "absent"), None, COLUMNS)}, None)

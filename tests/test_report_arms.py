@@ -81,3 +81,13 @@ def test_of_one_arm_and_seed_the_newest_finished_run_wins_and_it_is_told():
     positions, notes = newest_of_each_seed(runs, ["a"] * 4)
     assert positions == [1, 3]
     assert notes == ["a, seed 0: old is left out, new of the same settings is newer."]
+
+
+def test_a_failed_run_with_other_settings_does_not_change_the_labels():
+    runs = [
+        run("vanilla", 0, data__path="my.jsonl"),
+        run("edge_grpo", 0, data__path="my.jsonl"),
+        run("vanilla", 0, "data.path=missing.jsonl", data__path="missing.jsonl", state="failed"),
+        run("vanilla", 1, data__path="my.jsonl", state="killed"),
+    ]
+    assert label_arms(runs) == ["vanilla", "edge_grpo", "vanilla, data.path=missing.jsonl", "vanilla"]

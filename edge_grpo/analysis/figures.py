@@ -15,9 +15,10 @@ from edge_grpo.analysis.bootstrap import Estimate
 from edge_grpo.analysis.branches import BRANCHES, CORRECTING, not_sampled
 from edge_grpo.analysis.collapse import KINDS, UNIFORM, group_kinds
 from edge_grpo.analysis.source import Source
+from edge_grpo.palette import KINDS as GROUP_COLOURS
+from edge_grpo.palette import RIGHT, WRONG
 
-RIGHT, WRONG = "#4c78a8", "#d62728"
-KIND_COLOURS = dict(zip(KINDS, (WRONG, "#7fbf7b", RIGHT), strict=True))
+KIND_COLOURS = {kind: GROUP_COLOURS[kind.replace(" ", "_")] for kind in KINDS}
 # Points of a curve: of a longer run, each is the mean over a window of iterations.
 POINTS = 40
 

@@ -87,6 +87,7 @@ class ProblemDataModule(pl.LightningDataModule):
         required_fields: frozenset[str],
         grade: Callable[[Sequence[Problem], Sequence[str]], Tensor],
         ungradable: Callable[[Sequence[Problem]], Sequence[str | None]],
+        hold_out: bool = True,
     ) -> None:
         """Load, encode, check, divide and select; called once before training.
 
@@ -96,6 +97,7 @@ class ProblemDataModule(pl.LightningDataModule):
             grade: (problems, texts) -> [n] bool, right or not.
             ungradable: problems -> what is wrong with their gold answers, as `found: expected ...`; None where they
                 can be graded.
+            hold_out: False leaves `held_out_problems` empty, and what `divide` would draw stays among the others.
 
         Raises:
             UserError: bad rows under `on_bad_row=error`, a field that no row has, or nothing left to train on.
@@ -105,12 +107,13 @@ class ProblemDataModule(pl.LightningDataModule):
         if self.on_bad_row == "error" and (self.bad_rows or incomplete):
             raise UserError(refusal(in_order([*self.bad_rows, *incomplete.values()])))
         self._refuse_none(train, "to train on")
-        train, held_out = self.divide(train, held_out)
+        train, held_out = self.divide(train, held_out) if hold_out else (train, [])
         # Only now: what an arm reads of training rows must not move the draw of the held-out ones.
         self.bad_rows = in_order([*self.bad_rows, *(incomplete[p.id] for p in train if p.id in incomplete)])
         train = [p for p in train if p.id not in incomplete]
         self._refuse_none(train, "to train on")
-        self._refuse_none(held_out, "to evaluate on")
+        if hold_out:
+            self._refuse_none(held_out, "to evaluate on")
         train = self._select(train)
         if self.check_references and "solution" in required_fields:
             train = self._graded(train, grade)

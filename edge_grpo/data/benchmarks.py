@@ -94,6 +94,17 @@ class ArithmeticBenchmark:
         ]
 
 
+def _load(name: str, benchmark: Benchmark, bad_rows: list[BadRow]) -> list[Problem]:
+    try:
+        return benchmark.load(bad_rows)
+    except UserError as error:
+        place = f"evaluation.benchmarks.{name}"
+        said = (
+            str(error).replace("data.columns", f"{place}.columns").replace("set data.path (or data.held_out_path)", "")
+        )
+        raise UserError(f"{place}: {said.rstrip('; ')} ('~{place}' leaves it out)") from error
+
+
 def load_benchmarks(benchmarks: Mapping[str, Benchmark], limit: int | None) -> dict[str, tuple[Problem, ...]]:
     """Name -> problems without tokens, the first `limit` of each.
 
@@ -101,7 +112,7 @@ def load_benchmarks(benchmarks: Mapping[str, Benchmark], limit: int | None) -> d
         UserError: rows that do not fit: a score over the others would not be the benchmark's.
     """
     bad_rows: list[BadRow] = []
-    loaded = {name: with_distinct_ids(benchmark.load(bad_rows), bad_rows) for name, benchmark in benchmarks.items()}
+    loaded = {name: with_distinct_ids(_load(name, of, bad_rows), bad_rows) for name, of in benchmarks.items()}
     if bad_rows:
         raise UserError(f"a benchmark is evaluated whole, and {len(bad_rows)} rows are bad:\n{first_lines(bad_rows)}")
     return {name: tuple(problems[:limit]) for name, problems in loaded.items()}

@@ -128,6 +128,8 @@ def read_completions(path: Path) -> pd.DataFrame:
         UserError: no such file, or another kind of table.
     """
     file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
     try:
         table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:

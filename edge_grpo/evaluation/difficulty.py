@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def measure_difficulty(cfg: DictConfig) -> float:
-    """Write the training problems with `correctness_rate`, the share right of `num_samples` responses.
+    """Write all problems of the training source with `correctness_rate`, the share right of `num_samples` responses.
 
     Writes `<run_dir>/problems.jsonl`, which `data=file` reads (columns id, question, answer, solution,
     correctness_rate), and `<run_dir>/correctness_rates.json`, question -> rate.
@@ -42,6 +42,7 @@ def measure_difficulty(cfg: DictConfig) -> float:
         required_fields=frozenset(),
         grade=lambda problems, texts: rewards(problems, texts).correct,
         ungradable=rewards.ungradable,
+        hold_out=False,
     )
     folder = Path(cfg.paths.run_dir)
     folder.mkdir(parents=True, exist_ok=True)

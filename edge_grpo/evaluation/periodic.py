@@ -56,7 +56,7 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
             held_out: the training data's, with tokens.
         """
         self.load(policy, template)
-        self.sets = {HELD_OUT: tuple(held_out), **self.sets}
+        self.sets = {HELD_OUT: tuple(held_out[: self.limit]), **self.sets}
 
     def state_dict(self) -> dict[str, Any]:
         """The accuracies survive a resume."""

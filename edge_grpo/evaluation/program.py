@@ -14,7 +14,7 @@ from edge_grpo.errors import UserError, first_lines
 from edge_grpo.evaluation.completions import CompletionStore, graded, read_completions
 from edge_grpo.evaluation.golds import grade_golds
 from edge_grpo.evaluation.reflection import spontaneous
-from edge_grpo.evaluation.results import results_markdown, summarise
+from edge_grpo.evaluation.results import reflection_line, results_markdown, summarise
 from edge_grpo.evaluation.subject import identify, load_subject
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.quiet import silence_expected_warnings
@@ -124,19 +124,20 @@ class _Run:
             )
 
     def _sample(self) -> None:
-        rows = self.store.load()
-        done = set(zip(rows["benchmark"], rows["problem"], strict=True))
+        there = self.store.load()
+        done = set(zip(there["benchmark"], there["problem"], strict=True))
         if done:
             log.info("%d problems are there already", len(done))
         for name, problems in self.evaluation.sets.items():
             # Prompts of similar length together: attention reads as much of every row as of the longest.
             left = sorted((p for p in problems if (name, p.id) not in done), key=lambda p: len(p.prompt_ids))
+            right = list(there["correct"][there["benchmark"] == name])
             for batch in _batches(left, self.cfg.problems_per_batch):
                 rows = self._completions(name, batch)
                 self.store.append(rows)
-                done |= {(name, p.id) for p in batch}
-                count = sum((name, p.id) in done for p in problems)
-                log.info("%s  %d/%d problems  %.1f %% right", name, count, len(problems), 100 * rows["correct"].mean())
+                right += list(rows["correct"])
+                count = len(right) // self.evaluation.num_samples
+                log.info("%s  %d/%d problems  %.1f %% right", name, count, len(problems), 100 * sum(right) / len(right))
 
     def _completions(self, name: str, problems: list[Problem]) -> pd.DataFrame:
         """The rows of one batch."""
@@ -205,8 +206,9 @@ def _write(completions: pd.DataFrame, cfg: DictConfig, folder: Path, about: dict
     settings |= {"sampling": sampling} if cfg.from_file is None else {}  # a file does not tell it
     results = {**settings, **about, **scores}
     (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
-    table = results_markdown(results)
-    (folder / TABLE).write_text(table + "\n")
-    log.info("%.0f %% bootstrap intervals over problems:\n%s", 100 * cfg.confidence, table)
-    log.info("written to %s", folder)
+    heading = f"{about['policy']}: {cfg.name}, [{100 * cfg.confidence:g} % bootstrap intervals over problems]"
+    text = "\n\n".join(filter(None, [heading, results_markdown(results), reflection_line(completions)]))
+    (folder / TABLE).write_text(text + "\n")
+    log.info("%s", text)
+    log.info("written to %s; entropy and reflection: edge-grpo-analyze source=%s", folder, folder)
     return float(results["total"]["metrics"][f"avg@{n}"]["value"])

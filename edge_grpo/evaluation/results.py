@@ -106,6 +106,19 @@ def _plain(scores: Scores) -> dict[str, dict[str, float]]:
     return {metric: asdict(estimate) for metric, estimate in scores.items()}
 
 
+def reflection_line(completions: pd.DataFrame) -> str | None:
+    """What forced reflections did, over all benchmarks; None where there are none."""
+    rows = completions[completions["forced_correct"].notna()]
+    if rows.empty:
+        return None
+    after, right = rows["forced_correct"].astype(bool), rows["correct"]
+    repaired, broken = int((~right & after).sum()), int((right & ~after).sum())
+    return (
+        f"forced reflection: {repaired} of {int((~right).sum())} wrong responses repaired, "
+        f"{broken} of {int(right.sum())} right ones broken"
+    )
+
+
 def results_markdown(results: Mapping[str, Any]) -> str:
     """The table of results.json: shares in %, with their intervals; lengths in tokens."""
     parts = {**results["benchmarks"]}

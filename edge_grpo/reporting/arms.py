@@ -20,7 +20,22 @@ def label_arms(runs: Sequence[Run]) -> list[str]:
     The label is the run's `name` where names differ, then what was typed and differs between arms
     (`edge_grpo, advantage.clamp=4`). Where that does not tell two arms apart (a default has changed between two
     versions, say), the settings that differ follow. A run whose settings cannot be read is `UNKNOWN`.
+
+    What differs is looked for among the runs that count: a failed one has the label of the arm whose settings it has,
+    and says all that tells it from the others where there is no such arm.
     """
+    counting = [run for run in runs if run.usable and run.settings]
+    if not counting or len(counting) == len(runs):
+        return _labels(runs)
+    known = list(zip(map(_compared, counting), _labels(counting), strict=True))
+    labels = []
+    for run, among_all in zip(runs, _labels(runs), strict=True):
+        own = [label for settings, label in known if run.settings and settings == _compared(run)]
+        labels.append(own[0] if own else among_all)
+    return labels
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
     readable = [run for run in runs if run.settings]
     settings = [_compared(run) for run in readable]
     distinct: list[Mapping[str, Any]] = []

@@ -9,8 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from edge_grpo.palette import KINDS as GROUPS
 from edge_grpo.reporting.canvas import PANEL, Palette, common_legend, palette_of, save, small_multiples, style
 from edge_grpo.reporting.curves import (
     AXES,
@@ -28,7 +29,7 @@ from edge_grpo.reporting.quantities import OF_TRAINING, Quantity, of_sets
 from edge_grpo.reporting.scores import HELD_OUT, Member
 from edge_grpo.reporting.tables import heading
 
-KINDS = {"all wrong": "#d55e00", "mixed": "#56b4e9", "all right": "#009e73"}
+KINDS = {kind.replace("_", " "): colour for kind, colour in GROUPS.items()}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: P
             axis.set(xlabel=name, ylabel=quantity.unit)
             if name == ROLLOUTS:
                 axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            elif name == ITERATIONS:
+                axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         common_legend(figure, axes[0])
         save(figure, folder / quantity.name)
     caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=not quantity.is_evaluated)}"
@@ -188,6 +191,7 @@ def draw_entropy_by_correctness(members: Sequence[Member], palette: Palette, fol
             options: dict[str, Any] = {"hue_order": list(lines), "errorbar": ("pi", 100), "legend": i == 0}
             sns.lineplot(own, x="x", y="y", hue="line", palette=colours, ax=axis, **options)
             axis.set(title=arm, xlabel=ITERATIONS, ylabel="nats per token", ylim=(0, None))
+            axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         common_legend(figure, axes[0])
         save(figure, folder / quantity.name)
     caption = (

@@ -145,7 +145,10 @@ def _read(folder: Path) -> Run:
         info = _info(folder / "summary.json")
         evaluations = read_evaluations(folder)
     except UserError as error:
-        faults.append(str(error))
+        if not faults:  # what ended the run says more than what it therefore lacks
+            faults.append(str(error))
+    if status.state == "killed" and not faults:
+        faults = ["its process ended without a word: the same command goes on with it"]
     table = folder / "metrics.csv"
     return Run(
         place=str(folder),

@@ -7,6 +7,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from edge_grpo.palette import KINDS
 
 
 def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
@@ -29,6 +32,7 @@ def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
     axes[1, 1].set(title="Advantage variance", ylabel="variance", ylim=(0, None))
     for axis in axes.flat:
         axis.set_xlabel("iteration")
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize="small")
@@ -53,11 +57,10 @@ def _accuracy(axis: Axes, data: pd.DataFrame) -> None:
 
 def _collapse(axis: Axes, data: pd.DataFrame) -> None:
     """Stack of group kinds as sampled, and the share without a gradient after correction."""
-    kinds = {"all_wrong": "#d62728", "mixed": "#7fbf7b", "all_right": "#4c78a8"}
-    names = [f"collapse/before/{kind}" for kind in kinds]
+    names = [f"collapse/before/{kind}" for kind in KINDS]
     if names[0] in data:
         shares = data[names].dropna()
-        labels = [f"{kind.replace('_', ' ')} (as sampled)" for kind in kinds]
-        axis.stackplot(shares.index, shares.T, labels=labels, colors=list(kinds.values()), alpha=0.6)
+        labels = [f"{kind.replace('_', ' ')} (as sampled)" for kind in KINDS]
+        axis.stackplot(shares.index, shares.T, labels=labels, colors=list(KINDS.values()), alpha=0.6)
         _lines(axis, data, {"collapse/after/zero_variance": "no advantage after correction"}, color="black", ls="--")
     axis.set(title="Groups", ylabel="share of groups", ylim=(0, 1))
