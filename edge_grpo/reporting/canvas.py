@@ -29,6 +29,8 @@ def small_multiples(panels: Sequence[str], *, sharey: bool = True) -> tuple[Figu
     axes = figure.subplots(rows, columns, sharex=True, sharey=sharey, squeeze=False).flatten()
     for spare in axes[len(panels) :]:
         spare.remove()
+    for axis in axes[max(len(panels) - columns, 0) : len(panels)]:  # nothing stands below these
+        axis.tick_params(labelbottom=True)
     return figure, list(axes[: len(panels)])
 
 
