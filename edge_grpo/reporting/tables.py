@@ -67,12 +67,12 @@ def number(estimate: Estimate | None) -> Cell:
 def _cell(estimate: Estimate | None, scale: float, digits: int, sign: str, bold: bool) -> Cell:
     if estimate is None:
         return Cell(NOTHING)
-    text = f"{scale * estimate.mean:{sign}.{digits}f}"
+    text = f"{scale * estimate.mean:{sign}z.{digits}f}"
     if estimate.std is not None:
         text += f" ± {scale * estimate.std:.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return Cell(text, bold=bold)
-    interval = f"[{scale * estimate.low:{sign}.{digits}f}, {scale * estimate.high:{sign}.{digits}f}]"
+    interval = f"[{scale * estimate.low:{sign}z.{digits}f}, {scale * estimate.high:{sign}z.{digits}f}]"
     return Cell(text, interval, bold)
 
 
