@@ -229,3 +229,33 @@ def test_seeds_of_unequal_pace_are_interpolated_onto_common_points(tmp_path):
         assert len(own) == GRID
         assert own["x"].iloc[[0, -1]].tolist() == [256, 384]
         assert own["y"].iloc[[0, -1]].tolist() == pytest.approx([first, last])
+
+
+def test_a_run_evaluated_at_a_checkpoint_only_has_no_score(tmp_path):
+    write_evaluation(write_run(tmp_path / "a", "a", 0, iterations=4), {"A": 0.9}, iteration=2)
+    (member,) = members_of(tmp_path)
+    assert member.evaluation is None
+
+
+def test_points_of_unequal_sampling_make_no_curve(tmp_path):
+    sampling = {"num_samples": 2, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 3000}
+    for name, own in (("same", sampling), ("other", {**sampling, "temperature": 0.0})):
+        run = write_run(tmp_path / name, name, 0, settings={"evaluation": {"seed": 0, **own}})
+        metrics = pd.read_csv(run / "metrics.csv")
+        metrics.assign(**{"eval/A/avg@2": [0.1, 0.2, 0.3]}).to_csv(run / "metrics.csv", index=False)
+        write_evaluation(run, {"A": 0.9})  # after its 2 iterations
+    curves = {member.arm: evaluated_at(member)["A"].to_dict() for member in members_of(tmp_path)}
+    # The one point of the later evaluation joins those of the same sampling, and gives way to others.
+    assert curves == {"same": {0: 0.1, 1: 0.2, 2: 0.9}, "other": {0: 0.1, 1: 0.2, 2: 0.3}}
+
+
+def test_a_mean_over_seeds_does_not_jump_where_one_has_no_value(tmp_path):
+    for seed, missing in ((0, [1]), (1, []), (2, [0, 2])):
+        folder = write_run(tmp_path / str(seed), "a", seed, iterations=5)
+        metrics = pd.read_csv(folder / "metrics.csv")
+        metrics["train/entropy_correct"] = float(seed)
+        metrics.loc[[*missing, 5], "train/entropy_correct"] = None
+        metrics.to_csv(folder / "metrics.csv", index=False)
+    found = curve(members_of(tmp_path), Curve("train/entropy_correct"), ITERATIONS)
+    # Seed 2 begins at iteration 1; the gaps between are filled, so all three are there from then on.
+    assert found.groupby("x")["y"].mean().to_dict() == {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}

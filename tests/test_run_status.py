@@ -1,11 +1,14 @@
 """How a run stands, read from outside."""
 
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from small_runs import run_small
 
 from edge_grpo.callbacks import rollouts
+from edge_grpo.callbacks.step_rows import append_rows
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.resume import alone_in
 from edge_grpo.run_status import RunStatus, read_status, write_status
@@ -82,3 +85,51 @@ def test_rows_that_the_group_filter_took_out_have_no_advantage(tmp_path):
     # Every group is all wrong; where all are dropped the first stands in with weight 0.
     assert [row["advantage"] for row in rows] == [0.0, 0.0, None, None] * 2
     assert {row["multiplier"] for row in rows} == {None}
+
+
+def test_a_finished_run_whose_process_died_before_it_said_so_is_finished(tmp_path):
+    run_small(tmp_path, "experiment=vanilla")
+    write_status(tmp_path, "running")
+    assert read_status(tmp_path).state == "killed"
+    run_small(tmp_path, "experiment=vanilla")  # has nothing left to do
+    assert read_status(tmp_path).state == "finished"
+
+
+def test_starting_over_drops_the_evaluations_of_the_former_weights(tmp_path):
+    run_small(tmp_path, "experiment=vanilla")
+    results = tmp_path / "evaluation" / "arithmetic" / "results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    run_small(tmp_path, "experiment=vanilla", "resume=never")
+    assert not results.exists()
+
+
+def test_the_seconds_of_a_resumed_run_are_those_of_all_sessions(tmp_path):
+    run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=1")
+    table = tmp_path / "metrics.csv"
+    metrics = pd.read_csv(table)
+    metrics.loc[0, "timing_s/total"] = 1000.0  # of the first session
+    metrics.to_csv(table, index=False)
+    run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=2")
+    assert 1000 < json.loads((tmp_path / "summary.json").read_text())["seconds"] < 1100
+
+
+def test_rows_that_a_full_disk_refuses_leave_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, 0, [{"a": 1}])
+    opened = Path.open
+
+    def full(self, mode="r", **options):
+        file = opened(self, mode, **options)
+        if "a" in mode:
+            file.write('{"step": 1, "a')
+            file.flush()
+            file.close()
+            raise OSError(28, "No space left on device")
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    append_rows(path, 1, [{"a": 2}])
+    monkeypatch.undo()
+    append_rows(path, 2, [{"a": 3}])
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2]
