@@ -245,7 +245,7 @@ def _finish(folder: Path, cfg: DictConfig, module: Any, evaluation: PeriodicEval
         "seed": cfg.seed,
         "accuracy": {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after},
         "iterations": module.trainer.current_epoch,
-        "seconds": round(_seconds(folder / "metrics.csv"), 1),
+        "seconds": round(_seconds(folder), 1),
         "model": str(folder / "model"),
         "figure": str(folder / "training.png"),
         "metrics": str(folder / "metrics.csv"),
@@ -270,9 +270,9 @@ def _export(policy: Policy, folder: Path) -> None:
         ) from error
 
 
-def _seconds(metrics_csv: Path) -> float:
+def _seconds(folder: Path) -> float:
     """Training and evaluation, of all sessions of a run that was resumed."""
-    rows = recorded(metrics_csv.parent).values()
+    rows = recorded(folder).values()
     return sum(row.get(name, 0.0) for row in rows for name in ("timing_s/total", "timing_s/evaluation"))
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,10 @@ def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes
         before = read_manifest(checkpoint).get("config", {})
     except ValueError:
         return
-    changed = {key: values for key, values in differences(before, config).items() if not _is_free(key)}
+    changed = {key: pair for key, pair in differences(before, config).items() if not is_free(key)}
     if not changed:
         return
-    lines = first_lines([f"{key}: {old} -> {new}" for key, (old, new) in changed.items()])
+    lines = changes(changed)
     if not allow_changes:
         raise UserError(
             f"{checkpoint} was written under other settings, which would change the result:\n{lines}\n"
@@ -109,8 +109,18 @@ def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(child, f"{key}.{name}" if key else str(name))
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith(FREE_ENDINGS)
+def changes(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """The first of the changed settings, one an indented line."""
+    return first_lines([f"{key}: {old} -> {new}" for key, (old, new) in changed.items()])
+
+
+def is_free(key: str, free: Iterable[str] = FREE) -> bool:
+    """Whether a dotted key is one of `free`, below one of them, or one of `FREE_ENDINGS`.
+
+    >>> is_free("logger.csv.folder"), is_free("loss.beta"), is_free("loss.beta", ("loss",))
+    (True, False, True)
+    """
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in free) or key.endswith(FREE_ENDINGS)
 
 
 def check_directory(folder: Path, config: Mapping[str, Any]) -> None:

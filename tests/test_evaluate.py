@@ -472,3 +472,12 @@ def test_a_benchmark_that_cannot_be_read_is_named_with_the_way_to_leave_it_out(t
         load_benchmarks({"mine": FileBenchmark(str(path), None, COLUMNS)}, None)
     with pytest.raises(UserError, match=r"evaluation.benchmarks.mine: .*absent: no such file or folder \('~"):
         load_benchmarks({"mine": FileBenchmark(str(tmp_path / "x" / "absent"), None, COLUMNS)}, None)
+
+
+def test_completions_of_a_problem_that_its_benchmark_has_no_more_are_told(finished, tmp_path):
+    store = program.CompletionStore(tmp_path)
+    store.append(read_completions(finished[0]))
+    with pytest.raises(
+        UserError, match=r"completions of \('chain2', 'arithmetic-2-terms-1'\), which its benchmark has no"
+    ):
+        store.finish([("chain2", "arithmetic-2-terms-0")])

@@ -259,3 +259,12 @@ def test_integers_are_decided_exactly_and_without_a_worker(a: int, b: int) -> No
 def test_max_answer_chars_must_be_positive() -> None:
     with pytest.raises(UserError, match="max_answer_chars"):
         MathVerifier(max_answer_chars=0)
+
+
+def test_what_is_known_needs_no_worker_and_no_second_grading(verifier: MathVerifier) -> None:
+    pairs = [(r"\frac{12}{24}", ("0.5",)), (")(", ("0.5",)), ("3", ("4",)), (None, ("4",))]
+    assert verifier.known(pairs) == [None, None, "wrong", "unparsed"]
+    verifier(pairs)
+    before = verifier.counts
+    assert verifier.known(pairs) == ["right", "unparsed", "wrong", "unparsed"]
+    assert verifier.counts == before

@@ -8,20 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edge_grpo.errors import UserError
+from edge_grpo.evaluation.estimators import Estimate, Floats
 
-Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
 # Weights that are held as floats at once: 4 million are 32 MB.
 CHUNK = 4_000_000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic and the ends of its interval; NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

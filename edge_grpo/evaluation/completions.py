@@ -89,9 +89,16 @@ class CompletionStore:
         _write(rows, self._parts / f"{len(list(self._parts.glob('*.parquet'))):06d}.parquet")
 
     def finish(self, problems: Sequence[tuple[str, str]]) -> pd.DataFrame:
-        """Make one file of the batches, in the order of `problems` (benchmark, id), and return its rows."""
+        """Make one file of the batches, in the order of `problems` (benchmark, id), and return its rows.
+
+        Raises:
+            UserError: completions of another problem, because a benchmark has changed since they were made.
+        """
         place = {key: i for i, key in enumerate(problems)}
         rows = self.load()
+        for key in zip(rows["benchmark"], rows["problem"], strict=True):
+            if key not in place:
+                raise UserError(f"{self._parts} holds completions of {key}, which its benchmark has no more: delete it")
         order = [place[key] for key in zip(rows["benchmark"], rows["problem"], strict=True)]
         rows = rows.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
         _write(rows, self.path)

@@ -18,7 +18,7 @@ _PLAIN_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score and its bootstrap interval."""
+    """A statistic and the ends of its bootstrap interval; NaN where there is none."""
 
     value: float
     low: float

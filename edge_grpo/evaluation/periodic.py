@@ -25,7 +25,7 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
     """Logs `eval/<set>/*` at step 0, every n iterations and at the end.
 
     The sets are `held_out` (of the training data), each benchmark, and `total`, the benchmarks of `average` together,
-    weighted by their problems.
+    weighted by their problems. `limit` holds for the held-out problems too.
 
     Args:
         every_n_iterations: 0 evaluates before and after training only.

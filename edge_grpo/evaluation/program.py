@@ -18,7 +18,7 @@ from edge_grpo.evaluation.results import reflection_line, results_markdown, summ
 from edge_grpo.evaluation.subject import identify, load_subject
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.quiet import silence_expected_warnings
-from edge_grpo.resume import alone_in, differences
+from edge_grpo.resume import alone_in, changes, differences, is_free
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.run_info import run_info
 from edge_grpo.types import Problem
@@ -32,7 +32,6 @@ FREE = (
     *("paths", "run", "accelerator", "problems_per_batch", "confidence", "resamples", "allowed_targets", "name"),
     *("evaluation.average", "entropy.microbatch_tokens", "entropy.chunk_tokens", "rollout.max_batch_rows"),
 )
-FREE_ENDINGS = (".workers", ".memory_limit_gb")
 
 
 def run_evaluation(cfg: DictConfig, typed: Callable[..., bool]) -> float:
@@ -105,12 +104,11 @@ class _Run:
             return
         before, now = to_dict(DictConfig(OmegaConf.load(path))), to_dict(self.cfg)
         weights = json.loads((self.folder / POLICY).read_text())["weights"], about["weights"]
-        changed = {key: pair for key, pair in differences(before, now).items() if not _is_free(key)}
+        changed = {key: pair for key, pair in differences(before, now).items() if not is_free(key, FREE)}
         changed |= {} if weights[0] == weights[1] else {"SHA-256 of the weights": weights}
         if changed:
-            lines = first_lines([f"{key}: {old} -> {new}" for key, (old, new) in changed.items()])
             raise UserError(
-                f"{self.folder} holds completions that were made under other settings:\n{lines}\n"
+                f"{self.folder} holds completions that were made under other settings:\n{changes(changed)}\n"
                 "choose another name=... (or hydra.run.dir=...), or delete the folder"
             )
 
@@ -157,10 +155,6 @@ class _Run:
 def _batches(problems: list[Problem], size: int) -> Iterator[list[Problem]]:
     for start in range(0, len(problems), size):
         yield problems[start : start + size]
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE) or key.endswith(FREE_ENDINGS)
 
 
 def _write_again(cfg: DictConfig, folder: Path, typed: Callable[..., bool]) -> float:

@@ -146,10 +146,6 @@ def _config_of_run(folder: Path) -> Mapping[str, Any]:
 
 def _exported(folder: Path, config: Mapping[str, Any], allowed: list[str]) -> Policy:
     """The exported model, loaded with the settings of the run's own model where it has any."""
-    if not (folder / "model" / "config.json").is_file():
-        raise UserError(
-            f"run={folder}: no exported model ({folder / 'model'}): name one of its checkpoints/iteration-*"
-        )
     trained = config["model"]
     own = trained if trained.get("_target_") == LOADER else {}
     node = {

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_grpo.reporting.runs import Run
-from edge_grpo.resume import FREE, FREE_ENDINGS
+from edge_grpo.resume import FREE, is_free
 
 # What is free to change within a run tells no arms apart either, but for these two.
 COMPARED = ("name", "trainer.max_iterations")
@@ -62,8 +62,7 @@ def _compared(run: Run) -> dict[str, Any]:
 
 
 def _is_compared(key: str) -> bool:
-    free = any(key == prefix or key.startswith(f"{prefix}.") for prefix in NOT_COMPARED)
-    return key != "seed" and not free and not key.endswith(FREE_ENDINGS)
+    return key != "seed" and not is_free(key, NOT_COMPARED)
 
 
 def _portable(value: Any) -> Any:

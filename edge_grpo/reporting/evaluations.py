@@ -6,20 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_grpo.errors import UserError
+from edge_grpo.evaluation.estimators import Estimate
 
 AVERAGE = "Avg"
 """the problem-weighted total of the sets in the average, the paper's first column"""
 MEAN_OF_SETS = "mean of sets"
 SAMPLING = ("num_samples", "temperature", "top_p", "max_new_tokens")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric of one benchmark: a share in [0, 1], or tokens; the interval is over problems."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,7 @@ class Evaluation:
         settings: num_samples and sampling as text: scores of unequal settings are not comparable.
         confidence: of the intervals over problems.
         problems: benchmark -> number of problems; `AVERAGE` among them if there are several benchmarks.
-        scores: (benchmark, metric) -> score.
+        scores: (benchmark, metric) -> share in [0, 1], or tokens, with its interval over problems.
         written: when, in seconds.
     """
 
@@ -43,7 +35,7 @@ class Evaluation:
     settings: str
     confidence: float
     problems: Mapping[str, int]
-    scores: Mapping[tuple[str, str], Score]
+    scores: Mapping[tuple[str, str], Estimate]
     written: float
 
 
@@ -66,7 +58,7 @@ def _read(path: Path) -> Evaluation:
             parts = {AVERAGE: results["total"], **parts, MEAN_OF_SETS: results["mean"]}
             problems = {AVERAGE: int(results["total"]["problems"]), **problems}
         scores = {
-            (name, metric): Score(**{end: float(score[end]) for end in ("value", "low", "high")})
+            (name, metric): Estimate(**{end: float(score[end]) for end in ("value", "low", "high")})
             for name, part in parts.items()
             for metric, score in part["metrics"].items()
         }

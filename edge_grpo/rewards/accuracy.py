@@ -41,11 +41,11 @@ class Accuracy:
         return torch.tensor(self.verifier(_pairs(problems, texts)), dtype=torch.float32)
 
     def unparsed(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
-        """Which texts hold no boxed answer, or one that the verifier (if it tells verdicts) cannot read."""
+        """Which texts, graded before, hold no boxed answer or one that the verifier (if it tells) could not read."""
         pairs = _pairs(problems, texts)
-        if not hasattr(self.verifier, "verdicts"):
+        if not hasattr(self.verifier, "known"):
             return [answer is None for answer, _ in pairs]
-        return [verdict == "unparsed" for verdict in self.verifier.verdicts(pairs)]
+        return [verdict == "unparsed" for verdict in self.verifier.known(pairs)]
 
     def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
         """What is wrong with each problem's gold answers and what was expected; None where an answer can be graded.

@@ -79,7 +79,7 @@ class WeightedRewards:
     def unparsed(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
         """Which texts hold no answer that can be read, as far as the accuracy reward can tell.
 
-        Grades nothing anew where the verdicts are known already.
+        The texts were graded before; nothing is graded anew.
         """
         accuracy = self.rewards["accuracy"]
         return accuracy.unparsed(problems, texts) if hasattr(accuracy, "unparsed") else [False] * len(texts)

@@ -22,7 +22,7 @@ _CACHE_SIZE = 50_000
 class AnswerVerifier(Protocol):
     """Pairs of answer and gold answers in, one verdict a pair out, in order.
 
-    It may have `counts`, `verdicts`, `unreadable`, `state_dict` and `load_state_dict`, as `MathVerifier` has.
+    It may have `counts`, `known`, `unreadable`, `state_dict` and `load_state_dict`, as `MathVerifier` has.
     """
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]: ...
@@ -76,16 +76,13 @@ class MathVerifier:
         Raises:
             UserError: the workers cannot start.
         """
-        return [verdict == "right" for verdict in self.verdicts(pairs)]
-
-    def verdicts(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
-        """right, wrong or unparsed for each of the n pairs; None for one that was lost in a worker.
-
-        Raises:
-            UserError: the workers cannot start.
-        """
         with self._lock:
-            return self._verdicts(pairs)
+            verdicts = self._verdicts(pairs)
+        return [verdict == "right" for verdict in verdicts]
+
+    def known(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
+        """right, wrong or unparsed for each of the n pairs; None for one not graded before, or lost in a worker."""
+        return [self._without_worker(a, golds) or self._cache.get((a or "", golds)) for a, golds in pairs]
 
     def unreadable(self, golds: Sequence[str]) -> list[bool]:
         """Which gold answers are no mathematics to math-verify (or cost it more than the limits allow).
