@@ -33,14 +33,14 @@ from torch.utils.data import DataLoader
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from edge_grpo.advantages.vanilla import Vanilla
+from edge_grpo.algorithms.grpo import GRPOModule
 from edge_grpo.corrections.guided import GuidedCorrection
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.group_filters.keep_all import KeepAll
-from edge_grpo.grpo_module import GRPOModule
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.rewards.base import WeightedRewards
-from edge_grpo.rollout import native
+from edge_grpo.rollouts import native
 from edge_grpo.types import Problem, ProblemBatch
 
 G = 8

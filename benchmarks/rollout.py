@@ -25,7 +25,7 @@ from common import (
 from transformers import Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.native import NativeRollout
+from edge_grpo.rollouts.native import NativeRollout
 
 
 class _Lengths(StoppingCriteria):

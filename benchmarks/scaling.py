@@ -13,13 +13,13 @@ import torch
 from common import SIZES, EndlessTokenizer, median, parser, prompts, qwen2, report
 
 from edge_grpo.advantages.vanilla import Vanilla
+from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
-from edge_grpo.grpo_update import GRPOUpdate
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
-from edge_grpo.rollout.native import NativeRollout
+from edge_grpo.rollouts.native import NativeRollout
 from edge_grpo.types import Problem, Rollout
 
 

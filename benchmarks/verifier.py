@@ -30,7 +30,7 @@ from hydra.utils import instantiate
 from math_verify import parse, verify
 from omegaconf import DictConfig, OmegaConf
 
-from edge_grpo.cli import config_dir
+from edge_grpo.command_line.run import config_dir
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.types import Problem
 

@@ -96,14 +96,6 @@ class Response:
         return self.token_ids.shape[0]
 
 
-def written_response(token_ids: Tensor, provenance: Provenance, finish_reason: FinishReason) -> Response:
-    """[L] tokens that were put there and not sampled, so without behaviour log-probs or entropies."""
-    nothing = torch.zeros(token_ids.shape, dtype=torch.float32)
-    return Response(
-        token_ids, nothing, nothing, torch.full_like(token_ids, provenance, dtype=torch.int8), finish_reason
-    )
-
-
 @dataclass(frozen=True)
 class Rollout:
     """G responses to each of P problems; `responses[p * G + g]` answers `problems[p]`."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from edge_grpo.analysis.bootstrap import ClusterBootstrap
 from edge_grpo.analysis.source import Source, load_source
+from edge_grpo.statistics.clusters import ClusterBootstrap
 
 BOOTSTRAP = ClusterBootstrap(confidence=0.9, resamples=100, seed=0)
 

@@ -29,7 +29,7 @@ GRACE_S = 5.0
 def start(folder: Path, *settings: str) -> subprocess.Popen[bytes]:
     with (folder.parent / f"{folder.name}.log").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "edge_grpo.train", *RUN, *settings, f"hydra.run.dir={folder}"],
+            [sys.executable, "-m", "edge_grpo.programs.train", *RUN, *settings, f"hydra.run.dir={folder}"],
             env={**os.environ, "PYTHONPATH": str(REPO), "WANDB_SILENT": "true"},
             stdout=output,
             stderr=output,

@@ -11,9 +11,9 @@ import torch
 from small_runs import SMALL_MODEL, composed
 from torch import nn
 
-from edge_grpo.config import instantiate
-from edge_grpo.experiment import build_module
-from edge_grpo.trainer import build_trainer
+from edge_grpo.command_line.check import instantiate
+from edge_grpo.programs.train_run import build_module
+from edge_grpo.runs.trainer import build_trainer
 
 TEXTS = [
     "{answer}",

@@ -5,7 +5,7 @@ from collections import Counter
 
 import torch
 
-from edge_grpo.rollout.base import Sampling
+from edge_grpo.rollouts.base import Sampling
 from edge_grpo.types import Provenance, Response
 
 

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
-from edge_grpo.cli import config_dir
-from edge_grpo.config import check_config
-from edge_grpo.experiment import run_experiment
-from edge_grpo.train import INJECTED
+from edge_grpo.command_line.check import check_config
+from edge_grpo.command_line.run import config_dir
+from edge_grpo.programs.train import INJECTED
+from edge_grpo.programs.train_run import run_experiment
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -77,9 +77,9 @@ def run_small(folder: Path, *overrides: str, config_name: str = "train") -> Path
 
 
 def command(*argv: str, path: Path | None = None) -> subprocess.Popen[str]:
-    """`python -m edge_grpo.train` as a process of its own."""
+    """`python -m edge_grpo.programs.train` as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "edge_grpo.train", *argv],
+        [sys.executable, "-m", "edge_grpo.programs.train", *argv],
         cwd=REPO,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}:{path}" if path else str(REPO)},
         stdout=subprocess.PIPE,

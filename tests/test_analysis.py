@@ -8,13 +8,13 @@ import pytest
 from analysis_rows import BOOTSTRAP, completion, rollout, write_completions, write_rollouts
 from matplotlib.figure import Figure
 
-from edge_grpo.analysis.analyse import QUESTIONS, _save
+from edge_grpo.analysis.build import QUESTIONS, _save
 from edge_grpo.analysis.figures import draw_figures
 from edge_grpo.analysis.rows import COMPLETIONS, read_rollouts
 from edge_grpo.analysis.source import load_source
-from edge_grpo.analyze import main
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.completions import SCHEMA
+from edge_grpo.programs.analyze import main
 
 
 def call(monkeypatch, tmp_path, *overrides):

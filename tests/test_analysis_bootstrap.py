@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_grpo.analysis.auroc import wins_and_pairs
-from edge_grpo.analysis.bootstrap import ClusterBootstrap
 from edge_grpo.errors import UserError
+from edge_grpo.statistics.auroc import wins_and_pairs
+from edge_grpo.statistics.clusters import ClusterBootstrap
 
 
 def bootstrap(**values):
@@ -42,7 +42,7 @@ def test_draws_follow_from_the_seed_and_not_from_the_memory_they_take(monkeypatc
     numbers, clusters = np.random.default_rng(0).random(300), np.repeat(np.arange(100), 3)
     first = bootstrap(seed=1).ratio(numbers, np.ones(300), clusters)
     assert first != bootstrap(seed=2).ratio(numbers, np.ones(300), clusters)
-    monkeypatch.setattr("edge_grpo.analysis.bootstrap.CHUNK", 700)  # 7 draws at once
+    monkeypatch.setattr("edge_grpo.statistics.clusters.CHUNK", 700)  # 7 draws at once
     again = bootstrap(seed=1).ratio(numbers, np.ones(300), clusters)
     assert [again.low, again.high] == pytest.approx([first.low, first.high], abs=1e-12)
 

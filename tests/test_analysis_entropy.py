@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from analysis_rows import BOOTSTRAP, completion, evaluation_source, rollout, run_source, values
 
-from edge_grpo.analysis.bootstrap import ClusterBootstrap
 from edge_grpo.analysis.entropy import _Compared, entropy
+from edge_grpo.statistics.clusters import ClusterBootstrap
 
 
 def compared(answer):

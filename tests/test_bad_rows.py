@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from small_runs import SMALL_GRPO, SMALL_MODEL, command, composed, metrics_rows
 
-from edge_grpo.config import check_config
+from edge_grpo.command_line.check import check_config
 from edge_grpo.errors import UserError
-from edge_grpo.evaluation.difficulty import measure_difficulty
-from edge_grpo.experiment import run_experiment
+from edge_grpo.programs.difficulty_run import measure_difficulty
+from edge_grpo.programs.train import INJECTED
+from edge_grpo.programs.train_run import run_experiment
 from edge_grpo.rewards.base import WeightedRewards
-from edge_grpo.train import INJECTED
 
 # Row 3 is broken, 5 repeats the id of row 1, 6 has no question, 8 is too long, 9 has no solution.
 BROKEN = [3, 5, 6, 8, 9]

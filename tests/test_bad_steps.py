@@ -11,8 +11,8 @@ from small_runs import SHORT, SMALL_GRPO, command, equal_weights, metrics_rows, 
 
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.callbacks.bad_steps import BadSteps
-from edge_grpo.checkpoints import checkpoints
 from edge_grpo.errors import UserError
+from edge_grpo.runs.checkpoints import checkpoints
 
 GEC = ("experiment=gec", *SHORT, "trainer.max_iterations=5", "optimizer.lr=0.01", "allowed_targets=[test_bad_steps]")
 
@@ -125,7 +125,7 @@ def test_the_limit_is_at_least_one():
 
 
 def test_sft_skips_them_too(tmp_path, monkeypatch):
-    from edge_grpo import sft_module
+    from edge_grpo.algorithms import sft as sft_module
 
     original, calls = sft_module.token_stats, []
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from edge_grpo.checkpoints import checkpoints, damage, read_manifest, remove, write_checkpoint
+from edge_grpo.runs.checkpoints import checkpoints, damage, read_manifest, remove, write_checkpoint
 
 
 def write(folder, iteration, text="state"):

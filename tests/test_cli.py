@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from edge_grpo import cli
+from edge_grpo.command_line import run as cli
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -54,8 +54,8 @@ class Vanilla:
 import sys
 from pathlib import Path
 
-from edge_grpo import cli
-from edge_grpo.config import instantiate
+from edge_grpo.command_line import run as cli
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 
 cli.config_dir = lambda: Path(__file__).parent / "conf"

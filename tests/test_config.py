@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import pytest
 from omegaconf import OmegaConf
 
-from edge_grpo.config import check_config, instantiate, to_dict
+from edge_grpo.command_line.check import check_config, instantiate, to_dict
 from edge_grpo.errors import UserError
 
 
@@ -130,8 +130,8 @@ def test_refused(values: dict[str, Any], message: str) -> None:
         ("torch.os.system", "posix"),
         ("torch.sys.setrecursionlimit", "sys"),
         ("torch.sys.modules.clear", "no module"),
-        ("edge_grpo.run_info.subprocess.run", "subprocess"),
-        ("edge_grpo.run_info.subprocess.Popen", "subprocess"),
+        ("edge_grpo.runs.provenance.subprocess.run", "subprocess"),
+        ("edge_grpo.runs.provenance.subprocess.Popen", "subprocess"),
         ("transformers.utils.logging.os.system", "posix"),
         ("pytorch_lightning.trainer.trainer.os.system", "posix"),
         ("torch.functools.partial", "functools"),

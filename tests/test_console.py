@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from edge_grpo import terminal as terminal_module
 from edge_grpo.callbacks.console import COLUMNS, ConsoleProgress
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
-from edge_grpo.metrics import describe
-from edge_grpo.reporting.summary_table import show_summary
-from edge_grpo.terminal import printable, shortened, terminal
+from edge_grpo.loggers import terminal as terminal_module
+from edge_grpo.loggers.metrics import describe
+from edge_grpo.loggers.terminal import printable, shortened, terminal
+from edge_grpo.runs.summary_table import show_summary
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
 
 METRICS = {
@@ -145,7 +145,7 @@ def test_on_a_terminal_the_lines_give_way_to_a_bar(on_terminal: Terminal) -> Non
     run = Run(ConsoleProgress("vanilla, seed 0", 1, sample_every_n_iterations=0), total=3, done=1)
     run.start()
     run.iteration()
-    logging.getLogger("edge_grpo.experiment").info("said by another")
+    logging.getLogger("edge_grpo.programs.train_run").info("said by another")
     run.iteration()
     run.callback.on_fit_end(run.trainer, run.module)
     shown = screen.getvalue()

@@ -16,13 +16,13 @@ from small_runs import SMALL_GRPO, command, composed
 from test_corrections import RIGHT, WRONG, score, scored, tools
 
 from edge_grpo.advantages.base import AdvantageInputs
-from edge_grpo.cli import config_dir
-from edge_grpo.config import check_config, instantiate, to_dict
+from edge_grpo.command_line.check import check_config, instantiate, to_dict
+from edge_grpo.command_line.run import config_dir
 from edge_grpo.errors import UserError
-from edge_grpo.experiment import build_module
 from edge_grpo.losses.base import LossInputs, UpdateSize
+from edge_grpo.programs.train import INJECTED
+from edge_grpo.programs.train_run import build_module
 from edge_grpo.seeding import stage_generator
-from edge_grpo.train import INJECTED
 
 GROUPS = (
     "advantage",

@@ -13,7 +13,7 @@ from edge_grpo.dashboards.build import as_regex, build_report, build_workspace
 from edge_grpo.dashboards.publish import publish
 from edge_grpo.dashboards.sections import ITERATION, SECTIONS, Bars
 from edge_grpo.errors import UserError
-from edge_grpo.metrics import METRICS, describe
+from edge_grpo.loggers.metrics import METRICS, describe
 
 SETTINGS = {"entity": None, "project": "p", "name": "N", "smoothing": 0.6, "report": None, "dry_run": True}
 PANELS = [panel for section in SECTIONS for panel in section.panels]

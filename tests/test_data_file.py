@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from edge_grpo.config import instantiate
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.file import FileDataModule, read_problems
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from edge_grpo.config import instantiate
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.hub import HubDataModule
 from edge_grpo.errors import UserError
 

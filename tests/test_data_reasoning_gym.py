@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from edge_grpo.config import instantiate
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.data.reasoning_gym import ReasoningGymDataModule
 from edge_grpo.errors import UserError

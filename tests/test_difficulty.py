@@ -5,7 +5,7 @@ import json
 from small_runs import SMALL_MODEL, composed
 
 from edge_grpo.data.file import read_problems
-from edge_grpo.evaluation.difficulty import measure_difficulty
+from edge_grpo.programs.difficulty_run import measure_difficulty
 
 SMALL = (
     "data.train_count=5",

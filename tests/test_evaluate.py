@@ -10,25 +10,26 @@ import torch
 from omegaconf import OmegaConf
 from small_runs import SMALL_MODEL, composed, run_small
 
-from edge_grpo.cli import config_dir
-from edge_grpo.config import check_config, instantiate
-from edge_grpo.data.benchmarks import ArithmeticBenchmark, FileBenchmark, load_benchmarks
+from edge_grpo.command_line.check import check_config, instantiate
+from edge_grpo.command_line.run import config_dir
 from edge_grpo.errors import UserError
-from edge_grpo.evaluate import check_run
-from edge_grpo.evaluation import program
+from edge_grpo.evaluation.benchmarks import ArithmeticBenchmark, FileBenchmark, load_benchmarks
 from edge_grpo.evaluation.completions import SCHEMA, read_completions
 from edge_grpo.evaluation.entropy import ResponseEntropy
-from edge_grpo.evaluation.program import run_evaluation
 from edge_grpo.evaluation.reflection import MARKERS, ForcedReflection, spontaneous
 from edge_grpo.evaluation.results import reflection_line
 from edge_grpo.evaluation.sampling import sample
 from edge_grpo.policy.tiny import random_tiny_policy
+from edge_grpo.programs import evaluate_run as program
+from edge_grpo.programs.evaluate import check_run
+from edge_grpo.programs.evaluate_run import run_evaluation
+from edge_grpo.responses import written_response
 from edge_grpo.rewards.accuracy import Accuracy
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rewards.verifier import MathVerifier
-from edge_grpo.rollout.base import Sampling
-from edge_grpo.rollout.native import NativeRollout
-from edge_grpo.types import Problem, Provenance, Rollout, written_response
+from edge_grpo.rollouts.base import Sampling
+from edge_grpo.rollouts.native import NativeRollout
+from edge_grpo.types import Problem, Provenance, Rollout
 
 COLUMNS = {"question": ["question"], "answer": ["answer"]}
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_grpo.evaluation.estimators import bootstrap_means, interval, majority, pass_at_k
 from edge_grpo.evaluation.results import problem_values, results_markdown, summarise
+from edge_grpo.statistics.estimators import bootstrap_means, interval, majority, pass_at_k
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))

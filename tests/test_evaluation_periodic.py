@@ -5,9 +5,9 @@ import json
 import pytest
 from small_runs import composed, metrics_rows, run_small
 
-from edge_grpo.config import instantiate
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
-from edge_grpo.metrics import describe
+from edge_grpo.loggers.metrics import describe
 
 BENCHMARKS = (
     "experiment=vanilla",

@@ -10,14 +10,14 @@ from small_runs import SMALL_GRPO, composed
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
+from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.errors import UserError
-from edge_grpo.experiment import build_module
-from edge_grpo.grpo_update import GRPOUpdate
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.tiny import random_tiny_policy
+from edge_grpo.programs.train_run import build_module
 from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
 
 G = 3

@@ -11,7 +11,7 @@ import torch
 from ddp_gradients import BOUNDS, CASES, PRECISIONS, gradient
 from small_runs import REPO, SMALL_GRPO, composed
 
-from edge_grpo.config import instantiate
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 
 TOLERANCE = {"64-true": 1e-12, "32-true": 1e-5}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_grpo.iteration_metrics import (
+from edge_grpo.algorithms.metrics import (
     advantage_metrics,
     collapse_metrics,
     completion_metrics,
@@ -15,7 +15,7 @@ from edge_grpo.iteration_metrics import (
     share,
     verifier_metrics,
 )
-from edge_grpo.metrics import METRICS, as_markdown, describe
+from edge_grpo.loggers.metrics import METRICS, as_markdown, describe
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -262,7 +262,7 @@ def test_every_definition_is_complete():
 
 
 def test_the_page_is_what_the_module_prints():
-    assert DOCS.read_text() == as_markdown(), "python -m edge_grpo.metrics > docs/metrics.md"
+    assert DOCS.read_text() == as_markdown(), "python -m edge_grpo.loggers.metrics > docs/metrics.md"
     rows = [line for line in as_markdown().splitlines() if line.startswith("| `")]
     assert len(rows) == len(METRICS)
     assert all(row.count("|") == 6 for row in rows)

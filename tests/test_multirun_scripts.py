@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
-from edge_grpo.cli import config_dir
-from edge_grpo.composition import _values, check_command_line, parse
+from edge_grpo.command_line.compose import _values, check_command_line, parse
+from edge_grpo.command_line.run import config_dir
 from edge_grpo.corrections.guided import GuidedCorrection
-from edge_grpo.train import INJECTED
+from edge_grpo.programs.train import INJECTED
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "multirun_scripts").glob("*.sh"))
 SWEEPS = [path for path in SCRIPTS if path.name != "common.sh"]

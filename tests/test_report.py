@@ -10,9 +10,9 @@ import wandb
 from report_runs import write_evaluation, write_run
 from small_runs import composed
 
-from edge_grpo.config import check_config, instantiate
+from edge_grpo.command_line.check import check_config, instantiate
 from edge_grpo.errors import UserError
-from edge_grpo.report import check_runs
+from edge_grpo.programs.report import check_runs
 from edge_grpo.reporting import build
 from edge_grpo.reporting.build import read_runs
 from edge_grpo.reporting.runs import read_folder

@@ -14,9 +14,9 @@ from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.numbers import Arms, numbers_of
 from edge_grpo.reporting.runs import read_folder
 from edge_grpo.reporting.scores import Member, chosen
-from edge_grpo.reporting.statistics import Bootstrap, Estimate, ceiling
 from edge_grpo.reporting.table_files import as_latex, as_markdown
 from edge_grpo.reporting.tables import Cell, Table, learning_table, main_table, other_metrics_table, reading, tables_of
+from edge_grpo.statistics.seeds import Bootstrap, Estimate, ceiling
 
 BOOTSTRAP = Bootstrap(confidence=0.95, resamples=2000, seed=0)
 

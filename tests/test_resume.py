@@ -24,12 +24,13 @@ from small_runs import (
 )
 
 from edge_grpo.advantages.base import RewardAdvantage
-from edge_grpo.callbacks.checkpoint import IterationCheckpoint
-from edge_grpo.checkpoints import checkpoints
+from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.callbacks.iteration_checkpoint import IterationCheckpoint
 from edge_grpo.errors import Stopped, UserError
-from edge_grpo.policy_module import PolicyModule
-from edge_grpo.resume import alone_in, check_settings, differences
-from edge_grpo.rollout.native import NativeRollout
+from edge_grpo.rollouts.native import NativeRollout
+from edge_grpo.runs.checkpoints import checkpoints
+from edge_grpo.runs.directory import alone_in
+from edge_grpo.runs.settings import check_settings, differences
 
 FOUR = ("experiment=edge_grpo", *SHORT, "trainer.max_iterations=4", "scheduler=linear", "optimizer.lr=0.01")
 SELDOM = "checkpoint.every_n_iterations=100"
@@ -259,7 +260,7 @@ def test_a_directory_that_cannot_be_written_is_refused_at_the_command_line(tmp_p
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
-from edge_grpo.train import main
+from edge_grpo.programs.train import main
 main()
 """
 

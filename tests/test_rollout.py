@@ -6,9 +6,9 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.base import Sampling, choose, token_distribution
-from edge_grpo.rollout.hf import HFRollout
-from edge_grpo.rollout.native import NativeRollout, _Decoding
+from edge_grpo.rollouts.base import Sampling, choose, token_distribution
+from edge_grpo.rollouts.hf import HFRollout
+from edge_grpo.rollouts.native import NativeRollout, _Decoding
 from edge_grpo.seeding import stage_generator
 
 SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 261}

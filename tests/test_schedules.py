@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_grpo.schedules import phased_decay
+from edge_grpo.algorithms.schedules import phased_decay
 
 PHASES = [{"iterations": 4, "factor": 1.0, "decay": 0.5}, {"iterations": 2, "factor": 0.25, "decay": 1.0}]
 

@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 
-from edge_grpo.cli import asset
+from edge_grpo.command_line.run import asset
 from edge_grpo.data.arithmetic import distinct_chains
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.load import load_policy
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.rollout.base import Sampling
-from edge_grpo.rollout.native import NativeRollout
+from edge_grpo.rollouts.base import Sampling
+from edge_grpo.rollouts.native import NativeRollout
 from edge_grpo.seeding import stage_generator
 
 PLAIN = "<|user|>{}<|assistant|>"
@@ -46,7 +46,14 @@ def test_the_base_can_work_step_by_step_but_seldom_does():
 
 @pytest.mark.slow
 def test_the_recipe_makes_the_base_again(tmp_path):
-    command = [sys.executable, "-m", "edge_grpo.sft", "experiment=tiny_base", f"hydra.run.dir={tmp_path}", "logger=csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_grpo.programs.sft",
+        "experiment=tiny_base",
+        f"hydra.run.dir={tmp_path}",
+        "logger=csv",
+    ]
     subprocess.run(command, check=True)
     ours, shipped = load(str(tmp_path / "model")), load(asset("tiny_base"))
     # 128 problems: the standard error of a difference of two shares near 0.9 is 0.04.

@@ -12,7 +12,7 @@ from small_runs import SHORT, equal_weights, metrics_rows, offline_history, run_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edge_grpo.errors import UserError
-from edge_grpo.metrics import describe
+from edge_grpo.loggers.metrics import describe
 from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
 
 WITH_CORRECTION = ("gec", "force_r", "force_r_eda", "edge_grpo", "edge_grpo_official")

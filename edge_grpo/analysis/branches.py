@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from edge_grpo.analysis.answer import Answer, Row, Table, Unit, show
-from edge_grpo.analysis.bootstrap import ClusterBootstrap
+from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
+from edge_grpo.statistics.clusters import ClusterBootstrap
 
 TITLE = "What does each branch of correction do?"
 MEASURED = """\

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from edge_grpo.analysis.answer import Answer, Row, Table, Unit, show
-from edge_grpo.analysis.bootstrap import ClusterBootstrap
+from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import MORE_SAMPLES, Source
+from edge_grpo.statistics.clusters import ClusterBootstrap
 
 TITLE = "How many groups collapse?"
 KINDS = ("all wrong", "mixed", "all right")

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edge_grpo.analysis.answer import Answer, Row, Table, Unit, show
-from edge_grpo.analysis.auroc import wins_and_pairs
-from edge_grpo.analysis.bootstrap import ClusterBootstrap, Floats, cluster_sums, divide
+from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import MORE_SAMPLES, Source
+from edge_grpo.statistics.auroc import wins_and_pairs
+from edge_grpo.statistics.clusters import ClusterBootstrap, Floats, cluster_sums, divide
 
 TITLE = "Does entropy tell right responses from wrong ones?"
 MEASURED = """\

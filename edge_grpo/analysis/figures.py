@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from edge_grpo.analysis.answer import Answer, Row
-from edge_grpo.analysis.bootstrap import Estimate
 from edge_grpo.analysis.branches import BRANCHES, CORRECTING, not_sampled
 from edge_grpo.analysis.collapse import KINDS, UNIFORM, group_kinds
+from edge_grpo.analysis.finding import Answer, Row
 from edge_grpo.analysis.source import Source
-from edge_grpo.palette import KINDS as GROUP_COLOURS
-from edge_grpo.palette import RIGHT, WRONG
+from edge_grpo.statistics.clusters import Estimate
+from edge_grpo.statistics.palette import KINDS as GROUP_COLOURS
+from edge_grpo.statistics.palette import RIGHT, WRONG
 
 KIND_COLOURS = {kind: GROUP_COLOURS[kind.replace(" ", "_")] for kind in KINDS}
 # Points of a curve: of a longer run, each is the mean over a window of iterations.

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from edge_grpo.analysis.answer import Answer, Row, Table, Unit, show
-from edge_grpo.analysis.bootstrap import ClusterBootstrap
+from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
+from edge_grpo.statistics.clusters import ClusterBootstrap
 
 TITLE = "How strongly does EDA multiply, and which rows have a gradient?"
 MEASURED = """\

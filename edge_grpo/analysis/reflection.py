@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edge_grpo.analysis.answer import Answer, Row, Table, Unit, show
-from edge_grpo.analysis.bootstrap import ClusterBootstrap, Estimate, Floats, cluster_sums, divide
+from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
+from edge_grpo.statistics.clusters import ClusterBootstrap, Estimate, Floats, cluster_sums, divide
 
 TITLE = "Does reflection repair wrong responses?"
 OF_RUN = """\

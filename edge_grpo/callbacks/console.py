@@ -17,7 +17,7 @@ from rich.text import Text
 
 from edge_grpo.callbacks.samples import describe_rows
 from edge_grpo.errors import UserError
-from edge_grpo.terminal import files_only, printable, shortened, shown, terminal
+from edge_grpo.loggers.terminal import files_only, printable, shortened, shown, terminal
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class ConsoleProgress(pl.Callback):
             self._progress.show(stage="evaluating")  # which is over at once where none is due
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # After the evaluation of the same iteration, before its checkpoint: the order in experiment.py.
+        # After the evaluation of the same iteration, before its checkpoint: the order in programs/train_run.py.
         if not trainer.is_global_zero:
             return
         done, total = trainer.current_epoch + 1, trainer.max_epochs

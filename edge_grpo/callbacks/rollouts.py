@@ -7,9 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.corrections.base import Corrected
-from edge_grpo.grpo_update import GRPOUpdate
 from edge_grpo.types import Provenance, Response, ScoredRollout
 
 

@@ -1,6 +1,6 @@
 """Guided Error Correction (GEC) of EDGE-GRPO; with probabilities (1, 0, 0) the baseline Force-R."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -8,7 +8,8 @@ import torch
 
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, written_response
+from edge_grpo.responses import append, join, reference_response, without_eos
+from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout
 
 BRANCHES = ("reflect", "answer", "solution")
 
@@ -173,44 +174,6 @@ def rescored(scored: ScoredRollout, edited: Mapping[int, Response], tools: Corre
         texts=tuple(texts),
         scores=scored.scores.replaced(rows, scores),
     )
-
-
-def without_eos(response: Response, eos_ids: Sequence[int]) -> Response:
-    """The response without its final EOS, if it has one."""
-    if not len(response) or int(response.token_ids[-1]) not in eos_ids:
-        return replace(response, finish_reason="length")
-    return Response(
-        response.token_ids[:-1],
-        response.behaviour_logprobs[:-1],
-        response.entropies[:-1],
-        response.provenance[:-1],
-        "length",
-    )
-
-
-def append(response: Response, token_ids: Sequence[int]) -> Response:
-    """The response with injected tokens behind it."""
-    return join(response, _written(token_ids, Provenance.INJECTED))
-
-
-def reference_response(token_ids: Sequence[int]) -> Response:
-    """A response made of reference tokens."""
-    return _written(token_ids, Provenance.REFERENCE)
-
-
-def join(first: Response, second: Response) -> Response:
-    """Two pieces of one response; it ends as the second piece ends."""
-    return Response(
-        torch.cat([first.token_ids, second.token_ids]),
-        torch.cat([first.behaviour_logprobs, second.behaviour_logprobs]),
-        torch.cat([first.entropies, second.entropies]),
-        torch.cat([first.provenance, second.provenance]),
-        second.finish_reason,
-    )
-
-
-def _written(token_ids: Sequence[int], provenance: Provenance) -> Response:
-    return written_response(torch.tensor(list(token_ids), dtype=torch.long), provenance, "stop")
 
 
 def _checked_probabilities(probabilities: Mapping[str, float]) -> dict[str, float]:

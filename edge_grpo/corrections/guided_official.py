@@ -8,7 +8,8 @@ import torch
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.corrections.guided import GuidedCorrection, rescored
 from edge_grpo.errors import UserError
-from edge_grpo.types import Provenance, Response, Rollout, ScoredRollout, written_response
+from edge_grpo.responses import written_response
+from edge_grpo.types import Provenance, Response, Rollout, ScoredRollout
 
 
 class OfficialGuidedCorrection(GuidedCorrection):

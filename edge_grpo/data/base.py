@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from edge_grpo.data.bad_rows import BadRow, BadRowError, in_order, passing, refusal
 from edge_grpo.data.checks import gradable, incomplete_rows, with_distinct_ids
-from edge_grpo.data.report import BadRow, BadRowError, in_order, passing, refusal
 from edge_grpo.errors import UserError, first_lines
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, ProblemBatch

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from edge_grpo.data.report import BadRow, BadRowError, passing
+from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
 

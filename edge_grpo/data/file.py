@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from edge_grpo.config import nearest
+from edge_grpo.data.bad_rows import BadRow
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.data.report import BadRow
 from edge_grpo.data.rows import Columns, check_columns, divided, parse_rows
 from edge_grpo.errors import UserError
+from edge_grpo.nearest import nearest
 from edge_grpo.types import Problem
 
 Rows = list[tuple[int, object]]

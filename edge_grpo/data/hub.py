@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from edge_grpo.data.bad_rows import BadRow
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.data.report import BadRow
 from edge_grpo.data.rows import Columns, check_columns, divided, parse_rows
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem

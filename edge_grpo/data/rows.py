@@ -8,9 +8,9 @@ from typing import Any, NoReturn, TypeGuard
 
 import torch
 
-from edge_grpo.config import nearest
-from edge_grpo.data.report import BadRow, BadRowError, passing
+from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
 from edge_grpo.errors import UserError
+from edge_grpo.nearest import nearest
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem
 

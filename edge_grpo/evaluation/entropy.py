@@ -7,9 +7,9 @@ import torch
 
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.errors import UserError
-from edge_grpo.memory import out_of_memory
 from edge_grpo.policy.base import Policy, eval_mode
 from edge_grpo.policy.batching import microbatches, packed_microbatches, to_update_batch
+from edge_grpo.policy.memory import out_of_memory
 from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.policy.token_stats import token_stats

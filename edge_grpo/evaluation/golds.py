@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from edge_grpo.data.benchmarks import load_benchmarks
+from edge_grpo.evaluation.benchmarks import load_benchmarks
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.rewards.base import WeightedRewards
 

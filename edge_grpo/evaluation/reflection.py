@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from edge_grpo.corrections.guided import append, join, without_eos
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.sampling import row_generator
 from edge_grpo.policy.base import Policy
+from edge_grpo.responses import append, join, without_eos
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.rollout.base import RolloutEngine, Sampling
+from edge_grpo.rollouts.base import RolloutEngine, Sampling
 from edge_grpo.types import Response, ScoredRollout
 
 MARKERS = re.compile(

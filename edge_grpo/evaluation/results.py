@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from edge_grpo.errors import UserError
-from edge_grpo.evaluation.estimators import Estimate, Floats, bootstrap_means, interval, majority, pass_at_k
 from edge_grpo.seeding import stage_seed
+from edge_grpo.statistics.estimators import Estimate, Floats, bootstrap_means, interval, majority, pass_at_k
 
 Scores = dict[str, Estimate]
 

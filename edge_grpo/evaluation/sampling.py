@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollout.base import RolloutEngine, Sampling
+from edge_grpo.responses import written_response
+from edge_grpo.rollouts.base import RolloutEngine, Sampling
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, Provenance, Rollout, written_response
+from edge_grpo.types import Problem, Provenance, Rollout
 
 
 def sample(

@@ -11,11 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from edge_grpo.checkpoints import MANIFEST, STATE, damage, iteration_of, read_manifest
-from edge_grpo.config import check_config, instantiate
+from edge_grpo.command_line.check import check_config, instantiate
 from edge_grpo.data.base import PromptTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.runs.checkpoints import MANIFEST, STATE, damage, iteration_of, read_manifest
 
 LOADER = "edge_grpo.policy.load.load_policy"
 TRUSTED = {"model": ("edge_grpo.policy",), "template": ("edge_grpo.data.templates",)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from edge_grpo.composition import key_of, parse
+from edge_grpo.command_line.compose import key_of, parse
 from edge_grpo.errors import UserError
 
 WANDB_RUN_ID = "wandb_run_id"

@@ -13,8 +13,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.identity import MAX_TAG, Mode, config_of, group_of, resolve_mode, run_id, tags_of
+from edge_grpo.loggers.metrics import describe
 from edge_grpo.loggers.samples import Row, as_html
-from edge_grpo.metrics import describe
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,9 @@ class WandbMetrics(WandbLogger):
     stands before this one). W&B's offline file is written in blocks and loses its end in a kill: a resumed offline
     run therefore writes all steps into a new file and deletes the one before, unless that was synced already.
 
-    Every metric has `iteration` as its x-axis and the summary that metrics.py gives it. W&B's config is the resolved
-    config, with `overrides`, `git_commit`, `packages` and the machine beside it. Samples are one incremental table.
+    Every metric has `iteration` as its x-axis and the summary that `loggers/metrics.py` gives it. W&B's config is the
+    resolved config, with `overrides`, `git_commit`, `packages` and the machine beside it. Samples are one incremental
+    table.
 
     Limits: a finished run that is made longer has no training metrics in W&B for the step that was its last
     (`metrics.csv` has them); an online run that goes on offline has its earlier steps in that file again. Of a resumed

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_grpo.reporting.runs import Run
-from edge_grpo.resume import FREE, is_free
+from edge_grpo.runs.settings import FREE, is_free
 
 # What is free to change within a run tells no arms apart either, but for these two.
 COMPARED = ("name", "trainer.max_iterations")

@@ -16,10 +16,10 @@ from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
 from edge_grpo.reporting.page import write_page
 from edge_grpo.reporting.runs import Run, read_folder
 from edge_grpo.reporting.scores import Member, chosen, lookup
-from edge_grpo.reporting.statistics import Bootstrap
 from edge_grpo.reporting.table_files import write_table
 from edge_grpo.reporting.tables import tables_of
 from edge_grpo.reporting.wandb_runs import PREFIX, read_project
+from edge_grpo.statistics.seeds import Bootstrap
 
 log = logging.getLogger(__name__)
 

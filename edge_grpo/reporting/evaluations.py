@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_grpo.errors import UserError
-from edge_grpo.evaluation.estimators import Estimate
+from edge_grpo.statistics.estimators import Estimate
 
 AVERAGE = "Avg"
 """the problem-weighted total of the sets in the average, the paper's first column"""

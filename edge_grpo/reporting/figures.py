@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from edge_grpo.palette import KINDS as GROUPS
 from edge_grpo.reporting.canvas import PANEL, Palette, common_legend, palette_of, save, small_multiples, style
 from edge_grpo.reporting.curves import (
     AXES,
@@ -28,6 +27,7 @@ from edge_grpo.reporting.numbers import Arms, Numbers
 from edge_grpo.reporting.quantities import OF_TRAINING, Quantity, of_sets
 from edge_grpo.reporting.scores import HELD_OUT, Member
 from edge_grpo.reporting.tables import heading
+from edge_grpo.statistics.palette import KINDS as GROUPS
 
 KINDS = {kind.replace("_", " "): colour for kind, colour in GROUPS.items()}
 

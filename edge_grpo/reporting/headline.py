@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from edge_grpo.reporting.numbers import Arms, Numbers
 from edge_grpo.reporting.scores import lookup
-from edge_grpo.reporting.statistics import Estimate, ceiling
 from edge_grpo.reporting.tables import heading, percent
+from edge_grpo.statistics.seeds import Estimate, ceiling
 
 
 def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from edge_grpo.errors import UserError
 from edge_grpo.reporting.evaluations import Evaluation, read_evaluations
-from edge_grpo.run_status import read_status
+from edge_grpo.runs.status import read_status
 
 FINISHED = "finished"
 # Folders in a run's folder whose config.yaml is not a run's.
@@ -29,10 +29,10 @@ class Run:
         place: its folder, or its address at W&B.
         settings: the resolved config, dotted key -> value; lists are values.
         overrides: what was typed, `key=value`.
-        state: of run_status.py, or W&B's.
+        state: of runs/status.py, or W&B's.
         error: why it is not finished, or why it cannot be read.
         metrics: one row a step, one column a metric, NaN where it was not logged.
-        info: of run_info.py.
+        info: of runs/provenance.py.
         evaluations: see `read_evaluations`.
         written: when it was last written to, in seconds.
     """

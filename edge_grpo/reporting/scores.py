@@ -7,7 +7,7 @@ import pandas as pd
 
 from edge_grpo.reporting.evaluations import AVERAGE, MEAN_OF_SETS, Evaluation
 from edge_grpo.reporting.runs import Run
-from edge_grpo.reporting.statistics import Bootstrap, Estimate
+from edge_grpo.statistics.seeds import Bootstrap, Estimate
 
 HELD_OUT = "held_out"
 BEFORE, AFTER = "before", "after"

@@ -8,7 +8,7 @@ import pandas as pd
 from edge_grpo.reporting.evaluations import AVERAGE
 from edge_grpo.reporting.numbers import Arms, Column, Numbers
 from edge_grpo.reporting.scores import AFTER, BEFORE, HELD_OUT, NOT_SHARES, lookup
-from edge_grpo.reporting.statistics import Estimate, ceiling
+from edge_grpo.statistics.seeds import Estimate, ceiling
 
 SHARES_IN_TRAINING = frozenset({"groups without advantage"})
 NOTHING = "-"

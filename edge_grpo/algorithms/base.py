@@ -1,0 +1,243 @@
+"""What the GRPO and the SFT module share: the policy, its optimiser, grading, and the log."""
+
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from edge_grpo.errors import UserError
+from edge_grpo.loggers.metrics import describe
+from edge_grpo.policy.base import Policy
+from edge_grpo.policy.support import check_head, check_packed
+from edge_grpo.rewards.base import WeightedRewards, score_rollout
+from edge_grpo.rollouts.base import RolloutEngine
+from edge_grpo.seeding import seed_globals
+from edge_grpo.types import Problem, Rollout, ScoredRollout, Step
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max, "mean": statistics.fmean}
+"""`Metric.ranks` -> how the values of several ranks become one"""
+
+
+def _reduction(name: str) -> Callable[[list[float]], float]:
+    metric = describe(name)
+    assert metric is not None, f"record has refused {name}"
+    return REDUCTIONS[metric.ranks]
+
+
+class PolicyModule(pl.LightningModule):
+    """A policy under manual optimisation, one iteration a Lightning epoch.
+
+    Args:
+        policy: model and tokenizer.
+        rollout: engine for training and evaluation.
+        rewards: grading for training and evaluation.
+        optimizer: parameters -> optimiser.
+        scheduler: optimiser -> learning-rate scheduler, stepped once an iteration.
+        max_grad_norm: gradients are clipped to this global norm; null for none.
+        microbatch_tokens: bound on the tokens of one forward and backward.
+        chunk_tokens: tokens whose logits are in memory at once (times the vocabulary, in float32).
+        packing: compute a prompt once for all its responses and no padding; false runs padded rows through the
+            model's own attention, for models whose attention the project does not know.
+        seed: of every draw.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rollout: RolloutEngine,
+        rewards: WeightedRewards,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory,
+        max_grad_norm: float | None,
+        microbatch_tokens: int,
+        chunk_tokens: int,
+        packing: bool,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        bounds = {"microbatch_tokens": microbatch_tokens, "chunk_tokens": chunk_tokens, "max_grad_norm": max_grad_norm}
+        for name, value in bounds.items():
+            if value is not None and value <= 0:
+                raise UserError(f"algorithm.{name}={value} must be above 0")
+        self.automatic_optimization = False
+        self.policy, self.rollout, self.rewards = policy, rollout, rewards
+        self.model = policy.model  # registered, so that Lightning moves, wraps and saves it
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self.max_grad_norm, self.seed = max_grad_norm, seed
+        self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
+        self.timings: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self.bad_steps = 0
+        """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
+        self.bad_rows: list[dict[str, Any]] = []
+        """the rows of this iteration behind them, as records"""
+
+    @property
+    def iteration(self) -> int:
+        """Updates the policy has had."""
+        return self.trainer.current_epoch
+
+    def on_fit_start(self) -> None:
+        """Refuse a model that the update cannot compute, before any work."""
+        check_head(self.model, self.chunk_tokens)
+        if self.packing:
+            check_packed(self.model)
+
+    def on_train_epoch_start(self) -> None:
+        """Global generators follow from the iteration too, so that a resumed run draws the same."""
+        seed_globals(self.seed, iteration=self.iteration, rank=self.global_rank)
+        self.bad_rows = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """The metrics of this step are complete: those of the evaluation came before."""
+        for logger in self.trainer.loggers:
+            logger.save()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; hand the rewards what they kept.
+
+        Raises:
+            UserError: names the first parameter that is missing, unexpected or of another shape.
+        """
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise UserError(
+                    f"the checkpoint is of another model: {name} is {theirs.get(name, 'absent')} there and "
+                    f"{ours.get(name, 'absent')} here: set `model` as it was, or resume=never"
+                )
+        self.rewards.load_state_dict(checkpoint["rewards"])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The injected optimiser and scheduler."""
+        optimizer = self._make_optimizer(p for p in self.model.parameters() if p.requires_grad)
+        return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the rewards remember (of rank 0: the rank that writes)."""
+        checkpoint["rewards"] = self.rewards.state_dict()
+
+    def score(self, rollout: Rollout) -> ScoredRollout:
+        """Decode and grade every row once."""
+        return score_rollout(rollout, self.rewards, self.policy.decode)
+
+    def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
+        """[n] bool: which texts answer their problem right."""
+        return self.rewards(problems, texts).correct
+
+    def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
+        """What is wrong with the gold answers of each problem; None where they can be graded."""
+        return self.rewards.ungradable(problems)
+
+    def optimise(self, shares: Sequence[Callable[[], Tensor]]) -> Step:
+        """One optimiser step on the sum of the micro-batches' losses; skipped where that or its gradient is not finite.
+
+        Args:
+            shares: each computes one micro-batch's share of the loss, with graph.
+        """
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(share, sync=i == len(shares) - 1) for i, share in enumerate(shares)]
+        norm = self._gradient_norm()
+        if not self._finite_on_every_rank(*losses, norm):
+            self.bad_steps += 1
+            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)] or self._without_gradient(shares)
+            optimizer.zero_grad(set_to_none=True)
+            return Step(sum(losses), norm, tuple(bad))
+        self.bad_steps = 0
+        if self.max_grad_norm is not None:
+            self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
+        optimizer.step()
+        return Step(sum(losses), norm)
+
+    def _backward(self, share: Callable[[], Tensor], *, sync: bool) -> float:
+        """Add the gradient of one share, which is returned; DDP averages the gradients of all at the last one."""
+        optimizer: Any = self.optimizers()
+        with optimizer.toggle_model(sync_grad=sync):
+            loss = share()
+            # The denominators count all ranks already.
+            self.manual_backward(loss * self.trainer.world_size)
+        return float(loss.detach())
+
+    def _gradient_norm(self) -> float:
+        return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+
+    def _finite_on_every_rank(self, *values: float) -> bool:
+        here = all(map(math.isfinite, values))
+        return self.total_over_ranks(float(not here)) == [0.0]
+
+    def _without_gradient(self, shares: Sequence[Callable[[], Tensor]]) -> list[int]:
+        """The micro-batches whose loss is finite and whose gradient is not, each computed again alone."""
+        found = []
+        for i, share in enumerate(shares):
+            self.model.zero_grad(set_to_none=True)
+            self._backward(share, sync=False)
+            if not math.isfinite(self._gradient_norm()):
+                found.append(i)
+        return found
+
+    def step_scheduler(self) -> float:
+        """Advance the schedule by one iteration; the rate that this iteration used."""
+        scheduler: Any = self.lr_schedulers()
+        rate = float(scheduler.get_last_lr()[0])
+        scheduler.step()
+        return rate
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to `timing_s/<stage>` of this iteration."""
+        start = time.perf_counter()
+        yield
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+
+    def total_over_ranks(self, *counts: float) -> list[float]:
+        """Sums over ranks."""
+        if self.trainer.world_size == 1:
+            return list(counts)
+        summed = self.trainer.strategy.reduce(
+            torch.tensor(counts, dtype=torch.float64, device=self.device), reduce_op="sum"
+        )
+        return summed.tolist()
+
+    def record(self, metrics: dict[str, float], *, step: int) -> None:
+        """Reduce the metrics over ranks and hand them to every logger.
+
+        Raises:
+            KeyError: a name that loggers/metrics.py does not define.
+        """
+        undefined = [name for name in metrics if describe(name) is None]
+        if undefined:
+            raise KeyError(f"loggers/metrics.py does not define {undefined}")
+        metrics = self._over_ranks(metrics)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+        self.metrics.update(metrics)
+
+    def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
+        """One value of those ranks that have the metric (a branch may be taken on one only), as its definition says."""
+        if self.trainer.world_size == 1:
+            return metrics
+        ranks: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(ranks, metrics)
+        values = {name: [rank[name] for rank in ranks if name in rank] for rank in ranks for name in rank}
+        return {name: _reduction(name)(found) for name, found in values.items()}
+
+    def peak_memory_gb(self) -> float:
+        """Peak GPU memory of this process, or its peak resident set on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

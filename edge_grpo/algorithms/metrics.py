@@ -1,0 +1,138 @@
+"""The pure functions behind one iteration's metrics; their names are defined in loggers/metrics.py."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from edge_grpo.advantages.base import collapsed
+from edge_grpo.types import Provenance, Response, ScoredRollout
+
+
+def collapse_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, float]:
+    """`collapse/*` of one iteration."""
+    g = before.rollout.num_generations
+    metrics: dict[str, float] = {}
+    equal = {}
+    for when, scored in (("before", before), ("after", after)):
+        right = scored.scores.correct.view(-1, g)
+        equal[when] = collapsed(scored.scores.rewards.view(-1, g))
+        metrics |= {
+            f"collapse/{when}/all_wrong": share(~right.any(1)),
+            f"collapse/{when}/all_right": share(right.all(1)),
+            f"collapse/{when}/mixed": share(right.any(1) & ~right.all(1)),
+            f"collapse/{when}/zero_variance": share(equal[when]),
+        }
+    metrics["collapse/revived_by_correction"] = share(equal["before"] & ~equal["after"])
+    metrics["collapse/created_by_correction"] = share(~equal["before"] & equal["after"])
+    return metrics
+
+
+def reward_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, float]:
+    """`train/reward*` and accuracies of one iteration."""
+    rewards = after.scores.rewards.view(-1, after.rollout.num_generations)
+    metrics = {
+        "train/reward": float(rewards.mean()),
+        "train/reward_std": float(rewards.std(1).mean()),
+        "train/frac_reward_zero_std": share(collapsed(rewards)),
+        "train/accuracy": share(before.scores.correct),
+        "train/accuracy_corrected": share(after.scores.correct),
+    }
+    for name, part in after.scores.parts.items():
+        metrics |= {f"train/rewards/{name}/mean": float(part.mean()), f"train/rewards/{name}/std": float(part.std())}
+    return metrics
+
+
+def completion_metrics(sampled: ScoredRollout) -> dict[str, float]:
+    """`train/completions/*` and the sampling entropies of one iteration: of the responses before correction."""
+    responses, correct = sampled.rollout.responses, sampled.scores.correct.tolist()
+    lengths = [len(r) for r in responses]
+    metrics = {f"train/completions/{name}": value for name, value in _extent(lengths, "length").items()}
+    terminated = [len(r) for r in responses if r.finish_reason == "stop"]
+    metrics |= {f"train/completions/{name}": value for name, value in _extent(terminated, "terminated_length").items()}
+    metrics["train/completions/clipped_ratio"] = 1 - len(terminated) / len(responses)
+    right = [r for r, is_right in zip(responses, correct, strict=True) if is_right]
+    wrong = [r for r, is_right in zip(responses, correct, strict=True) if not is_right]
+    for name, chosen in (("entropy", responses), ("entropy_correct", right), ("entropy_wrong", wrong)):
+        if sum(map(len, chosen)):
+            metrics[f"train/{name}"] = float(torch.cat([r.entropies for r in chosen]).mean())
+    return metrics
+
+
+def correction_metrics(after: ScoredRollout, branches: Sequence[str | None]) -> dict[str, float]:
+    """`correction/*` of one iteration; only the branches that were taken appear."""
+    responses = after.rollout.responses
+    metrics: dict[str, float] = {}
+    for branch in sorted({b for b in branches if b is not None}):
+        rows = [row for row, taken in enumerate(branches) if taken == branch]
+        metrics[f"correction/{branch}/count"] = len(rows)
+        metrics[f"correction/{branch}/success_rate"] = share(after.scores.correct[rows])
+        metrics[f"correction/{branch}/tokens_not_sampled"] = int(_not_sampled([responses[row] for row in rows]).sum())
+    metrics["correction/tokens_not_sampled"] = share(_not_sampled(responses))
+    metrics["correction/mean_length"] = sum(map(len, responses)) / len(responses)
+    return metrics
+
+
+def verifier_metrics(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, float]:
+    """`verifier/*` from the running counts of `WeightedRewards` before and after an iteration's grading.
+
+    Rewards that grade no answers (`total` stands still) have no rates but `not_finite_rate`.
+    """
+    new = {name: after[name] - before[name] for name in after}
+    metrics = {"verifier/not_finite_rate": new["not_finite"] / new["values"]}
+    if new["total"]:
+        metrics |= {
+            "verifier/timeout_rate": new["timeout"] / new["total"],
+            "verifier/error_rate": (new["error"] + new["crash"]) / new["total"],
+            "verifier/unparsed_rate": new["unparsed"] / new["total"],
+            "verifier/cache_hit_rate": new["cached"] / new["total"],
+        }
+    return metrics
+
+
+def advantage_metrics(advantages: Tensor, mask: Tensor, extra: Mapping[str, Tensor]) -> dict[str, float]:
+    """[N, T] advantages and mask, and the strategy's own [N] metrics -> `train/advantage_var` and its like, `eda/*`.
+
+    The strategy's own are over the rows that have one: NaN stands where a row was skipped.
+    """
+    per_row = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+    metrics = {
+        "train/advantage_var": float(per_row.var(correction=0)),
+        "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
+    }
+    for name, row_values in extra.items():
+        values = row_values[~row_values.isnan()]
+        if not len(values):
+            continue
+        metrics |= _multiplier_metrics(values) if name == "eda/multiplier" else {name: float(values.float().mean())}
+    return metrics
+
+
+def _multiplier_metrics(multiplier: Tensor) -> dict[str, float]:
+    levels = torch.tensor([0.05, 0.5, 0.95], device=multiplier.device, dtype=torch.float32)
+    quantiles = torch.quantile(multiplier.float(), levels)
+    p05, p50, p95 = quantiles.tolist()
+    return {
+        "eda/multiplier_mean": float(multiplier.mean()),
+        "eda/multiplier_p05": p05,
+        "eda/multiplier_p50": p50,
+        "eda/multiplier_p95": p95,
+        "eda/multiplier_max": float(multiplier.max()),
+    }
+
+
+def share(mask: Tensor) -> float:
+    """Share of true entries; 0 for an empty mask."""
+    return float(mask.float().mean()) if mask.numel() else 0.0
+
+
+def _extent(lengths: Sequence[int], name: str) -> dict[str, float]:
+    """Mean, minimum and maximum; nothing of nothing."""
+    if not lengths:
+        return {}
+    return {f"mean_{name}": sum(lengths) / len(lengths), f"min_{name}": min(lengths), f"max_{name}": max(lengths)}
+
+
+def _not_sampled(responses: Sequence[Response]) -> Tensor:
+    """[tokens] bool, of all responses one behind the other."""
+    return torch.cat([r.provenance for r in responses]) != Provenance.SAMPLED

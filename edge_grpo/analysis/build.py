@@ -1,0 +1,138 @@
+"""Ask a run or an evaluation every question, and write what was found."""
+
+import dataclasses
+import json
+import logging
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from edge_grpo.analysis.branches import branches
+from edge_grpo.analysis.collapse import collapse
+from edge_grpo.analysis.entropy import entropy
+from edge_grpo.analysis.figures import draw_figures
+from edge_grpo.analysis.finding import Answer, Table, show
+from edge_grpo.analysis.multipliers import multipliers
+from edge_grpo.analysis.reflection import reflection
+from edge_grpo.analysis.source import Source, load_source
+from edge_grpo.statistics.clusters import ClusterBootstrap, Estimate
+
+log = logging.getLogger(__name__)
+
+QUESTIONS = (reflection, entropy, collapse, branches, multipliers)
+
+
+def analyse(
+    source: str, folder: Path, *, iterations: Sequence[int] | None, bootstrap: ClusterBootstrap
+) -> list[Answer]:
+    """Write analysis.md, analysis.json and the figures (PNG and SVG) into `folder`, and log the findings.
+
+    Args:
+        source, iterations: see `load_source`.
+        folder: made if it does not exist.
+        bootstrap: of the intervals.
+
+    Returns:
+        The answers, in the order of the paper's section.
+
+    Raises:
+        UserError: see `load_source`.
+    """
+    loaded = load_source(source, iterations)
+    answers = [question(loaded, bootstrap) for question in QUESTIONS]
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(loaded, answers)
+    for name, figure in figures.items():
+        _save(figure, folder / name)
+    (folder / "analysis.json").write_text(json.dumps(_as_json(loaded, answers, bootstrap), indent=2) + "\n")
+    (folder / "analysis.md").write_text(_as_markdown(loaded, answers, figures, bootstrap), encoding="utf-8")
+    for answer in answers:
+        for line in answer.findings or answer.notes:
+            log.info("%-12s%s", answer.name, line)
+    log.info("written to %s", folder / "analysis.md")
+    return answers
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path.with_suffix(".png"), dpi=130)
+    figure.set_layout_engine("none")  # it is laid out now
+    # Without a date and with fixed ids, so that the same numbers give the same file; text stays text.
+    with rc_context({"svg.hashsalt": "edge-grpo", "svg.fonttype": "none"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _about(source: Source) -> dict[str, Any]:
+    """What was read, in numbers."""
+    frame = source.frame
+    about: dict[str, Any] = {"source": str(source.path), "kind": source.kind, "responses": len(frame)}
+    about |= {"questions": int(frame["question"].nunique()), "groups": int(frame["group"].nunique())}
+    if source.kind == "run":
+        return about | {"iterations": [int(frame["step"].min()), int(frame["step"].max())]}
+    return about | {"benchmarks": sorted(frame["benchmark"].unique())}
+
+
+def _as_json(source: Source, answers: Sequence[Answer], bootstrap: ClusterBootstrap) -> dict[str, Any]:
+    found = {
+        answer.name: {
+            "findings": list(answer.findings),
+            "notes": list(answer.notes),
+            "tables": {
+                name: [{column: _plain(cell) for column, cell in row.items()} for row in table.rows]
+                for name, table in answer.tables.items()
+            },
+        }
+        for answer in answers
+    }
+    return {**_about(source), "bootstrap": dataclasses.asdict(bootstrap), "answers": found}
+
+
+def _plain(cell: object) -> object:
+    """A cell as JSON has it: no NaN."""
+    if isinstance(cell, Estimate):
+        return {name: _plain(value) for name, value in dataclasses.asdict(cell).items()}
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+def _as_markdown(
+    source: Source, answers: Sequence[Answer], figures: Mapping[str, Figure], bootstrap: ClusterBootstrap
+) -> str:
+    lines = [f"# Analysis of {source.name}", "", *_preface(source, bootstrap)]
+    for answer in answers:
+        lines += ["", f"## {answer.title}", "", _paragraph(answer.measured), ""]
+        lines += [f"- **{finding}**" for finding in answer.findings] + [f"- {note}" for note in answer.notes]
+        for table in answer.tables.values():
+            lines += ["", _paragraph(table.caption), "", *_table(table)]
+        if answer.name in figures:
+            lines += ["", f"![{answer.title}]({answer.name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _preface(source: Source, bootstrap: ClusterBootstrap) -> list[str]:
+    """What was read, and how the intervals come about."""
+    about = _about(source)
+    scope = (
+        "iterations {} to {}".format(*about["iterations"]) if source.kind == "run" else ", ".join(about["benchmarks"])
+    )
+    return [
+        f"`{source.path}`: {about['responses']:,} responses to {about['questions']:,} questions in "
+        f"{about['groups']:,} groups ({scope}).",
+        f"In brackets, {100 * bootstrap.confidence:g} % intervals: percentiles over {bootstrap.resamples:,} bootstrap "
+        f"draws of whole questions (seed {bootstrap.seed}).",
+        "A number that is the same in every draw has none. analysis.json holds every number in full.",
+    ]
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(table: Table) -> list[str]:
+    columns = table.columns
+    rule = "|".join("---" if unit == "text" else "---:" for unit in columns.values())
+    cells = [[show(row.get(name), unit) for name, unit in columns.items()] for row in table.rows]
+    return [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in cells)]

@@ -1,0 +1,210 @@
+"""Compose what was typed before anything runs, and say in one line what is wrong with it."""
+
+import argparse
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import (
+    create_automatic_config_search_path,
+    detect_calling_file_or_module_from_task_function,
+)
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from edge_grpo.command_line.check import check_config, one_line, to_dict
+from edge_grpo.errors import UserError
+from edge_grpo.nearest import nearest
+
+# Options that a package of its own adds.
+PLUGINS = {"hydra/sweeper/optuna": "edge-grpo[optuna]"}
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def parse(overrides: list[str], loader: Any = None) -> list[Override]:
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+    except OverrideParseException as error:
+        key, equals, value = error.override.partition("=")
+        hint = f"""quote special characters: '{key}="{value}"'""" if equals else "settings look like key=value"
+        raise UserError(f"cannot read {error.override!r}; {hint}") from error
+
+
+def check_command_line(
+    args: argparse.Namespace,
+    task: Callable[..., Any],
+    conf: Path,
+    config_name: str,
+    injected: Mapping[str, frozenset[str]],
+    check_directory: Callable[[Path, Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Compose all that was typed; for a run, resolve it and hold it against the constructors and its directory too."""
+    if args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
+        return
+    if args.cfg and args.multirun:
+        raise UserError("--cfg prints the config of one run: leave out --multirun")
+    with _composer(args, task, conf, config_name) as composer:
+        variants = _variants(composer, args)
+        if args.cfg:
+            return
+        for cfg in variants:  # all of what is cheap comes before the first import of a target
+            to_dict(_as_job(cfg))
+        for cfg in variants:
+            check_config(_as_job(cfg), injected)
+        if check_directory is not None and not (args.multirun or variants[0].hydra.mode == RunMode.MULTIRUN):
+            folder = Path(variants[0].hydra.run.dir)
+            check_directory(folder, to_dict(_as_job(variants[0])))
+
+
+@contextmanager
+def _composer(
+    args: argparse.Namespace, task: Callable[..., Any], conf: Path, config_name: str
+) -> Iterator["_Composer"]:
+    """Compose as `hydra.main` will, with the same search path, and leave Hydra's globals as they were."""
+    file, module = detect_calling_file_or_module_from_task_function(task)
+    path = create_automatic_config_search_path(file, module, args.config_path or str(conf))
+    if args.config_dir is not None:
+        extra = Path(args.config_dir).resolve()
+        if not extra.is_dir():
+            raise UserError(f"--config-dir {args.config_dir}: no such directory")
+        path.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+    try:
+        yield _Composer(Hydra.create_main_hydra2("check", path), args.config_name or config_name)
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+
+
+def _as_job(cfg: DictConfig) -> DictConfig:
+    """The config as a task gets it: without `hydra`, which `${hydra:...}` still reaches."""
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.runtime.output_dir = str(Path.cwd())
+        cfg.hydra.job.update(num=0, id="0")
+    HydraConfig.instance().set_config(cfg)
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def _variants(composer: "_Composer", args: argparse.Namespace) -> list[DictConfig]:
+    """A config for every swept value, the other settings at their first."""
+    overrides = parse(args.overrides, composer.loader)
+    cfg = composer.compose([_values(override)[0] for override in overrides])
+    _refuse_unread(overrides, composer)
+    swept = [override.input_line for override in overrides if override.is_sweep_override()]
+    if args.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
+        typed = {override.key_or_group for override in overrides}
+        params = {key: value for key, value in (cfg.hydra.sweeper.get("params") or {}).items() if key not in typed}
+        overrides += parse([f"{key}={value}" for key, value in params.items()], composer.loader)
+    elif swept:
+        raise UserError(f"{swept[0]} holds several values: add --multirun to run each, or write one list as key=[a,b]")
+    values = [_values(override) for override in overrides]
+    first = [options[0] for options in values]
+    others = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
+    return [composer.compose(texts) for texts in (first, *others)]
+
+
+def _refuse_unread(overrides: list[Override], composer: "_Composer") -> None:
+    """Refuse `+key=value` at the top level: no constructor is behind it, so nothing would read it."""
+    added = [o for o in overrides if o.type == OverrideType.ADD and "." not in o.key_or_group]
+    groups = set(composer.app.list_all_config_groups()) if added else set()  # listing them takes a second
+    for override in added:
+        key = override.key_or_group
+        if key not in groups:
+            raise UserError(f"{override.input_line}: nothing reads a setting {key!r}; remove it")
+
+
+def _values(override: Override) -> list[str]:
+    """The override once for each of its values; of a range and an interval, which are numbers, the ends."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        texts = [str(value.start), str(value.end)]
+    else:
+        texts = list(override.sweep_string_iterator())
+        texts = texts[:: max(1, len(texts) - 1)] if override.is_range_sweep() else texts
+    if not texts:
+        raise UserError(f"{override.input_line} stands for no value at all")
+    return [f"{override.get_key_element()}={text}" for text in texts]
+
+
+class _Composer:
+    """Hydra's composition with errors that name what was meant."""
+
+    def __init__(self, app: Hydra, config_name: str) -> None:
+        self.app = app
+        self.loader = app.config_loader
+        self.config_name = config_name
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """The config, `hydra` included; raises UserError."""
+        try:
+            return self._compose(overrides)
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise UserError(self._explain(error, overrides)) from error
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        return self.app.compose_config(self.config_name, overrides, RunMode.RUN, with_log_configuration=False)
+
+    def _explain(self, error: Exception, overrides: list[str]) -> str:
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+            return self._explain_option(error, error.missing_cfg_file)
+        groups = set(self.app.list_all_config_groups())
+        parsed = parse(overrides)
+        chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups]
+        try:
+            base = OmegaConf.to_container(self._compose(chosen), resolve=False)
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError):
+            return one_line(error)  # the choice of groups itself is at fault, as the error says
+        keys = set(_dotted(base)) | groups
+        for override in parsed:
+            if override.type == OverrideType.CHANGE and override.key_or_group not in keys:
+                return _explain_key(override.key_or_group, keys)
+        return one_line(error)
+
+    def _explain_option(self, error: Exception, missing: str) -> str:
+        group, _, option = missing.rpartition("/")
+        if missing in PLUGINS:
+            return f"{group}={option} needs a package: pip install '{PLUGINS[missing]}'"
+        listed = self.loader.get_group_options(group, ObjectType.CONFIG)
+        options = [name for name in listed if not name.startswith("_")]  # Hydra keeps a dummy of its own
+        parent = re.match(r"In '(.+?)': ", str(error))
+        prefix = parent.group(0) if parent and parent.group(1) != self.config_name else ""
+        near = nearest(option, options)
+        hint = f"did you mean {near}? " if near else ""
+        what = f"{group} has no option {option!r}" if group else f"there is no config {option!r}"
+        return f"{prefix}{what}; {hint}available: {', '.join(options) or 'none'}"
+
+
+def _explain_key(key: str, keys: set[str]) -> str:
+    ours = {name for name in keys if name.startswith("hydra") == key.startswith("hydra")}
+    near = nearest(key, (name for name in ours if not key.startswith(f"{name}.")))
+    if near:
+        return f"there is no setting {key!r}; did you mean {near}?"
+    parent = key.rpartition(".")[0]
+    siblings = sorted(name.rpartition(".")[2] for name in ours if name.rpartition(".")[0] == parent)
+    return f"there is no setting {key!r}" + (
+        f"; {parent or 'the config'} has {', '.join(n for n in siblings if n[0] != '_')}" if siblings else ""
+    )
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a nested container, dotted."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in items:
+        yield f"{prefix}{name}"
+        yield from _dotted(child, f"{prefix}{name}.")

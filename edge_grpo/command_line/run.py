@@ -1,0 +1,225 @@
+"""The command line: settings are checked before anything heavy is imported, and failures are one line.
+
+Every entry point is `run(task, config_name)`. Nothing here imports torch, so `--help`, shell completion and a
+refused setting answer at once; entry points keep their own heavy imports inside the task.
+"""
+
+import argparse
+import functools
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import (
+    get_args_parser,
+)
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from edge_grpo.command_line.check import NOTHING_INJECTED, check_config
+from edge_grpo.command_line.compose import check_command_line, key_of, parse
+from edge_grpo.errors import UserError, message_of
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[DictConfig], float | None]
+PACKAGE = Path(__file__).resolve().parent.parent
+Check = Callable[[Path, Mapping[str, Any]], None]
+RESUME_OPTIONS = ("auto", "never")
+PATHS = ("run", "resume", "directory", "from_file", "source", "runs", "report", "path", "held_out_path")
+"""last parts of the settings that are paths, which a shell completes without quotes"""
+LONGEST_NAME = 200  # characters of a folder; file systems hold 255
+
+
+def config_dir() -> Path:
+    """The config tree: packed into the wheel, or the clone's `conf`."""
+    packed = PACKAGE / "conf"
+    return packed if packed.is_dir() else PACKAGE.parent / "conf"
+
+
+def asset(name: str) -> str:
+    """Absolute path of a file that the package brings along (`${asset:name}`)."""
+    path = PACKAGE / "assets" / name
+    if not path.exists():
+        raise UserError(f"edge_grpo has no asset {name}")
+    return str(path)
+
+
+def run_dir(resumed: str | None, fresh: str) -> str:
+    """The directory to resume in, or a fresh one (`${run_dir:${resume.directory},...}`)."""
+    return fresh if resumed in (None, "", "None") else str(resumed)
+
+
+def job_subdir(overrides: str) -> str:
+    """A sweep job's folder name: what was typed, as far as a file name can hold it (`${job_subdir:...}`).
+
+    The same settings have the same folder, so a sweep that is repeated in its folder finds what it has done. A name
+    that is not all of what was typed ends in a hash of that, so that no two jobs share a folder.
+
+    >>> job_subdir("advantage.clamp=4,seed=1"), job_subdir("data.path=a/b.jsonl,seed=1")
+    ('advantage.clamp=4,seed=1', 'data.path=a-b.jsonl,seed=1-c945eaef')
+    """
+    name = re.sub(r"[^A-Za-z0-9_=.,-]+", "-", overrides)[:LONGEST_NAME]
+    if name != overrides:
+        name = f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    return name or "defaults"
+
+
+def evaluation_dir(run: str | None, name: str, fresh: str) -> str:
+    """Where an evaluation goes (`${evaluation_dir:${run},${name},...}`): under the run that it is of, else `fresh`.
+
+    >>> evaluation_dir(None, "paper", "outputs/1"), evaluation_dir("/runs/a", "paper", "")
+    ('outputs/1', '/runs/a/evaluation/paper')
+    >>> evaluation_dir("/runs/a/checkpoints/iteration-000020", "paper", "")
+    '/runs/a/evaluation/paper-iteration-000020'
+    """
+    if run in (None, "", "None"):
+        return fresh
+    folder = Path(str(run)).absolute()  # absolute: Hydra puts a job's folder under the sweep's otherwise
+    if folder.parent.name == "checkpoints":
+        return str(folder.parent.parent / "evaluation" / f"{name}-{folder.name}")
+    return str(folder / "evaluation" / name)
+
+
+def quoted_path(override: str) -> str:
+    """`key=path` in quotes where Hydra would read the path as something else: jobs' folders hold `=` and `,`.
+
+    Only a path that exists is meant by it; whatever else holds these characters is left to Hydra.
+    """
+    key, equals, value = override.partition("=")
+    special = re.search(r"[=,(){}\[\]:\s]", value)
+    if not equals or not special or "'" in value or key.rpartition(".")[2] not in PATHS or not Path(value).exists():
+        return override
+    return f"{key}='{value}'"
+
+
+def typed(*keys: str) -> bool:
+    """Whether one of these settings or groups, or something below it, was typed for the job at work."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    found = [key_of(str(override)).partition("@")[0] for override in overrides]
+    return any(name == key or name.startswith(f"{key}.") for name in found for key in keys)
+
+
+def option_list(*groups: str) -> str:
+    """Config groups with their options, a line each (`${option_list:model,...}`), for --help.
+
+    >>> option_list("reflection")
+    'reflection: forced'
+    """
+    names = {group: sorted(path.stem for path in (config_dir() / group).glob("*.yaml")) for group in groups}
+    return "\n".join(f"{group}: {', '.join(options)}" for group, options in names.items())
+
+
+for _resolver in (asset, run_dir, job_subdir, evaluation_dir, option_list):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
+
+
+def run(
+    task: Task,
+    config_name: str,
+    injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED,
+    check_directory: Check | None = None,
+) -> None:
+    """Run `task` under Hydra with the settings of `sys.argv`.
+
+    Exits with 2 and one line `error: ...` where the user can mend it, and with 1 if jobs of a sweep failed.
+
+    Args:
+        task: called with the composed config of each job; what it returns is what a sweeper optimises.
+        config_name: primary config in `config_dir()`.
+        injected: see `check_config`.
+        check_directory: called with the run directory of a single run and its plain config, before Hydra writes there.
+    """
+    job = _Job(task, injected)
+    sys.argv[1:] = [quoted_path(text) for text in sys.argv[1:]]
+    try:
+        args = get_args_parser().parse_args()
+        _replay_resumed(args)
+        check_command_line(args, job, config_dir(), config_name, injected, check_directory)
+    except UserError as error:
+        _exit(error)
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+    finally:
+        if job.failed:
+            print(f"error: {len(job.failed)} of {job.started} jobs failed:", *job.failed, sep="\n  ", file=sys.stderr)
+    if job.failed:  # a sweeper may be content with the jobs that did not
+        raise SystemExit(1)
+
+
+def _exit(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+class JobFailed(CompactHydraException):
+    """A sweep's job failed; its traceback is in its log, so Hydra shall print the message only."""
+
+
+class _Job:
+    """The task as Hydra calls it: config checked first, failures told briefly (alone) or recorded (in a sweep).
+
+    An object, not a closure, so that a launcher that pickles it imports this module, and with it the resolvers.
+    """
+
+    def __init__(self, task: Task, injected: Mapping[str, frozenset[str]]) -> None:
+        functools.update_wrapper(self, task)  # Hydra names the job after `__wrapped__`
+        self.task = task
+        self.injected = injected
+        self.started = 0
+        self.failed: list[str] = []
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        self.started += 1
+        try:
+            check_config(cfg, self.injected)  # again: a sweep's combinations were not all tried beforehand
+            return self.task(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise self._record(error) from error
+            if isinstance(error, UserError):
+                _exit(error)
+            raise
+
+    def _record(self, error: Exception) -> JobFailed:
+        message = message_of(error)
+        log.error("%s", message, exc_info=None if isinstance(error, UserError) else error)
+        job = f"#{HydraConfig.get().job.num} {' '.join(HydraConfig.get().overrides.task)}"
+        self.failed.append(f"{job}: {message}")
+        return JobFailed(f"{job}: {message}")
+
+
+def _replay_resumed(args: argparse.Namespace) -> None:
+    """Put the overrides of the run in `resume=<dir>` before those typed now, which win.
+
+    What was typed about resuming is of that time and is not put there.
+    """
+    typed = {key_of(text): text for text in args.overrides}
+    text = typed.get("resume") or typed.get("resume.directory")
+    if text is None:
+        return
+    resume = parse([text])[0]
+    value = str(resume.value())
+    if value in (*RESUME_OPTIONS, "None"):
+        return
+    if args.multirun or resume.is_sweep_override():
+        raise UserError("resume=<dir> continues one run: name one directory, without --multirun")
+    folder = Path(value)
+    record = folder / ".hydra" / "overrides.yaml"
+    if not record.is_file():
+        raise UserError(f"resume={value}: no run there ({record} does not exist)")
+    if next(folder.rglob("*.ckpt"), None) is None:
+        raise UserError(f"resume={value}: the run has saved no checkpoint (*.ckpt)")
+    saved = [str(text) for text in OmegaConf.load(record)]
+    saved = [text for text in saved if key_of(text) not in typed and key_of(text).partition(".")[0] != "resume"]
+    # A job of a sweep is continued alone, even if its experiment asks for a sweep.
+    now = [f"resume.directory={o.partition('=')[2]}" if o == text else o for o in args.overrides]
+    position = sys.argv.index(args.overrides[0], 1)
+    sys.argv[position : position + len(now)] = args.overrides[:] = [*saved, "hydra.mode=RUN", *now]

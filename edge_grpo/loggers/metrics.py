@@ -1,0 +1,180 @@
+"""Every logged name with its unit and estimator.
+
+The step of every metric is the number of updates the policy has had (iteration i logs at step i, the evaluation of
+the updated policy at step i + 1). W&B has it as `iteration`, the x-axis of every metric.
+
+Where TRL's GRPOTrainer logs the same quantity the name is TRL's behind `train/`, so a dashboard made for TRL shows a
+run of ours. What is not as there:
+
+- `train/reward*`, `train/rewards/*` and `train/frac_reward_zero_std` are after correction, which TRL has not;
+  `train/completions/*` and `train/entropy` are of the responses as sampled.
+- `train/num_tokens` counts response tokens that were trained on, TRL's all tokens with the prompts.
+- TRL's `step_time` is `timing_s/total`.
+- `train/completions/*terminated_length` and other metrics of nothing are absent, where TRL logs 0.
+
+The column *summary* says what W&B keeps of a run: `last` is the plain value under the metric's own name; of
+`max`, `min` and `mean` W&B keeps `<name>.max` (and so on) beside `<name>.last`. The column *ranks* says how the values
+of several ranks become one; metrics that are of all ranks already say so.
+
+`python -m edge_grpo.loggers.metrics` prints docs/metrics.md.
+"""
+
+import fnmatch
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Definition of one logged name; `*` in a name stands for one variable part.
+
+    Args:
+        unit: of the values.
+        estimator: what is averaged or counted over what.
+        summary: what W&B keeps of a run; all but "last" beside the last value.
+        ranks: how the values of several ranks that have one become one.
+    """
+
+    unit: str
+    estimator: str
+    summary: Literal["last", "max", "min", "mean"] = "last"
+    ranks: Literal["mean", "sum", "min", "max"] = "mean"
+
+
+METRICS: dict[str, Metric] = {
+    "train/reward": Metric("reward", "mean over rows after correction: what the advantage is taken over"),
+    "train/reward_std": Metric("reward", "mean over groups of the standard deviation (G - 1), after correction"),
+    "train/frac_reward_zero_std": Metric("share", "groups whose rewards are all equal, after correction"),
+    "train/rewards/*/mean": Metric("reward", "mean over rows of one reward before weighting, after correction"),
+    "train/rewards/*/std": Metric(
+        "reward", "standard deviation over rows (N - 1) of one reward before weighting, after correction"
+    ),
+    "train/accuracy": Metric("share", "rows that the policy itself got right: before correction", "max"),
+    "train/accuracy_corrected": Metric("share", "rows that are right after correction"),
+    "train/entropy": Metric(
+        "nats", "mean over sampled tokens of the full-vocabulary entropy at the rollout temperature, before correction"
+    ),
+    "train/entropy_correct": Metric("nats", "as train/entropy, over the tokens of responses that are right as sampled"),
+    "train/entropy_wrong": Metric("nats", "as train/entropy, over the tokens of responses that are wrong as sampled"),
+    "train/advantage_var": Metric(
+        "advantage^2", "population variance over rows of the row's mean token advantage", "mean"
+    ),
+    "train/effective_rows": Metric("share", "rows whose advantage is not 0", "mean"),
+    "train/completions/mean_length": Metric("tokens", "mean over rows of the response length, before correction"),
+    "train/completions/min_length": Metric("tokens", "shortest response, before correction", ranks="min"),
+    "train/completions/max_length": Metric("tokens", "longest response, before correction", ranks="max"),
+    "train/completions/clipped_ratio": Metric("share", "sampled responses cut by their budget, before correction"),
+    "train/completions/mean_terminated_length": Metric(
+        "tokens", "mean length of the responses that their budget did not cut, before correction"
+    ),
+    "train/completions/min_terminated_length": Metric("tokens", "shortest of them", ranks="min"),
+    "train/completions/max_terminated_length": Metric("tokens", "longest of them", ranks="max"),
+    "train/clip_ratio/low_mean": Metric("share", "trained tokens clipped at 1 - epsilon_low, over all update epochs"),
+    "train/clip_ratio/low_min": Metric("share", "the same of the update epoch with the fewest", ranks="min"),
+    "train/clip_ratio/high_mean": Metric("share", "trained tokens clipped at 1 + epsilon_high, over all update epochs"),
+    "train/clip_ratio/high_max": Metric("share", "the same of the update epoch with the most", ranks="max"),
+    "train/clip_ratio/region_mean": Metric("share", "trained tokens clipped at either end: low_mean + high_mean"),
+    "train/kl": Metric("nats", "mean over trained tokens of the chosen KL estimator; only where beta > 0"),
+    "train/loss": Metric("loss", "sum of the micro-batches' shares, mean over update epochs", ranks="sum"),
+    "train/grad_norm": Metric("norm", "global gradient norm before clipping, mean over update epochs"),
+    "train/skipped_steps": Metric(
+        "steps", "optimiser steps of the iteration that were skipped: loss or gradient not finite", "max"
+    ),
+    "train/learning_rate": Metric("1", "learning rate of the iteration"),
+    "train/num_tokens": Metric("tokens", "response tokens trained on so far, all ranks"),
+    "train/num_rollouts": Metric("responses", "responses sampled so far, reflections included, all ranks"),
+    "collapse/before/all_wrong": Metric("share", "groups without a right response, as sampled", "mean"),
+    "collapse/before/all_right": Metric("share", "groups of right responses only, as sampled", "mean"),
+    "collapse/before/mixed": Metric("share", "groups with right and wrong responses, as sampled", "mean"),
+    "collapse/before/zero_variance": Metric("share", "groups whose rewards are all equal, as sampled", "mean"),
+    "collapse/after/all_wrong": Metric("share", "groups without a right response, after correction", "mean"),
+    "collapse/after/all_right": Metric("share", "groups of right responses only, after correction", "mean"),
+    "collapse/after/mixed": Metric("share", "groups with right and wrong responses, after correction", "mean"),
+    "collapse/after/zero_variance": Metric("share", "groups whose rewards are all equal, after correction", "mean"),
+    "collapse/revived_by_correction": Metric(
+        "share", "groups with equal rewards before and unequal ones after", "mean"
+    ),
+    "collapse/created_by_correction": Metric(
+        "share", "groups with unequal rewards before and equal ones after", "mean"
+    ),
+    "correction/*/count": Metric("rows", "rows that took the branch in this iteration", "mean", "sum"),
+    "correction/*/success_rate": Metric("share", "rows of the branch that are right afterwards", "mean"),
+    "correction/*/tokens_not_sampled": Metric(
+        "tokens", "response tokens of the branch's rows that the policy did not sample", "mean", "sum"
+    ),
+    "correction/tokens_not_sampled": Metric("share", "response tokens that the policy did not sample", "mean"),
+    "correction/mean_length": Metric("tokens", "mean over rows of the response length, after correction"),
+    "eda/multiplier_mean": Metric("1", "mean over rows of 1 / P^ after the clamp"),
+    "eda/multiplier_p05": Metric("1", "5 % quantile over rows"),
+    "eda/multiplier_p50": Metric("1", "median over rows"),
+    "eda/multiplier_p95": Metric("1", "95 % quantile over rows"),
+    "eda/multiplier_max": Metric("1", "maximum over rows", "max", "max"),
+    "eda/clamped": Metric("share", "rows whose multiplier is at the clamp", "mean"),
+    "verifier/timeout_rate": Metric(
+        "share",
+        "gradings that ran out of time, over the answers graded in this iteration (rollout and correction)",
+        "max",
+    ),
+    "verifier/error_rate": Metric(
+        "share", "gradings whose worker raised or died, over the answers graded in this iteration", "max"
+    ),
+    "verifier/unparsed_rate": Metric(
+        "share", "answers that are missing, too long or no mathematics, over those graded in this iteration"
+    ),
+    "verifier/cache_hit_rate": Metric(
+        "share", "answers with a known verdict (an equal one before), over those graded in this iteration", "mean"
+    ),
+    "verifier/not_finite_rate": Metric(
+        "share", "reward values of this iteration that were NaN or infinite: taken as 0", "max"
+    ),
+    "timing_s/*": Metric("s", "wall time of a stage in this iteration", "mean"),
+    "perf/rollout_tokens_per_s": Metric("tokens/s", "tokens of the first rollout over its time", "mean"),
+    "perf/update_tokens_per_s": Metric(
+        "tokens/s", "response tokens computed (not skipped), times mu, over the update's time", "mean"
+    ),
+    "perf/skipped_tokens": Metric(
+        "tokens", "prompt and response tokens of rows without any loss, whose forward and backward were skipped", "mean"
+    ),
+    "perf/peak_memory_gb": Metric(
+        "GB", "peak memory: of the GPU, or the process's resident set on the CPU", "max", "max"
+    ),
+    "eval/*/avg@*": Metric("share", "right responses: mean over problems of the mean over their n samples", "max"),
+    "eval/*/pass@*": Metric(
+        "share",
+        "mean over problems of 1 - C(n - c, k) / C(n, k), c of n samples right: unbiased (2107.03374)",
+        "max",
+    ),
+    "eval/*/maj@*": Metric(
+        "share", "problems whose most frequent answer of n is right; a tie counts as its expected value", "max"
+    ),
+    "eval/*/mean_length": Metric("tokens", "mean response length"),
+    "eval/*/clipped_ratio": Metric("share", "responses cut by their budget"),
+    "eval/*/unparsed_rate": Metric("share", "responses whose answer is missing, too long or no mathematics"),
+    "sft/loss": Metric("nats", "mean over reference tokens of the cross-entropy", ranks="sum"),
+}
+
+
+def describe(name: str) -> Metric | None:
+    """The definition of a logged name, None if there is none."""
+    return next((METRICS[pattern] for pattern in METRICS if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def as_markdown() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        *((__doc__ or "").strip().splitlines()[2:]),
+        "",
+        "| name | unit | summary | ranks | estimator |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {metric.unit} | {metric.summary} | {metric.ranks} | {metric.estimator} |"
+        for name, metric in METRICS.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -1,0 +1,32 @@
+"""`edge-grpo-dashboard`: the project's W&B workspace and a W&B report."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from edge_grpo.command_line.run import run
+from edge_grpo.runs.directory import check_writable
+
+
+def dashboard(cfg: DictConfig) -> None:
+    """Build, write, save."""
+    # Imported here: the command line is checked before wandb is loaded.
+    from edge_grpo.dashboards.publish import publish
+
+    publish(
+        Path(cfg.paths.run_dir),
+        entity=cfg.entity,
+        project=cfg.project,
+        name=cfg.name,
+        smoothing=cfg.smoothing,
+        report=cfg.report,
+        dry_run=cfg.dry_run,
+    )
+
+
+def main() -> None:
+    run(dashboard, "dashboard", check_directory=lambda folder, config: check_writable(folder))
+
+
+if __name__ == "__main__":
+    main()
