@@ -19,8 +19,9 @@ from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
+from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.rollouts.native import NativeRollout
-from edge_grpo.types import Problem, Rollout
+from edge_grpo.types import Problem, Rollout, Step
 
 
 def run(policy: Policy, p: int, g: int, t: int) -> tuple[float, float]:
@@ -40,20 +41,18 @@ def run(policy: Policy, p: int, g: int, t: int) -> tuple[float, float]:
         reference=None,
         batch=batch,
         rewards=torch.arange(p * g).remainder(2).float(),
+        computed=torch.arange(p * g),
         advantage=Vanilla(1e-4),
         loss=ClippedLoss("grpo", 0.2, 0.2, 0.0, "k3", t),
         num_generations=g,
-        temperature=1.0,
-        microbatch_tokens=4096,
-        chunk_tokens=512,
-        packing=True,
+        forward=MicrobatchForward(1.0, microbatch_tokens=4096, chunk_tokens=512, packing=True),
     )
     update.prepare()
 
-    def backward(shares: Any) -> tuple[float, float]:
-        for share in shares:
-            share().backward()
-        return 0.0, 0.0
+    def backward(microbatch_losses: Any) -> Step:
+        for microbatch_loss in microbatch_losses:
+            microbatch_loss().backward()
+        return Step(0.0, 0.0)
 
     update.run(1, UpdateSize(*update.size()), backward)
     return rolled, time.perf_counter() - start

@@ -25,10 +25,11 @@ def rollout(**values: Any) -> dict[str, Any]:
         "tokens": 10,
         "entropy": 0.5,
         "advantage": 0.0,
-        "multiplier": None,
-        "clamped": None,
         **values,
     }
+    for ours in ("multiplier", "clamped"):  # as a run writes them
+        if ours in row:
+            row[f"eda/{ours}"] = row.pop(ours)
     after = {"correct_after": row["correct"], "reward_after": float(row["reward"])}
     lengths = {"tokens_after": row["tokens"], "sampled_tokens_after": row["tokens"]}
     return {**after, **lengths, **row}

@@ -45,7 +45,7 @@ def run_rows():
                     entropy=0.3 + 0.1 * row + 0.05 * step,
                     advantage=float(2 * row - 1),
                     multiplier=1.0 + row,
-                    clamped=row == 1,
+                    clamped=float(row == 1),
                     tokens_after=12,
                     sampled_tokens_after=10,
                 )
@@ -105,7 +105,7 @@ def test_the_same_figure_gives_the_same_file(tmp_path):
 
 def test_degenerate_runs_are_analysed_too(tmp_path):
     """Entropies of 0, multipliers of 1, nothing right: no figure fails on a distribution of one value."""
-    rows = [rollout(problem=p, row=r, entropy=0.0, multiplier=1.0, clamped=False) for p in "ab" for r in (0, 1)]
+    rows = [rollout(problem=p, row=r, entropy=0.0, multiplier=1.0, clamped=0.0) for p in "ab" for r in (0, 1)]
     source = load_source(str(write_rollouts(tmp_path, rows)), None)
     answers = {question.__name__: question(source, BOOTSTRAP) for question in QUESTIONS}
     assert answers["entropy"].tables == {}

@@ -231,7 +231,7 @@ def test_multipliers_and_gradient_by_hand(tmp_path):
             correct=i < 2,
             advantage=(-1.0) ** i,
             multiplier=float(i + 1),
-            clamped=i == 4,
+            clamped=float(i == 4),
         )
         for i in range(5)
     ]

@@ -12,6 +12,7 @@ from small_runs import SHORT, SMALL_GRPO, command, equal_weights, metrics_rows, 
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.callbacks.bad_steps import BadSteps
 from edge_grpo.errors import UserError
+from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.runs.checkpoints import checkpoints
 
 GEC = ("experiment=gec", *SHORT, "trainer.max_iterations=5", "optimizer.lr=0.01", "allowed_targets=[test_bad_steps]")
@@ -32,7 +33,7 @@ class Breaks(torch.nn.Module, RewardAdvantage):
         self.calls += 1
         return advantages, {}
 
-    def idle_groups(self, inputs):
+    def zero_advantage_groups(self, inputs):
         return torch.zeros(len(inputs.grouped_rewards), dtype=torch.bool)
 
 
@@ -125,16 +126,14 @@ def test_the_limit_is_at_least_one():
 
 
 def test_sft_skips_them_too(tmp_path, monkeypatch):
-    from edge_grpo.algorithms import sft as sft_module
-
-    original, calls = sft_module.token_stats, []
+    original, calls = MicrobatchForward.__call__, []
 
     def broken(*args, **kwargs):
         stats = original(*args, **kwargs)
         calls.append(None)
         return replace(stats, logprobs=stats.logprobs * math.nan) if len(calls) == 2 else stats
 
-    monkeypatch.setattr(sft_module, "token_stats", broken)
+    monkeypatch.setattr(MicrobatchForward, "__call__", broken)
     folder = run_small(tmp_path, "trainer.max_iterations=3", config_name="sft")
     assert [row["train/skipped_steps"] for row in metrics_rows(folder)[:3]] == ["0.0", "1.0", "0.0"]
     assert [json.loads(line)["step"] for line in (folder / "bad_steps.jsonl").read_text().splitlines()] == [1, 1]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.console import COLUMNS, ConsoleProgress
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
@@ -58,8 +59,8 @@ class Run:
     def __init__(self, callback: ConsoleProgress, total: int, done: int = 0, rank: int = 0, text: str = "3") -> None:
         self.callback, self.total, self.done = callback, total, done
         self.trainer = SimpleNamespace(is_global_zero=rank == 0, max_epochs=total, current_epoch=0)
-        policy = SimpleNamespace(decode=lambda ids: text)
-        self.module = SimpleNamespace(metrics=METRICS, corrected=corrected(text), policy=policy)
+        self.module = SimpleNamespace(policy=SimpleNamespace(decode=lambda ids: text))
+        self.made = Iteration(METRICS, corrected=corrected(text))
 
     def start(self) -> None:
         self.callback.on_fit_start(self.trainer, self.module)
@@ -68,7 +69,7 @@ class Run:
 
     def iteration(self) -> None:
         self.callback.on_train_batch_start(self.trainer, self.module, None, 0)
-        self.callback.on_train_batch_end(self.trainer, self.module, None, None, 0)
+        self.callback.on_train_batch_end(self.trainer, self.module, {"iteration": self.made}, None, 0)
         self.callback.on_train_epoch_end(self.trainer, self.module)
         self.trainer.current_epoch += 1
 
@@ -135,7 +136,7 @@ def test_a_sample_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
 def test_an_algorithm_without_samples_shows_none(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run = Run(ConsoleProgress("", 100, sample_every_n_iterations=1), total=2)
-    del run.module.corrected
+    run.made = Iteration(METRICS)
     run.whole()
     assert len(caplog.records) == 1  # the last iteration's line
 

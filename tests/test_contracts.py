@@ -293,7 +293,7 @@ def test_groups_called_idle_have_no_advantage_and_can_be_left_out(option, reward
     rewards, entropy = torch.tensor(rewards).flatten(), torch.tensor(entropy)
     inputs = advantage_inputs(rewards, entropy)
     taken = tokenwise(built(inputs)[0])
-    idle = built.idle_groups(replace(inputs, entropy=None)).repeat_interleave(G)
+    idle = built.zero_advantage_groups(replace(inputs, entropy=None)).repeat_interleave(G)
     assert (taken[idle] == 0).all()
     if idle.any() and not idle.all():
         rest = tokenwise(built(advantage_inputs(rewards[~idle], entropy[~idle]))[0])

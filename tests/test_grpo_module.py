@@ -10,12 +10,15 @@ from small_runs import SMALL_GRPO, composed
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
+from edge_grpo.algorithms.metrics import update_metrics
+from edge_grpo.algorithms.rows import computed_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.batching import to_update_batch
+from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.programs.train_run import build_module
 from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
@@ -93,11 +96,11 @@ class Gradients:
         self.model, self.lr = model, lr
         self.seen = []
 
-    def __call__(self, shares):
+    def __call__(self, microbatch_losses):
         self.model.zero_grad()
         total = 0.0
-        for share in shares:
-            loss = share()
+        for microbatch_loss in microbatch_losses:
+            loss = microbatch_loss()
             loss.backward()
             total += float(loss.detach())
         gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
@@ -110,23 +113,22 @@ class Gradients:
 
 def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, reference=None, packing=True, rewards=REWARDS):
     """Gradients of each epoch, metrics, and the number of micro-batches."""
+    rows, rewards = batch(), torch.tensor(rewards)
     update = GRPOUpdate(
         model=model,
         reference=reference,
-        batch=batch(),
-        rewards=torch.tensor(rewards),
+        batch=rows,
+        rewards=rewards,
+        computed=computed_rows(rows, rewards, advantage, loss, G),
         advantage=advantage,
         loss=loss,
         num_generations=G,
-        temperature=0.8,
-        microbatch_tokens=microbatch_tokens,
-        chunk_tokens=5,
-        packing=packing,
+        forward=MicrobatchForward(0.8, microbatch_tokens, chunk_tokens=5, packing=packing),
     )
     update.prepare()
     gradients = Gradients(model, lr)
-    metrics = update.run(epochs, UpdateSize(*update.size()), gradients)
-    return gradients.seen, metrics, len(update.cuts)
+    steps = update.run(epochs, UpdateSize(*update.size()), gradients)
+    return gradients.seen, update_metrics(update, steps), len(update.microbatches)
 
 
 @pytest.mark.parametrize("advantage", [Vanilla(eps=1e-4), eda()], ids=["vanilla", "eda"])
@@ -146,11 +148,11 @@ def test_collapsed_groups_are_not_computed_and_nothing_else_changes(model):
     # The first group is all wrong. With a KL term of weight 1e-300 every row is computed.
     rewards = (0.0, 0.0, 0.0, 0.0, 2.0, 1.0)
     for advantage in (Vanilla(eps=1e-4), eda()):
-        (skipping,), metrics, cuts = run(model, clipped(), advantage, FEW, rewards=rewards)
-        (computing,), others, all_cuts = run(
+        (skipping,), metrics, cut = run(model, clipped(), advantage, FEW, rewards=rewards)
+        (computing,), others, all_cut = run(
             model, clipped(beta=1e-300), advantage, FEW, rewards=rewards, reference=model
         )
-        assert (cuts, all_cuts) == (1, 2)
+        assert (cut, all_cut) == (1, 2)
         assert metrics["perf/skipped_tokens"] == 9 + 6 + 11
         assert others["perf/skipped_tokens"] == 0
         torch.testing.assert_close(skipping, computing, rtol=0, atol=1e-12 * float(computing.norm()))
@@ -158,8 +160,8 @@ def test_collapsed_groups_are_not_computed_and_nothing_else_changes(model):
 
 
 def test_where_every_group_collapsed_the_gradient_is_zero_and_not_missing(model):
-    (gradient,), metrics, cuts = run(model, clipped(), Vanilla(eps=1e-4), FEW, rewards=(1.0,) * 6)
-    assert (cuts, float(gradient.norm()), metrics["train/loss"]) == (1, 0.0, 0.0)
+    (gradient,), metrics, cut = run(model, clipped(), Vanilla(eps=1e-4), FEW, rewards=(1.0,) * 6)
+    assert (cut, float(gradient.norm()), metrics["train/loss"]) == (1, 0.0, 0.0)
 
 
 def test_bnpo_depends_on_the_micro_batches_by_definition(model):

@@ -89,7 +89,12 @@ def test_clip_by_hand():
     )
     loss, metrics = make()(inputs, UpdateSize(3, 3, 1))
     assert float(loss) == pytest.approx((-1.2 + 2.0 + 0.8) / 3, abs=1e-12)
-    assert (int(metrics["clip_high"]), int(metrics["clip_low"])) == (1, 1)
+    clipped = {name: metrics[name].flatten().tolist() for name in ("clip_high", "clip_low", "clip_region")}
+    assert clipped == {
+        "clip_high": [True, False, False],
+        "clip_low": [False, False, True],
+        "clip_region": [True, False, True],
+    }
 
 
 def test_a_token_of_weight_zero_leaves_the_denominator():

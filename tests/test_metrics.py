@@ -2,20 +2,28 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from edge_grpo.advantages.entropy_driven import METRICS as EDA_METRICS
 from edge_grpo.algorithms.metrics import (
     advantage_metrics,
     collapse_metrics,
     completion_metrics,
     correction_metrics,
+    deviation,
     reward_metrics,
     share,
     verifier_metrics,
 )
-from edge_grpo.loggers.metrics import METRICS, as_markdown, describe
+from edge_grpo.algorithms.reports import Reports, declared
+from edge_grpo.errors import UserError
+from edge_grpo.loggers.metrics import METRICS, describe
+from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.metric import StrategyMetric
+from edge_grpo.programs.metrics_page import as_markdown
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -92,7 +100,7 @@ def test_rewards_by_hand():
     assert reward_metrics(BEFORE, AFTER) == pytest.approx(
         {
             "train/reward": 10 / 6,
-            "train/reward_std": math.sqrt(2) / 3,
+            "train/reward_group_std": math.sqrt(2) / 3,
             "train/frac_reward_zero_std": 2 / 3,
             "train/rewards/accuracy/mean": 5 / 6,
             "train/rewards/accuracy/std": math.sqrt(1 / 6),
@@ -171,13 +179,13 @@ def test_advantages_by_hand():
     # is 0. Mean 0, variance (4 + 4 + 0) / 3; two of three rows have an advantage.
     advantages = torch.tensor([[1.0, 3.0], [-2.0, 9.0], [0.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False], [True, True]])
-    assert advantage_metrics(advantages, mask, {}) == pytest.approx(
+    assert advantage_metrics(advantages, mask) == pytest.approx(
         {"train/advantage_var": 8 / 3, "train/effective_rows": 2 / 3}
     )
 
 
 def test_a_row_whose_token_advantages_cancel_is_still_effective():
-    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool), {})
+    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
     assert metrics == {"train/advantage_var": 0, "train/effective_rows": 1}
 
 
@@ -186,7 +194,9 @@ def test_multipliers_by_hand():
     # Sum 0 + ... + 20 = 210, minus 1 and 2 that the clamp takes off; 18, 19 and 20 are at it.
     multiplier = torch.arange(21.0).clamp(max=18)
     extra = {"eda/multiplier": multiplier, "eda/clamped": (multiplier >= 18).float()}
-    metrics = advantage_metrics(torch.zeros(21, 1), torch.ones(21, 1, dtype=torch.bool), extra)
+    reports = Reports(SimpleNamespace(metrics=EDA_METRICS), 23)
+    reports.add(extra, torch.arange(1, 22), torch.ones(21, 1, dtype=torch.bool))  # two others are silent
+    metrics = reports.reduced()
     expected = {
         "eda/multiplier_mean": 207 / 21,
         "eda/multiplier_p05": 1,
@@ -196,6 +206,46 @@ def test_multipliers_by_hand():
         "eda/clamped": 3 / 21,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_reports_of_tokens_by_hand():
+    # Rows 0 and 1 of three; the mask leaves 2 and 1 tokens. Epoch 0: sums 1 and 1, so 2 / 3 over tokens, rows 1/2 and
+    # 1. Epoch 1: sums 0 and 1: 1 / 3, rows 0 and 1. Means over epochs: 1/2, smallest rows (1/2 + 0) / 2, largest 1.
+    declares = {
+        "m": StrategyMetric("1", "e", of="v"),
+        "low": StrategyMetric("1", "e", of="v", reduction="min"),
+        "high": StrategyMetric("1", "e", of="v", reduction="max"),
+        "absent": StrategyMetric("1", "e"),
+    }
+    reports = Reports(SimpleNamespace(metrics=declares), 3)
+    mask = torch.tensor([[True, True], [True, False]])
+    for epoch, first in enumerate((True, False)):
+        values = torch.tensor([[first, False], [True, True]])
+        reports.add({"v": values}, torch.tensor([0, 1]), mask, epoch)
+        reports.add({"v": values}, torch.tensor([0, 1]), mask, epoch)  # computed again: counts once
+    assert reports.reduced() == pytest.approx({"m": 1 / 2, "low": 1 / 4, "high": 1})
+    assert reports.rows()["v"][:2].tolist() == [0.5, 1.0]
+    assert reports.rows()["v"][2].isnan()
+
+
+def test_a_report_that_is_not_declared_is_refused_by_name():
+    reports = Reports(SimpleNamespace(), 1)
+    with pytest.raises(UserError, match="SimpleNamespace returns mine/x, which it does not declare"):
+        reports.add({"mine/x": torch.ones(1)}, torch.tensor([0]), torch.ones(1, 1, dtype=torch.bool))
+
+
+def test_two_definitions_of_one_name_are_refused():
+    one, two = (SimpleNamespace(metrics={"mine/x": StrategyMetric("1", "e")}) for _ in range(2))
+    assert list(declared([one], describe)) == ["mine/x"]
+    for strategies in ([one, two], [SimpleNamespace(metrics={"train/reward": StrategyMetric("1", "e")})]):
+        with pytest.raises(UserError, match="is defined already"):
+            declared(strategies, describe)
+
+
+def test_the_deviation_over_all_rows_by_hand():
+    # Of 1, 2 and 6: mean 3, squares about it 4 + 1 + 9 = 14, over 2.
+    assert deviation(3, 9.0, 41.0) == pytest.approx(math.sqrt(7))
+    assert deviation(1, 5.0, 25.0) == 0
 
 
 def test_verifier_rates_by_hand():
@@ -248,7 +298,7 @@ def test_what_the_functions_return_is_defined():
         *reward_metrics(BEFORE, AFTER),
         *completion_metrics(BEFORE),
         *correction_metrics(AFTER, BRANCHES),
-        *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool), {"eda/multiplier": torch.ones(2)}),
+        *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)),
         *verifier_metrics(dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 1)),
     }
     assert {name for name in names if describe(name) is None} == set()
@@ -262,7 +312,8 @@ def test_every_definition_is_complete():
 
 
 def test_the_page_is_what_the_module_prints():
-    assert DOCS.read_text() == as_markdown(), "python -m edge_grpo.loggers.metrics > docs/metrics.md"
-    rows = [line for line in as_markdown().splitlines() if line.startswith("| `")]
-    assert len(rows) == len(METRICS)
+    page = as_markdown()
+    assert DOCS.read_text() == page, "python -m edge_grpo.programs.metrics_page > docs/metrics.md"
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(METRICS) + len(EDA_METRICS) + len(ClippedLoss.metrics)
     assert all(row.count("|") == 6 for row in rows)

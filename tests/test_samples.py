@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import torch
 
+from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.samples import SampleWriter, describe_rows, pieces
 from edge_grpo.corrections.base import Corrected
+from edge_grpo.loggers.hooks import RunLogger
 from edge_grpo.loggers.samples import as_html
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
 
@@ -85,7 +87,7 @@ def test_text_is_coloured_by_who_wrote_it_and_never_markup():
     assert "reference" not in page  # a kind that is not there is not in the legend
 
 
-class Shown:
+class Shown(RunLogger):
     """A logger that shows samples."""
 
     def __init__(self):
@@ -99,11 +101,11 @@ def test_a_resumed_run_cuts_the_file_back_and_shows_the_rest_again(tmp_path):
     def part(steps):
         logger = Shown()
         trainer = SimpleNamespace(is_global_zero=True, current_epoch=steps[0], loggers=[object(), logger])
-        module = SimpleNamespace(corrected=BATCH, policy=SimpleNamespace(decode=decode))
+        module = SimpleNamespace(policy=SimpleNamespace(decode=decode))
         writer = SampleWriter(str(tmp_path), every_n_iterations=2, num_rows=2)
         writer.on_train_start(trainer, module)
         for trainer.current_epoch in steps:
-            writer.on_train_batch_end(trainer, module)
+            writer.on_train_batch_end(trainer, module, {"iteration": Iteration({}, corrected=BATCH)})
         return logger.seen
 
     expected = [[["sampled", "it is 3"], ["injected", " Wait!"], ["sampled", " 2"]], [["reference", "so 2"]]]

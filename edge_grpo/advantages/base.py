@@ -42,7 +42,11 @@ class AdvantageInputs:
 
 
 class Advantage(Protocol):
-    """Advantage strategy: returns advantages [N] or [N, T] and its own metrics (name -> [N], logged as means)."""
+    """Advantage strategy: returns advantages [N] or [N, T] and what it reports.
+
+    What it reports is name -> [N] of rows or [N, T] of tokens; an attribute `metrics` says how each is logged (see
+    `StrategyMetric`), and may be absent where there is nothing. rollouts.jsonl has the values of every row.
+    """
 
     @property
     def reads_entropy(self) -> bool:
@@ -64,7 +68,7 @@ class Advantage(Protocol):
         """Whether it is taken anew in every micro-batch of every update, on the forward pass's own entropies."""
         ...
 
-    def idle_groups(self, inputs: AdvantageInputs) -> Tensor:
+    def zero_advantage_groups(self, inputs: AdvantageInputs) -> Tensor:
         """[P] bool: groups whose advantages are all 0 whatever the entropies are, so that no pass is spent on them."""
         ...
 
@@ -83,7 +87,7 @@ class RewardAdvantage:
         """See `Advantage`."""
         raise NotImplementedError
 
-    def idle_groups(self, inputs: AdvantageInputs) -> Tensor:
+    def zero_advantage_groups(self, inputs: AdvantageInputs) -> Tensor:
         """Rewards say it all."""
         advantages, _ = self(inputs)
         return (advantages == 0).view(len(inputs.grouped_rewards), -1).all(1)

@@ -7,9 +7,18 @@ import torch
 from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs, check_positive
+from edge_grpo.metric import StrategyMetric, StrategyMetrics
 
 # Below this an entropy counts as this (nats): keeps 1 / P^ finite for a deterministic response.
 MIN_ENTROPY = 1e-8
+METRICS: StrategyMetrics = {
+    "eda/multiplier_mean": StrategyMetric("1", "mean over rows of 1 / P^ after the clamp", of="eda/multiplier"),
+    "eda/multiplier_p05": StrategyMetric("1", "5 % quantile over rows", of="eda/multiplier", reduction="p05"),
+    "eda/multiplier_p50": StrategyMetric("1", "median over rows", of="eda/multiplier", reduction="p50"),
+    "eda/multiplier_p95": StrategyMetric("1", "95 % quantile over rows", of="eda/multiplier", reduction="p95"),
+    "eda/multiplier_max": StrategyMetric("1", "maximum over rows", "max", "max", of="eda/multiplier", reduction="max"),
+    "eda/clamped": StrategyMetric("share", "rows whose multiplier is at the clamp", "mean"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,11 @@ class EntropyDriven:
 
     reads_entropy = True
 
+    @property
+    def metrics(self) -> StrategyMetrics:
+        """Of `METRICS`, and the base's."""
+        return {**getattr(self.base, "metrics", {}), **METRICS}
+
     def __post_init__(self) -> None:
         if self.clamp is not None:
             check_positive(clamp=self.clamp)
@@ -68,20 +82,20 @@ class EntropyDriven:
     def reads_padding(self) -> bool:
         return self.mask == "padded"
 
-    def idle_groups(self, inputs: AdvantageInputs) -> Tensor:
+    def zero_advantage_groups(self, inputs: AdvantageInputs) -> Tensor:
         """The base's, unless the entropies of every row go into the mean that others are divided by."""
-        idle = self.base.idle_groups(inputs)
+        idle = self.base.zero_advantage_groups(inputs)
         return idle if self.scope == "group" else torch.zeros_like(idle)
 
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """[N] rewards and [N, T] entropies -> [N] advantages; metrics `eda/multiplier` and `eda/clamped`, [N]."""
-        advantages, metrics = self.base(inputs)
+        """[N] rewards and [N, T] entropies -> [N] advantages; reports `eda/multiplier` and `eda/clamped`, [N]."""
+        advantages, reports = self.base(inputs)
         multiplier = self._multiplier(self._mean_entropy(inputs), inputs.num_generations)
         if advantages.ndim == 2:
             multiplier = multiplier[:, None]
         taken = multiplier.detach().flatten()
         clamped = taken >= (float("inf") if self.clamp is None else self.clamp)
-        return advantages * multiplier, {**metrics, "eda/multiplier": taken, "eda/clamped": clamped.float()}
+        return advantages * multiplier, {**reports, "eda/multiplier": taken, "eda/clamped": clamped.float()}
 
     def _mean_entropy(self, inputs: AdvantageInputs) -> Tensor:
         """P, [N]: mean entropy over the tokens that `mask` names; 0 for a row without any."""

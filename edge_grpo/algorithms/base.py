@@ -12,9 +12,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from edge_grpo.algorithms.reports import declared
 from edge_grpo.errors import UserError
+from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.metrics import describe
+from edge_grpo.metric import Metric
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rollouts.base import RolloutEngine
@@ -23,15 +27,10 @@ from edge_grpo.types import Problem, Rollout, ScoredRollout, Step
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+MicrobatchLoss = Callable[[], Tensor]
 
 REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max, "mean": statistics.fmean}
 """`Metric.ranks` -> how the values of several ranks become one"""
-
-
-def _reduction(name: str) -> Callable[[list[float]], float]:
-    metric = describe(name)
-    assert metric is not None, f"record has refused {name}"
-    return REDUCTIONS[metric.ranks]
 
 
 class PolicyModule(pl.LightningModule):
@@ -49,6 +48,7 @@ class PolicyModule(pl.LightningModule):
         packing: compute a prompt once for all its responses and no padding; false runs padded rows through the
             model's own attention, for models whose attention the project does not know.
         seed: of every draw.
+        strategies: those that may define metrics of their own.
 
     Raises:
         UserError: a value out of range.
@@ -66,6 +66,7 @@ class PolicyModule(pl.LightningModule):
         chunk_tokens: int,
         packing: bool,
         seed: int,
+        strategies: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         bounds = {"microbatch_tokens": microbatch_tokens, "chunk_tokens": chunk_tokens, "max_grad_norm": max_grad_norm}
@@ -78,12 +79,13 @@ class PolicyModule(pl.LightningModule):
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
+        self.strategy_metrics = declared(strategies, describe)
+        """logged name -> definition, of what the strategies report"""
         self.timings: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
+        """all that was recorded since this iteration began, its evaluation too"""
         self.bad_steps = 0
         """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
-        self.bad_rows: list[dict[str, Any]] = []
-        """the rows of this iteration behind them, as records"""
 
     @property
     def iteration(self) -> int:
@@ -95,11 +97,13 @@ class PolicyModule(pl.LightningModule):
         check_head(self.model, self.chunk_tokens)
         if self.packing:
             check_packed(self.model)
+        for logger in run_loggers(self.trainer.loggers):
+            logger.define_metrics(self.strategy_metrics)
 
     def on_train_epoch_start(self) -> None:
         """Global generators follow from the iteration too, so that a resumed run draws the same."""
         seed_globals(self.seed, iteration=self.iteration, rank=self.global_rank)
-        self.bad_rows = []
+        self.metrics = {}
 
     def on_train_batch_end(self, *args: Any) -> None:
         """The metrics of this step are complete: those of the evaluation came before."""
@@ -143,19 +147,21 @@ class PolicyModule(pl.LightningModule):
         """What is wrong with the gold answers of each problem; None where they can be graded."""
         return self.rewards.ungradable(problems)
 
-    def optimise(self, shares: Sequence[Callable[[], Tensor]]) -> Step:
+    def optimise(self, microbatch_losses: Sequence[MicrobatchLoss]) -> Step:
         """One optimiser step on the sum of the micro-batches' losses; skipped where that or its gradient is not finite.
 
         Args:
-            shares: each computes one micro-batch's share of the loss, with graph.
+            microbatch_losses: each computes the loss of one micro-batch, with graph; together they are the update's.
         """
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        losses = [self._backward(share, sync=i == len(shares) - 1) for i, share in enumerate(shares)]
+        last = len(microbatch_losses) - 1
+        losses = [self._backward(loss, sync=i == last) for i, loss in enumerate(microbatch_losses)]
         norm = self._gradient_norm()
         if not self._finite_on_every_rank(*losses, norm):
             self.bad_steps += 1
-            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)] or self._without_gradient(shares)
+            bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+            bad = bad or self._without_gradient(microbatch_losses)
             optimizer.zero_grad(set_to_none=True)
             return Step(sum(losses), norm, tuple(bad))
         self.bad_steps = 0
@@ -164,11 +170,11 @@ class PolicyModule(pl.LightningModule):
         optimizer.step()
         return Step(sum(losses), norm)
 
-    def _backward(self, share: Callable[[], Tensor], *, sync: bool) -> float:
-        """Add the gradient of one share, which is returned; DDP averages the gradients of all at the last one."""
+    def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> float:
+        """Add the gradient of one loss, which is returned; DDP averages the gradients of all at the last one."""
         optimizer: Any = self.optimizers()
         with optimizer.toggle_model(sync_grad=sync):
-            loss = share()
+            loss = microbatch_loss()
             # The denominators count all ranks already.
             self.manual_backward(loss * self.trainer.world_size)
         return float(loss.detach())
@@ -180,12 +186,12 @@ class PolicyModule(pl.LightningModule):
         here = all(map(math.isfinite, values))
         return self.total_over_ranks(float(not here)) == [0.0]
 
-    def _without_gradient(self, shares: Sequence[Callable[[], Tensor]]) -> list[int]:
+    def _without_gradient(self, microbatch_losses: Sequence[MicrobatchLoss]) -> list[int]:
         """The micro-batches whose loss is finite and whose gradient is not, each computed again alone."""
         found = []
-        for i, share in enumerate(shares):
+        for i, microbatch_loss in enumerate(microbatch_losses):
             self.model.zero_grad(set_to_none=True)
-            self._backward(share, sync=False)
+            self._backward(microbatch_loss, sync=False)
             if not math.isfinite(self._gradient_norm()):
                 found.append(i)
         return found
@@ -204,6 +210,11 @@ class PolicyModule(pl.LightningModule):
         yield
         self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
+    def take_timings(self) -> dict[str, float]:
+        """Seconds a stage of this iteration; they start anew."""
+        seconds, self.timings = self.timings, {}
+        return seconds
+
     def total_over_ranks(self, *counts: float) -> list[float]:
         """Sums over ranks."""
         if self.trainer.world_size == 1:
@@ -213,19 +224,32 @@ class PolicyModule(pl.LightningModule):
         )
         return summed.tolist()
 
-    def record(self, metrics: dict[str, float], *, step: int) -> None:
-        """Reduce the metrics over ranks and hand them to every logger.
+    def forward_settings(self, temperature: float, packing: bool) -> MicrobatchForward:
+        """How rows go through the model in this algorithm's micro-batches."""
+        return MicrobatchForward(
+            temperature=temperature,
+            microbatch_tokens=self.microbatch_tokens,
+            chunk_tokens=self.chunk_tokens,
+            packing=packing,
+        )
+
+    def record(self, metrics: dict[str, float], *, step: int) -> dict[str, float]:
+        """Reduce the metrics over ranks and hand them to every logger; the reduced ones.
 
         Raises:
-            KeyError: a name that loggers/metrics.py does not define.
+            KeyError: a name that neither loggers/metrics.py nor a strategy defines.
         """
-        undefined = [name for name in metrics if describe(name) is None]
+        undefined = [name for name in metrics if self._definition(name) is None]
         if undefined:
-            raise KeyError(f"loggers/metrics.py does not define {undefined}")
+            raise KeyError(f"neither loggers/metrics.py nor a strategy defines {undefined}")
         metrics = self._over_ranks(metrics)
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=step)
         self.metrics.update(metrics)
+        return metrics
+
+    def _definition(self, name: str) -> Metric | None:
+        return self.strategy_metrics.get(name) or describe(name)
 
     def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
         """One value of those ranks that have the metric (a branch may be taken on one only), as its definition says."""
@@ -234,7 +258,12 @@ class PolicyModule(pl.LightningModule):
         ranks: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
         torch.distributed.all_gather_object(ranks, metrics)
         values = {name: [rank[name] for rank in ranks if name in rank] for rank in ranks for name in rank}
-        return {name: _reduction(name)(found) for name, found in values.items()}
+        return {name: self._reduction(name)(found) for name, found in values.items()}
+
+    def _reduction(self, name: str) -> Callable[[list[float]], float]:
+        metric = self._definition(name)
+        assert metric is not None, f"record has refused {name}"
+        return REDUCTIONS[metric.ranks]
 
     def peak_memory_gb(self) -> float:
         """Peak GPU memory of this process, or its peak resident set on the CPU."""

@@ -2,29 +2,23 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
-from edge_grpo.algorithms.metrics import (
-    collapse_metrics,
-    completion_metrics,
-    correction_metrics,
-    reward_metrics,
-    verifier_metrics,
-)
+from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
+from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
+from edge_grpo.algorithms.rows import computed_rows, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import GroupFilter
 from edge_grpo.losses.base import Loss, UpdateSize
-from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch, Provenance, Response, Rollout, ScoredRollout
+from edge_grpo.types import Problem, ProblemBatch, Response, Rollout, ScoredRollout
 
 
 class GRPOModule(PolicyModule):
@@ -40,7 +34,7 @@ class GRPOModule(PolicyModule):
         shared: arguments of `PolicyModule`.
 
     Raises:
-        UserError: G below 2 or mu below 1.
+        UserError: G below 2, mu below 1, or two strategies that define the same metric.
     """
 
     def __init__(
@@ -53,7 +47,7 @@ class GRPOModule(PolicyModule):
         update_epochs: int,
         **shared: Any,
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(**shared, strategies=(correction, group_filter, advantage, loss))
         if num_generations < 2:
             raise UserError(f"algorithm.num_generations={num_generations}: a group needs at least 2 responses")
         if update_epochs < 1:
@@ -67,19 +61,15 @@ class GRPOModule(PolicyModule):
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
-        # Of the last iteration, for callbacks.
-        self.sampled: ScoredRollout | None = None
-        self.corrected: Corrected | None = None
-        self.update: GRPOUpdate | None = None
 
     @property
     def required_fields(self) -> frozenset[str]:
         """What training problems must have."""
         return self.correction.required_fields
 
-    def training_step(self, batch: ProblemBatch, batch_idx: int) -> None:
-        """One iteration on P problems."""
-        counts = self.rewards.counts
+    def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
+        """One iteration on P problems; Lightning hands what is returned to the callbacks."""
+        graded_before = self.rewards.counts
         with self.timed("total"):
             with self.timed("rollout"):
                 rollout = self.roll_out(batch.problems)
@@ -87,28 +77,41 @@ class GRPOModule(PolicyModule):
                 sampled = self.score(rollout)
             with self.timed("correction"):
                 corrected = self.correct(sampled)
-            rewards = corrected.scored.scores.rewards.to(self.device)
-            kept = self.group_filter(rewards.view(-1, self.num_generations))
-            update = self._update_of(corrected.scored.rollout, rewards, kept)
+            update = self.update_of(corrected)
             with self.timed("logprobs"):
                 update.prepare()
             with self.timed("update"):
                 size = UpdateSize(*map(int, self.total_over_ranks(*update.size())))
-                metrics = update.run(self.update_epochs, size, self.optimise)
-        self.sampled, self.corrected, self.update = sampled, corrected, update
-        self.bad_rows = [self._describe(row, corrected, update) for row in update.bad_rows]
-        self._log(sampled, corrected, update, metrics | verifier_metrics(counts, self.rewards.counts))
+                steps = update.run(self.update_epochs, size, self.optimise)
+            rate = self.step_scheduler()
+        self._count(sampled, corrected, update)
+        metrics = {"train/learning_rate": rate, "train/num_tokens": float(self.num_tokens)}
+        metrics["train/num_rollouts"] = float(self.num_rollouts)
+        metrics |= grpo_metrics(sampled, corrected, update, steps, self.correction, self.total_over_ranks)
+        metrics |= verifier_metrics(graded_before, self.rewards.counts)
+        metrics |= timing_metrics(self.take_timings(), sampled, update, steps)
+        metrics["perf/peak_memory_gb"] = self.peak_memory_gb()
+        done = Iteration(
+            metrics=self.record(metrics, step=self.iteration),
+            bad_rows=bad_rows(steps, update, corrected),
+            bad_steps=self.bad_steps,
+            sampled=sampled,
+            corrected=corrected,
+            trained=trained_rows(update),
+        )
+        return {"iteration": done}
 
     def roll_out(self, problems: Sequence[Problem]) -> Rollout:
         """G responses to each problem."""
         prefixes = [list(p.prompt_ids) for p in problems for _ in range(self.num_generations)]
-        responses = self._generate("rollout", prefixes, [self.rollout.max_new_tokens] * len(prefixes))
+        responses = self._generate("rollout", prefixes, [self.rollout.max_new_tokens] * len(prefixes), call=0)
         return Rollout(tuple(problems), tuple(responses), self.num_generations)
 
     def correct(self, scored: ScoredRollout) -> Corrected:
         """Run the correction strategy with this iteration's tools."""
+        calls = count()  # two calls of one iteration draw different tokens
         tools = CorrectionTools(
-            generate=partial(self._generate, "reflection"),
+            generate=lambda prefixes, budgets: self._generate("reflection", prefixes, budgets, call=next(calls)),
             score=self.rewards,
             encode=self.policy.encode,
             decode=self.policy.decode,
@@ -119,71 +122,43 @@ class GRPOModule(PolicyModule):
         )
         return self.correction(scored, tools)
 
-    def _generate(self, stage: str, prefixes: list[list[int]], budgets: list[int]) -> list[Response]:
-        return self.rollout.generate(self.policy, prefixes, budgets, self.rollout.sampling, self._generator(stage))
-
-    def _generator(self, stage: str) -> torch.Generator:
-        return stage_generator(self.seed, stage, iteration=self.iteration, rank=self.global_rank)
-
-    def _update_of(self, rollout: Rollout, rewards: Tensor, kept: Tensor) -> GRPOUpdate:
-        """The update on the kept groups [P]."""
-        weight = self.correction.token_weight
-        if not kept.any():
-            # Every rank takes part in the update: a group with weight 0 stands in.
-            kept, weight = torch.arange(len(kept), device=kept.device) == 0, dict.fromkeys(Provenance, 0.0)
-        rows = kept.repeat_interleave(self.num_generations).nonzero().flatten()
-        batch = to_update_batch(
-            rollout, rows.tolist(), token_weight=weight, pad_id=self.policy.pad_id, device=self.device
+    def update_of(self, corrected: Corrected) -> GRPOUpdate:
+        """The update on the groups that the filter keeps."""
+        rewards = corrected.scored.scores.rewards.to(self.device)
+        kept = self.group_filter(rewards.view(-1, self.num_generations))
+        batch = kept_rows(corrected.scored.rollout, kept, self.correction, self.policy, self.device)
+        rewards = rewards[batch.row_ids]
+        forward = self.forward_settings(
+            self.rollout.sampling.temperature, self.packing and not self.advantage.reads_padding
         )
         return GRPOUpdate(
             model=self.model,
-            reference=self._reference[0].to(self.device) if self._reference else None,
+            reference=self._reference_model(),
             batch=batch,
-            rewards=rewards[rows],
+            rewards=rewards,
+            computed=computed_rows(batch, rewards, self.advantage, self.loss, self.num_generations),
             advantage=self.advantage,
             loss=self.loss,
             num_generations=self.num_generations,
-            temperature=self.rollout.sampling.temperature,
-            microbatch_tokens=self.microbatch_tokens,
-            chunk_tokens=self.chunk_tokens,
-            packing=self.packing,
+            forward=forward,
         )
 
-    def _describe(self, row: int, corrected: Corrected, update: GRPOUpdate) -> dict[str, Any]:
-        """A row of the update's batch, for the person who looks for what broke it."""
-        scored, i = corrected.scored, int(update.batch.row_ids[row])
-        problem = scored.rollout.problem_of(i)
-        return {
-            "problem": problem.id,
-            "origin": problem.origin,
-            "question": problem.question,
-            "response": scored.texts[i],
-            "branch": corrected.branches[i] or "",
-            "reward": float(scored.scores.rewards[i]),
-            "logprobs_finite": bool(update.old_logprobs[row].isfinite().all()),
-            "advantages_finite": bool(update.advantages[row].isfinite().all()),
-        }
+    def _reference_model(self) -> Any | None:
+        """In the policy's precision and on its device: Lightning converts the policy only, after it was copied."""
+        if not self._reference:
+            return None
+        return self._reference[0].to(device=self.device, dtype=next(self.model.parameters()).dtype)
 
-    def _log(self, sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdate, metrics: dict[str, float]) -> None:
-        """Everything of one iteration under the names of loggers/metrics.py."""
-        after = corrected.scored
-        generated = sum(len(response) for response in sampled.rollout.responses)
+    def _generate(self, stage: str, prefixes: list[list[int]], budgets: list[int], *, call: int) -> list[Response]:
+        generator = self._generator(stage, call)
+        return self.rollout.generate(self.policy, prefixes, budgets, self.rollout.sampling, generator)
+
+    def _generator(self, stage: str, call: int = 0) -> torch.Generator:
+        return stage_generator(self.seed, stage, iteration=self.iteration, rank=self.global_rank, call=call)
+
+    def _count(self, sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdate) -> None:
+        """Add this iteration's trained tokens and sampled responses, of all ranks."""
         rollouts = sampled.rollout.num_rows + corrected.branches.count("reflect")
-        trained, new_rollouts = self.total_over_ranks(int(update.batch.response_lengths.sum()), rollouts)
+        trained, sampled_rows = self.total_over_ranks(int(update.batch.response_lengths.sum()), rollouts)
         self.num_tokens += int(trained)
-        self.num_rollouts += int(new_rollouts)
-        seconds, self.timings = self.timings, {}
-        updated = update.computed_response_tokens * self.update_epochs
-        metrics |= reward_metrics(sampled, after) | completion_metrics(sampled)
-        metrics |= collapse_metrics(sampled, after) | correction_metrics(after, corrected.branches)
-        metrics |= {f"timing_s/{stage}": value for stage, value in seconds.items()}
-        metrics |= {
-            "train/learning_rate": self.step_scheduler(),
-            "train/num_tokens": float(self.num_tokens),
-            "train/num_rollouts": float(self.num_rollouts),
-            "perf/rollout_tokens_per_s": generated / seconds["rollout"],
-            "perf/update_tokens_per_s": updated / seconds["update"],
-            "perf/peak_memory_gb": self.peak_memory_gb(),
-        }
-        self.metrics = {}
-        self.record(metrics, step=self.iteration)
+        self.num_rollouts += int(sampled_rows)

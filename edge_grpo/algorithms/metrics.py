@@ -1,12 +1,40 @@
 """The pure functions behind one iteration's metrics; their names are defined in loggers/metrics.py."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from edge_grpo.advantages.base import collapsed
-from edge_grpo.types import Provenance, Response, ScoredRollout
+from edge_grpo.algorithms.reports import Reports
+from edge_grpo.algorithms.update import GRPOUpdate
+from edge_grpo.corrections.base import Corrected, Correction
+from edge_grpo.types import Provenance, Response, ScoredRollout, Step
+
+
+def grpo_metrics(
+    sampled: ScoredRollout,
+    corrected: Corrected,
+    update: GRPOUpdate,
+    steps: Sequence[Step],
+    correction: Correction,
+    total_over_ranks: Callable[..., list[float]],
+) -> dict[str, float]:
+    """All that one GRPO iteration logs of its rollout and update."""
+    after = corrected.scored
+    rewards = after.scores.rewards.double()
+    of_correction = Reports(correction, after.rollout.num_rows)
+    of_correction.add(corrected.reports, torch.arange(after.rollout.num_rows), torch.ones(len(rewards), 1).bool())
+    return {
+        **reward_metrics(sampled, after),
+        "train/reward_std": deviation(*total_over_ranks(len(rewards), rewards.sum(), rewards.square().sum())),
+        **completion_metrics(sampled),
+        **collapse_metrics(sampled, after),
+        **correction_metrics(after, corrected.branches),
+        **of_correction.reduced(),
+        **update_metrics(update, steps),
+    }
 
 
 def collapse_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, float]:
@@ -33,7 +61,7 @@ def reward_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, flo
     rewards = after.scores.rewards.view(-1, after.rollout.num_generations)
     metrics = {
         "train/reward": float(rewards.mean()),
-        "train/reward_std": float(rewards.std(1).mean()),
+        "train/reward_group_std": float(rewards.std(1).mean()),
         "train/frac_reward_zero_std": share(collapsed(rewards)),
         "train/accuracy": share(before.scores.correct),
         "train/accuracy_corrected": share(after.scores.correct),
@@ -90,35 +118,49 @@ def verifier_metrics(before: Mapping[str, int], after: Mapping[str, int]) -> dic
     return metrics
 
 
-def advantage_metrics(advantages: Tensor, mask: Tensor, extra: Mapping[str, Tensor]) -> dict[str, float]:
-    """[N, T] advantages and mask, and the strategy's own [N] metrics -> `train/advantage_var` and its like, `eda/*`.
+def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float]:
+    """`train/loss` and its like, and what the advantage and the loss report."""
+    lengths = update.batch.prompt_lengths + update.batch.response_lengths
+    return {
+        "train/loss": sum(step.loss for step in steps) / len(steps),
+        "train/grad_norm": sum(step.grad_norm for step in steps) / len(steps),
+        "train/skipped_steps": float(sum(step.bad is not None for step in steps)),
+        **advantage_metrics(update.advantages, update.batch.completion_mask),
+        "perf/skipped_tokens": float(lengths.sum() - lengths[update.computed].sum()),
+        **update.of_advantage.reduced(),
+        **update.of_loss.reduced(),
+    }
 
-    The strategy's own are over the rows that have one: NaN stands where a row was skipped.
-    """
+
+def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
+    """[N, T] advantages and mask -> the variance of rows' advantages, and the share of rows that have one."""
     per_row = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
-    metrics = {
+    return {
         "train/advantage_var": float(per_row.var(correction=0)),
         "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
     }
-    for name, row_values in extra.items():
-        values = row_values[~row_values.isnan()]
-        if not len(values):
-            continue
-        metrics |= _multiplier_metrics(values) if name == "eda/multiplier" else {name: float(values.float().mean())}
-    return metrics
 
 
-def _multiplier_metrics(multiplier: Tensor) -> dict[str, float]:
-    levels = torch.tensor([0.05, 0.5, 0.95], device=multiplier.device, dtype=torch.float32)
-    quantiles = torch.quantile(multiplier.float(), levels)
-    p05, p50, p95 = quantiles.tolist()
+def timing_metrics(
+    seconds: Mapping[str, float], sampled: ScoredRollout, update: GRPOUpdate, steps: Sequence[Step]
+) -> dict[str, float]:
+    """`timing_s/*` and tokens a second."""
+    generated = sum(len(response) for response in sampled.rollout.responses)
+    updated = int(update.batch.response_lengths[update.computed].sum()) * len(steps)
     return {
-        "eda/multiplier_mean": float(multiplier.mean()),
-        "eda/multiplier_p05": p05,
-        "eda/multiplier_p50": p50,
-        "eda/multiplier_p95": p95,
-        "eda/multiplier_max": float(multiplier.max()),
+        **{f"timing_s/{stage}": value for stage, value in seconds.items()},
+        "perf/rollout_tokens_per_s": generated / seconds["rollout"],
+        "perf/update_tokens_per_s": updated / seconds["update"],
     }
+
+
+def deviation(n: float, total: float, squares: float) -> float:
+    """Standard deviation (N - 1) of N numbers by their sum and the sum of their squares; 0 of fewer than two.
+
+    >>> deviation(2, 2.0, 4.0)  # of 0 and 2: squares about the mean 1 + 1, over 1
+    1.4142135623730951
+    """
+    return math.sqrt(max(squares - total * total / n, 0.0) / (n - 1)) if n > 1 else 0.0
 
 
 def share(mask: Tensor) -> float:

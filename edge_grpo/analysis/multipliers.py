@@ -52,7 +52,7 @@ def multipliers(source: Source, bootstrap: ClusterBootstrap) -> Answer:
 def _multipliers(source: Source, bootstrap: ClusterBootstrap) -> list[Row]:
     frame = source.frame
     has, right = frame["multiplier"].notna(), frame["correct_after"]
-    values, clamped = frame["multiplier"].fillna(0), frame["clamped"].fillna(False).astype(bool)
+    values, clamped = frame["multiplier"].fillna(0), frame["clamped"].fillna(0) > 0
     rows: list[Row] = []
     for name, part in (("all", has), ("right", has & right), ("wrong", has & ~right)):
         quantiles = {label: float(values[part].quantile(level)) for label, level in QUANTILES.items()}

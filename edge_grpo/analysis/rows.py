@@ -27,8 +27,10 @@ ROLLOUTS: Mapping[str, str] = {
     "entropy": "number?",
     "advantage": "number?",
     "multiplier": "number?",
-    "clamped": "truth?",
+    "clamped": "number?",
 }
+OF_EDA = {"eda/multiplier": "multiplier", "eda/clamped": "clamped"}
+"""name in the file -> ours, of columns that only runs with advantage=entropy_driven have"""
 COMPLETIONS: Mapping[str, str] = {
     "benchmark": "text",
     "problem": "text",
@@ -66,7 +68,8 @@ def read_rollouts(path: Path) -> pd.DataFrame:
             raise UserError(f"{path}:{place}: the line is no JSON object: is this a run's rollouts.jsonl?")
         places.append(place)
         rows.append(row)
-    return _checked(path, pd.DataFrame(rows, index=pd.Index(places), dtype=object), ROLLOUTS)
+    frame = pd.DataFrame(rows, index=pd.Index(places), dtype=object).rename(columns=OF_EDA)
+    return _checked(path, frame.assign(**{name: None for name in OF_EDA.values() if name not in frame}), ROLLOUTS)
 
 
 def read_completions(path: Path) -> pd.DataFrame:

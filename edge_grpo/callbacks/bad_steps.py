@@ -1,11 +1,13 @@
 """What is told of optimiser steps that were skipped, and when it is enough."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
+from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.errors import UserError
 
@@ -36,17 +38,20 @@ class BadSteps(pl.Callback):
         """Drop what a resumed run will write again."""
         cut_back(self._path(trainer), trainer.current_epoch)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
+    ) -> None:
         """Tell of this iteration.
 
         Raises:
             UserError: too many steps in a row were skipped.
         """
-        if not pl_module.metrics["train/skipped_steps"]:
+        iteration = outputs["iteration"]
+        if not iteration.metrics["train/skipped_steps"]:
             return
         path = self._path(trainer)
-        append_rows(path, trainer.current_epoch, pl_module.bad_rows)
-        count = pl_module.bad_steps
+        append_rows(path, trainer.current_epoch, iteration.bad_rows)
+        count = iteration.bad_steps
         log.warning("loss or gradient not finite: step skipped, %d in a row; rows in %s", count, path)
         if count >= self.max_consecutive_bad_steps:
             raise UserError(

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -14,8 +14,11 @@ from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+from torch import Tensor
 
+from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.samples import describe_rows
+from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.terminal import files_only, printable, shortened, shown, terminal
 
@@ -59,6 +62,7 @@ class ConsoleProgress(pl.Callback):
         self.title, self.every_n_iterations = title, every_n_iterations
         self.sample_every_n_iterations = sample_every_n_iterations
         self._display = ExitStack()
+        self._corrected: Corrected | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -77,9 +81,12 @@ class ConsoleProgress(pl.Callback):
         if trainer.is_global_zero:
             self._progress.show(stage="training")
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
+    ) -> None:
         if trainer.is_global_zero:
-            self._progress.figures = figures(pl_module.metrics)
+            self._corrected = outputs["iteration"].corrected
+            self._progress.figures = figures(outputs["iteration"].metrics)
             self._progress.show(stage="evaluating")  # which is over at once where none is due
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -92,8 +99,8 @@ class ConsoleProgress(pl.Callback):
             parts = [f"{done:{len(str(total))}d}/{total}", *_labelled(self._progress.figures), self._progress.left]
             log.info("%s", "  ".join(filter(None, parts)))
         every = self.sample_every_n_iterations
-        if every and trainer.current_epoch % every == 0 and hasattr(pl_module, "corrected"):
-            self._show_sample(done, pl_module)
+        if every and trainer.current_epoch % every == 0 and self._corrected is not None:
+            self._show_sample(done, self._corrected, pl_module.policy.decode)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -103,8 +110,8 @@ class ConsoleProgress(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._display.close()
 
-    def _show_sample(self, iteration: int, pl_module: Any) -> None:
-        (row,) = describe_rows(pl_module.corrected, 1, pl_module.policy.decode)
+    def _show_sample(self, iteration: int, corrected: Corrected, decode: Callable[[Tensor], str]) -> None:
+        (row,) = describe_rows(corrected, 1, decode)
         title, verdict = f"sample of iteration {iteration}", verdict_on(row)
         question, response = (
             shortened(printable(row[key]), characters=200, lines=2) for key in ("question", "response")

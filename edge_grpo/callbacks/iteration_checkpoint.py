@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
+from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.runs.checkpoints import checkpoint_name, checkpoints, remove, state_path, write_checkpoint
 
@@ -65,6 +66,7 @@ class IterationCheckpoint(Checkpoint):
         self._one_rank = True
         self._asked: list[int] = []
         self._previous: dict[int, Any] = {}
+        self._iteration = Iteration({})
 
     @contextmanager
     def answering_signals(self) -> Iterator[None]:
@@ -89,17 +91,22 @@ class IterationCheckpoint(Checkpoint):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         self._busy = True
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
+    ) -> None:
+        self._iteration = outputs["iteration"]
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # After the evaluation of the same iteration: Lightning runs checkpoint callbacks last.
         done = trainer.current_epoch + 1
-        if self._one_rank and (self._busy or not pl_module.bad_steps):
+        if self._one_rank and (self._busy or not self._iteration.bad_steps):
             self._boundary = done, _state(trainer)
         asked = self._agreed(trainer)
         self._busy = True
         due = bool(asked) or done % self.every_n_iterations == 0 or done == trainer.max_epochs
         if self._one_rank and due:
             self._save_boundary()
-        elif not self._one_rank and (_bad_steps_begin(pl_module) or (due and not pl_module.bad_steps)):
+        elif not self._one_rank and (_bad_steps_begin(self._iteration) or (due and not self._iteration.bad_steps)):
             self._save_on_ranks(done, trainer)
         self._busy = False
         self._stop_if(asked)
@@ -183,9 +190,9 @@ class IterationCheckpoint(Checkpoint):
             signal.signal(number, handler)
 
 
-def _bad_steps_begin(pl_module: Any) -> bool:
+def _bad_steps_begin(iteration: Iteration) -> bool:
     """Whether the first of the steps that are skipped in a row is in this iteration: no later weights will be saved."""
-    return 0 < pl_module.bad_steps <= pl_module.metrics["train/skipped_steps"]
+    return 0 < iteration.bad_steps <= iteration.metrics["train/skipped_steps"]
 
 
 def _state(trainer: pl.Trainer) -> dict[str, Any]:

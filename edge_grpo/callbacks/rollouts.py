@@ -1,16 +1,15 @@
 """Every response of every iteration as one line of numbers: what the analysis of a run reads."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
-from edge_grpo.algorithms.update import GRPOUpdate
+from edge_grpo.algorithms.iteration import Iteration, TrainedRows
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
-from edge_grpo.corrections.base import Corrected
-from edge_grpo.types import Provenance, Response, ScoredRollout
+from edge_grpo.types import Provenance, Response
 
 
 class RolloutRecords(pl.Callback):
@@ -27,22 +26,27 @@ class RolloutRecords(pl.Callback):
         """Drop what a resumed run will write again."""
         cut_back(self._path(trainer), trainer.current_epoch)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        rows = rollout_rows(pl_module.sampled, pl_module.corrected, pl_module.update)
-        append_rows(self._path(trainer), trainer.current_epoch, rows)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
+    ) -> None:
+        append_rows(self._path(trainer), trainer.current_epoch, rollout_rows(outputs["iteration"]))
 
     def _path(self, trainer: pl.Trainer) -> Path:
         rank = trainer.global_rank
         return self.path.with_stem(f"{self.path.stem}_rank{rank}") if rank else self.path
 
 
-def rollout_rows(sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdate) -> list[dict[str, Any]]:
-    """One record a row of the rollout.
+def rollout_rows(iteration: Iteration) -> list[dict[str, Any]]:
+    """One record a row of the rollout; none where nothing was sampled.
 
-    `advantage` (the mean over the row's tokens), `multiplier` and `clamped` (EDA's 1 / P^) are null for rows that the
-    group filter took out; the multiplier also where all advantages of its group are 0.
+    `advantage` (the mean over the row's tokens) and what the advantage strategy reports, such as `eda/multiplier`, are
+    null for rows that the group filter took out; the latter also where all advantages of the group are 0.
     """
-    taken = _advantages(update)
+    sampled, corrected, trained = iteration.sampled, iteration.corrected, iteration.trained
+    if sampled is None or corrected is None or trained is None:
+        return []
+    taken = _advantages(trained)
+    nothing = dict.fromkeys(("advantage", *trained.values))
     before, after = sampled.rollout.responses, corrected.scored.rollout.responses
     g = sampled.rollout.num_generations
     return [
@@ -58,29 +62,19 @@ def rollout_rows(sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdat
             "tokens_after": len(after[row]),
             "sampled_tokens_after": int((after[row].provenance == Provenance.SAMPLED).sum()),
             "entropy": _mean_entropy(before[row]),
-            **taken.get(row, {"advantage": None, "multiplier": None, "clamped": None}),
+            **taken.get(row, nothing),
         }
         for row in range(len(before))
     ]
 
 
-def _advantages(update: GRPOUpdate) -> dict[int, dict[str, Any]]:
-    """Row of the rollout -> what the update made of it."""
-    mask = update.batch.completion_mask
-    means = ((update.advantages * mask).sum(1) / mask.sum(1).clamp(min=1)).tolist()
-    nothing = torch.full((len(means),), torch.nan, device=mask.device)
-    # Where every group has collapsed one of them is computed all the same, so that every rank takes part.
-    collapsed = (update.advantages * mask).abs().sum(1).view(-1, update.num_generations).sum(1) == 0
-    idle = collapsed.repeat_interleave(update.num_generations)
-    multipliers = update.extras.get("eda/multiplier", nothing).masked_fill(idle, torch.nan).tolist()
-    clamped = update.extras.get("eda/clamped", nothing).masked_fill(idle, torch.nan).tolist()
+def _advantages(trained: TrainedRows) -> dict[int, dict[str, float | None]]:
+    """Row of the rollout -> its advantage and what the strategy reports of it."""
+    columns = {"advantage": trained.advantages, **trained.values}
+    lists = {name: values.tolist() for name, values in columns.items()}
     return {
-        row: {
-            "advantage": _number(means[i]),
-            "multiplier": _number(multipliers[i]),
-            "clamped": None if math.isnan(clamped[i]) else bool(clamped[i]),
-        }
-        for i, row in enumerate(update.batch.row_ids.tolist())
+        row: {name: _number(values[i]) for name, values in lists.items()}
+        for i, row in enumerate(trained.row_ids.tolist())
     }
 
 

@@ -1,7 +1,7 @@
 """Sampled completions with their rewards, branches and provenance: as JSON lines, and in the loggers that show them."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.corrections.base import Corrected
-from edge_grpo.loggers.samples import SampleLogger
+from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.types import Provenance, Response
 
 
@@ -37,19 +38,23 @@ class SampleWriter(pl.Callback):
             for step, group in itertools.groupby(rows, key=lambda row: row["step"]):
                 _show(trainer, list(group), step)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
+    ) -> None:
         step = trainer.current_epoch
         if not trainer.is_global_zero or step % self.every_n_iterations:
             return
-        rows = describe_rows(pl_module.corrected, self.num_rows, pl_module.policy.decode)
+        corrected = outputs["iteration"].corrected
+        if corrected is None:  # nothing is sampled
+            return
+        rows = describe_rows(corrected, self.num_rows, pl_module.policy.decode)
         append_rows(self.path, step, rows)
         _show(trainer, [{"step": step, **row} for row in rows], step)
 
 
 def _show(trainer: pl.Trainer, rows: list[dict[str, Any]], step: int) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, SampleLogger) and rows:
-            logger.log_samples(rows, step)
+    for logger in run_loggers(trainer.loggers) if rows else ():
+        logger.log_samples(rows, step)
 
 
 def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor], str]) -> list[dict[str, Any]]:

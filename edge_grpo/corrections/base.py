@@ -4,7 +4,7 @@ A correction never imports another stage: what it needs of rollout and grading i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -44,10 +44,13 @@ class Corrected:
     Args:
         scored: same problems, same rows; only edited rows differ.
         branches: [N] name of the branch a row took, None where it was left alone.
+        reports: name -> [N], what the correction reports of each row, NaN for rows of which it says nothing; its
+            attribute `metrics` says how each is logged (see `StrategyMetric`).
     """
 
     scored: ScoredRollout
     branches: tuple[str | None, ...]
+    reports: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Correction(Protocol):

@@ -8,11 +8,9 @@ import torch
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, eval_mode
-from edge_grpo.policy.batching import microbatches, packed_microbatches, to_update_batch
-from edge_grpo.policy.memory import out_of_memory
-from edge_grpo.policy.packed_attention import packed_attention
+from edge_grpo.policy.batching import to_update_batch
+from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.support import check_head, check_packed
-from edge_grpo.policy.token_stats import token_stats
 from edge_grpo.types import Rollout
 
 
@@ -49,7 +47,6 @@ class ResponseEntropy:
         if self.packing:
             check_packed(policy.model)
 
-    @torch.no_grad()
     def __call__(self, policy: Policy, rollout: Rollout) -> pd.Series:
         """[N] nats a token; NaN for a response without tokens."""
         rows = [row for row, response in enumerate(rollout.responses) if len(response)]
@@ -58,21 +55,15 @@ class ResponseEntropy:
             return pd.Series(entropies.numpy())
         device = policy.model.device
         batch = to_update_batch(rollout, rows, token_weight=UNIFORM_WEIGHT, pad_id=policy.pad_id, device=device)
-        memory = out_of_memory("entropy.microbatch_tokens", "entropy.chunk_tokens")
-        with eval_mode(policy.model), packed_attention(policy.model, self.packing), memory:
-            for cut in self._cuts(rollout, rows):
-                part = batch.select(cut.to(device))
-                stats = token_stats(
-                    policy.model, part, temperature=1.0, chunk_tokens=self.chunk_tokens, packing=self.packing
-                )
-                means = stats.entropy.sum(1) / part.response_lengths
-                entropies[[rows[i] for i in cut.tolist()]] = means.float().cpu()
+        forward = MicrobatchForward(
+            temperature=1.0,
+            microbatch_tokens=self.microbatch_tokens,
+            chunk_tokens=self.chunk_tokens,
+            packing=self.packing,
+            settings=("entropy.microbatch_tokens", "entropy.chunk_tokens"),
+        )
+        microbatches = forward.microbatches(batch, torch.arange(len(rows), device=device))
+        with eval_mode(policy.model):
+            sums = forward.over(policy.model, batch, microbatches).entropy.sum(1)
+        entropies[rows] = (sums / batch.response_lengths).float().cpu()
         return pd.Series(entropies.numpy())
-
-    def _cuts(self, rollout: Rollout, rows: list[int]) -> list[torch.Tensor]:
-        prompts = [len(rollout.problem_of(row).prompt_ids) for row in rows]
-        responses = [len(rollout.responses[row]) for row in rows]
-        if not self.packing:
-            return microbatches(torch.tensor(prompts) + torch.tensor(responses), self.microbatch_tokens)
-        problems = [row // rollout.num_generations for row in rows]
-        return packed_microbatches(prompts, responses, problems, self.microbatch_tokens)

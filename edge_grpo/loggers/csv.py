@@ -8,10 +8,12 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from edge_grpo.loggers.hooks import RunLogger
+
 log = logging.getLogger(__name__)
 
 
-class CSVMetrics(Logger):
+class CSVMetrics(RunLogger, Logger):
     """One row a step in `<folder>/metrics.csv`.
 
     Lightning's own CSVLogger deletes the file of an earlier run in the same folder and writes a step logged in two

@@ -8,6 +8,8 @@ run of ours. What is not as there:
 
 - `train/reward*`, `train/rewards/*` and `train/frac_reward_zero_std` are after correction, which TRL has not;
   `train/completions/*` and `train/entropy` are of the responses as sampled.
+- `train/reward_group_std` is what TRL does not log: what the advantage divides by.
+- `train/clip_ratio/*` are means over update epochs of the iteration.
 - `train/num_tokens` counts response tokens that were trained on, TRL's all tokens with the prompts.
 - TRL's `step_time` is `timing_s/total`.
 - `train/completions/*terminated_length` and other metrics of nothing are absent, where TRL logs 0.
@@ -16,34 +18,20 @@ The column *summary* says what W&B keeps of a run: `last` is the plain value und
 `max`, `min` and `mean` W&B keeps `<name>.max` (and so on) beside `<name>.last`. The column *ranks* says how the values
 of several ranks become one; metrics that are of all ranks already say so.
 
-`python -m edge_grpo.loggers.metrics` prints docs/metrics.md.
+A strategy defines what it reports itself, in its attribute `metrics` (`edge_grpo/metric.py`); those names follow the
+table. `python -m edge_grpo.programs.metrics_page` prints docs/metrics.md.
 """
 
 import fnmatch
-from dataclasses import dataclass
-from typing import Literal
 
-
-@dataclass(frozen=True)
-class Metric:
-    """Definition of one logged name; `*` in a name stands for one variable part.
-
-    Args:
-        unit: of the values.
-        estimator: what is averaged or counted over what.
-        summary: what W&B keeps of a run; all but "last" beside the last value.
-        ranks: how the values of several ranks that have one become one.
-    """
-
-    unit: str
-    estimator: str
-    summary: Literal["last", "max", "min", "mean"] = "last"
-    ranks: Literal["mean", "sum", "min", "max"] = "mean"
-
+from edge_grpo.metric import Metric
 
 METRICS: dict[str, Metric] = {
     "train/reward": Metric("reward", "mean over rows after correction: what the advantage is taken over"),
-    "train/reward_std": Metric("reward", "mean over groups of the standard deviation (G - 1), after correction"),
+    "train/reward_std": Metric("reward", "standard deviation over all rows of all ranks (N - 1), after correction"),
+    "train/reward_group_std": Metric(
+        "reward", "mean over groups of the standard deviation (G - 1), after correction: what the advantage divides by"
+    ),
     "train/frac_reward_zero_std": Metric("share", "groups whose rewards are all equal, after correction"),
     "train/rewards/*/mean": Metric("reward", "mean over rows of one reward before weighting, after correction"),
     "train/rewards/*/std": Metric(
@@ -69,12 +57,6 @@ METRICS: dict[str, Metric] = {
     ),
     "train/completions/min_terminated_length": Metric("tokens", "shortest of them", ranks="min"),
     "train/completions/max_terminated_length": Metric("tokens", "longest of them", ranks="max"),
-    "train/clip_ratio/low_mean": Metric("share", "trained tokens clipped at 1 - epsilon_low, over all update epochs"),
-    "train/clip_ratio/low_min": Metric("share", "the same of the update epoch with the fewest", ranks="min"),
-    "train/clip_ratio/high_mean": Metric("share", "trained tokens clipped at 1 + epsilon_high, over all update epochs"),
-    "train/clip_ratio/high_max": Metric("share", "the same of the update epoch with the most", ranks="max"),
-    "train/clip_ratio/region_mean": Metric("share", "trained tokens clipped at either end: low_mean + high_mean"),
-    "train/kl": Metric("nats", "mean over trained tokens of the chosen KL estimator; only where beta > 0"),
     "train/loss": Metric("loss", "sum of the micro-batches' shares, mean over update epochs", ranks="sum"),
     "train/grad_norm": Metric("norm", "global gradient norm before clipping, mean over update epochs"),
     "train/skipped_steps": Metric(
@@ -104,12 +86,6 @@ METRICS: dict[str, Metric] = {
     ),
     "correction/tokens_not_sampled": Metric("share", "response tokens that the policy did not sample", "mean"),
     "correction/mean_length": Metric("tokens", "mean over rows of the response length, after correction"),
-    "eda/multiplier_mean": Metric("1", "mean over rows of 1 / P^ after the clamp"),
-    "eda/multiplier_p05": Metric("1", "5 % quantile over rows"),
-    "eda/multiplier_p50": Metric("1", "median over rows"),
-    "eda/multiplier_p95": Metric("1", "95 % quantile over rows"),
-    "eda/multiplier_max": Metric("1", "maximum over rows", "max", "max"),
-    "eda/clamped": Metric("share", "rows whose multiplier is at the clamp", "mean"),
     "verifier/timeout_rate": Metric(
         "share",
         "gradings that ran out of time, over the answers graded in this iteration (rollout and correction)",
@@ -157,24 +133,3 @@ METRICS: dict[str, Metric] = {
 def describe(name: str) -> Metric | None:
     """The definition of a logged name, None if there is none."""
     return next((METRICS[pattern] for pattern in METRICS if fnmatch.fnmatchcase(name, pattern)), None)
-
-
-def as_markdown() -> str:
-    """docs/metrics.md."""
-    lines = [
-        "# Metrics",
-        "",
-        *((__doc__ or "").strip().splitlines()[2:]),
-        "",
-        "| name | unit | summary | ranks | estimator |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{name}` | {metric.unit} | {metric.summary} | {metric.ranks} | {metric.estimator} |"
-        for name, metric in METRICS.items()
-    ]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(as_markdown(), end="")

@@ -1,11 +1,9 @@
 """Sampled completions as a logger shows them: text with its provenance, as HTML and as plain text."""
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
 
-Row = Mapping[str, Any]
-"""a line of samples.jsonl with its step; `pieces` are (provenance, text) in order"""
+from edge_grpo.loggers.hooks import Row
 
 # Dark text on pale grounds that stay apart for every kind of colour blindness.
 _SHOWN = {
@@ -13,15 +11,6 @@ _SHOWN = {
     "injected": ("#ffd97d", "injected by the correction"),
     "reference": ("#a8d4ff", "from the reference solution"),
 }
-
-
-@runtime_checkable
-class SampleLogger(Protocol):
-    """A logger that shows samples."""
-
-    def log_samples(self, rows: Sequence[Row], step: int) -> None:
-        """Rows of one step, in order."""
-        ...
 
 
 def as_html(pieces: Sequence[tuple[str, str]]) -> str:

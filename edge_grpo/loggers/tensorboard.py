@@ -11,11 +11,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.csv import recorded
+from edge_grpo.loggers.hooks import Row, RunLogger
 from edge_grpo.loggers.identity import config_of
-from edge_grpo.loggers.samples import Row, as_markdown
+from edge_grpo.loggers.samples import as_markdown
 
 
-class TensorBoardMetrics(TensorBoardLogger):
+class TensorBoardMetrics(RunLogger, TensorBoardLogger):
     """Event files in `<folder>/tensorboard` that repeat no step after a resume.
 
     TensorBoard only adds to its files, and a kill loses what it had not flushed. So a run that goes on deletes the

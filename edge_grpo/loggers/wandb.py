@@ -12,9 +12,11 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.loggers.csv import recorded
+from edge_grpo.loggers.hooks import Row, RunLogger
 from edge_grpo.loggers.identity import MAX_TAG, Mode, config_of, group_of, resolve_mode, run_id, tags_of
 from edge_grpo.loggers.metrics import describe
-from edge_grpo.loggers.samples import Row, as_html
+from edge_grpo.loggers.samples import as_html
+from edge_grpo.metric import Metric
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ REPORT = ("training.png", "summary.json", "metrics.csv", "config.yaml")
 """what a finished run's report artifact holds of its folder"""
 
 
-class WandbMetrics(WandbLogger):
+class WandbMetrics(RunLogger, WandbLogger):
     """A WandbLogger that never asks a question, outlives its server and repeats no step.
 
     W&B's step is the iteration, and a step is sent once, whole: W&B ignores what comes later for it. A resumed run
@@ -75,6 +77,7 @@ class WandbMetrics(WandbLogger):
         self._recorded_to = -1
         self._samples: Any = None
         self._defined: set[str] = set()
+        self._definitions: Mapping[str, Metric] = {}
         super().__init__(
             save_dir=folder,
             project=project,
@@ -111,6 +114,10 @@ class WandbMetrics(WandbLogger):
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """The resolved config, and where the run came from."""
         super().log_hyperparams(config_of(params))
+
+    def define_metrics(self, definitions: Mapping[str, Metric]) -> None:
+        """Their summaries are read when each is first sent."""
+        self._definitions = definitions
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -216,7 +223,7 @@ class WandbMetrics(WandbLogger):
 
     def _define(self, name: str) -> None:
         """Its summary, once a run of this process. Not by pattern: W&B knows `*` at the end of a name only."""
-        metric = describe(name)
+        metric = self._definitions.get(name) or describe(name)
         if metric is not None and metric.summary != "last":
             self.experiment.define_metric(name, step_metric="iteration", summary=f"{metric.summary},last")
         self._defined.add(name)

@@ -1,4 +1,4 @@
-"""The loss stage: log-probs and advantages of a micro-batch in, its share of the update's loss out."""
+"""The loss stage: log-probs and advantages of a micro-batch in, the micro-batch's loss out."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +34,11 @@ class LossInputs:
         if len(shapes) != 1:
             raise ValueError(f"loss inputs must share one shape [B, T], got {sorted(shapes)}")
 
+    @property
+    def trained(self) -> Tensor:
+        """[B, T] bool, the tokens that the loss is over."""
+        return self.completion_mask & (self.token_weights > 0)
+
 
 @dataclass(frozen=True)
 class UpdateSize:
@@ -51,7 +56,12 @@ class UpdateSize:
 
 
 class Loss(Protocol):
-    """Returns the micro-batch's share of the loss (shares add up) and its metrics as sums over tokens."""
+    """Loss strategy: returns the micro-batch's loss and what it reports.
+
+    The losses of all micro-batches and ranks add up to the update's. What it reports is name -> [B] of rows or [B, T]
+    of tokens; an attribute `metrics` says how each is logged (see `StrategyMetric`), and may be absent where there is
+    nothing.
+    """
 
     beta: float
 

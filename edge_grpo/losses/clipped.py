@@ -1,13 +1,14 @@
 """The clipped policy-gradient loss with four ways to average it over tokens."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import LossInputs, UpdateSize
+from edge_grpo.metric import StrategyMetric, StrategyMetrics
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ class ClippedLoss:
     kl: Literal["k1", "k2", "k3"]
     max_response_tokens: int
 
+    metrics: ClassVar[StrategyMetrics] = {
+        "train/clip_ratio/low_mean": StrategyMetric(
+            "share", "trained tokens clipped at 1 - epsilon_low", of="clip_low"
+        ),
+        "train/clip_ratio/low_min": StrategyMetric(
+            "share", "the same of the response with the fewest", ranks="min", of="clip_low", reduction="min"
+        ),
+        "train/clip_ratio/high_mean": StrategyMetric(
+            "share", "trained tokens clipped at 1 + epsilon_high", of="clip_high"
+        ),
+        "train/clip_ratio/high_max": StrategyMetric(
+            "share", "the same of the response with the most", ranks="max", of="clip_high", reduction="max"
+        ),
+        "train/clip_ratio/region_mean": StrategyMetric(
+            "share", "trained tokens clipped at either end", of="clip_region"
+        ),
+        "train/kl": StrategyMetric(
+            "nats", "mean over trained tokens of the chosen KL estimator; only where beta > 0", of="kl"
+        ),
+    }
+
     def __post_init__(self) -> None:
         for name in ("epsilon_low", "epsilon_high", "beta"):
             if getattr(self, name) < 0:
@@ -55,24 +77,23 @@ class ClippedLoss:
         return self.beta > 0 or self.aggregation == "bnpo"
 
     def __call__(self, inputs: LossInputs, size: UpdateSize) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `Loss`. Metrics (sums over trained tokens): `clip_low`, `clip_high`, `kl`."""
+        """See `Loss`. Reports of tokens: `clip_low`, `clip_high`, `clip_region`, and `kl` where beta > 0."""
         ratio = torch.exp(inputs.logprobs - inputs.old_logprobs)
         clipped = ratio.clamp(1 - self.epsilon_low, 1 + self.epsilon_high)
         per_token = -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
-        trained = inputs.completion_mask & (inputs.token_weights > 0)
-        metrics = {
-            "clip_low": (trained & (ratio < 1 - self.epsilon_low) & (inputs.advantages < 0)).sum(),
-            "clip_high": (trained & (ratio > 1 + self.epsilon_high) & (inputs.advantages > 0)).sum(),
-        }
+        trained = inputs.trained
+        low = (ratio < 1 - self.epsilon_low) & (inputs.advantages < 0)
+        high = (ratio > 1 + self.epsilon_high) & (inputs.advantages > 0)
+        reports = {"clip_low": low, "clip_high": high, "clip_region": low | high}
         if inputs.ref_logprobs is not None:
             kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, self.kl)
             per_token = per_token + self.beta * kl
-            metrics["kl"] = torch.where(trained, kl, 0.0).sum().detach()
+            reports["kl"] = kl.detach()
         weighted = torch.where(trained, per_token * inputs.token_weights, 0.0)
-        return self._aggregate(weighted, trained, size), metrics
+        return self._aggregate(weighted, trained, size), reports
 
     def _aggregate(self, weighted: Tensor, trained: Tensor, size: UpdateSize) -> Tensor:
-        """[B, T] -> this micro-batch's share of the update's loss."""
+        """[B, T] -> the micro-batch's loss, a summand of the update's."""
         if self.aggregation == "grpo":
             per_row = weighted.sum(1) / trained.sum(1).clamp(min=1)
             return per_row.sum() / max(size.rows, 1)

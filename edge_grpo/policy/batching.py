@@ -76,16 +76,16 @@ def packed_microbatches(
                 used = prompt_lengths[row] + response_lengths[row]
             parts[-1].append(row)
     sizes = [prompt_lengths[part[0]] + sum(response_lengths[row] for row in part) for part in parts]
-    cuts: list[list[int]] = []
+    batches: list[list[int]] = []
     used = max_tokens
     # Similar lengths together: attention is padded within a micro-batch.
     for i in sorted(range(len(parts)), key=lambda i: -response_lengths[parts[i][0]]):
         used += sizes[i]
         if used > max_tokens:
-            cuts.append([])
+            batches.append([])
             used = sizes[i]
-        cuts[-1] += parts[i]
-    return [torch.tensor(sorted(cut)) for cut in cuts]
+        batches[-1] += parts[i]
+    return [torch.tensor(sorted(batch)) for batch in batches]
 
 
 def microbatches(lengths: Tensor, max_tokens: int, max_padding: float = 0.1) -> list[Tensor]:
@@ -103,19 +103,19 @@ def microbatches(lengths: Tensor, max_tokens: int, max_padding: float = 0.1) -> 
     [[1, 3], [0, 2]]
     """
     order = torch.argsort(lengths, descending=True, stable=True).tolist()
-    cuts: list[list[int]] = []
+    batches: list[list[int]] = []
     padding = 0
     for row in order:
         length = int(lengths[row])
-        if cuts:
-            longest, rows = int(lengths[cuts[-1][0]]), len(cuts[-1]) + 1
+        if batches:
+            longest, rows = int(lengths[batches[-1][0]]), len(batches[-1]) + 1
             padding += longest - length
             if rows * longest <= max_tokens and padding <= max_padding * rows * longest:
-                cuts[-1].append(row)
+                batches[-1].append(row)
                 continue
-        cuts.append([row])
+        batches.append([row])
         padding = 0
-    return [torch.tensor(cut) for cut in cuts]
+    return [torch.tensor(batch) for batch in batches]
 
 
 def group_microbatches(lengths: Tensor, num_generations: int, max_tokens: int) -> list[Tensor]:
@@ -126,5 +126,5 @@ def group_microbatches(lengths: Tensor, num_generations: int, max_tokens: int) -
     """
     longest = lengths.view(-1, num_generations).amax(dim=1)
     within = torch.arange(num_generations)
-    cuts = microbatches(longest * num_generations, max_tokens, max_padding=1.0)
-    return [(cut.sort().values[:, None] * num_generations + within).flatten() for cut in cuts]
+    batches = microbatches(longest * num_generations, max_tokens, max_padding=1.0)
+    return [(batch.sort().values[:, None] * num_generations + within).flatten() for batch in batches]

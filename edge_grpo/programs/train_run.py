@@ -18,8 +18,8 @@ from edge_grpo.data.bad_rows import report_bad_rows
 from edge_grpo.errors import Stopped, UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.csv import recorded
+from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
-from edge_grpo.loggers.wandb import WandbMetrics
 from edge_grpo.policy.base import Policy
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.runs.checkpoints import STATE, iteration_of, read_manifest
@@ -101,14 +101,12 @@ def _run(cfg: DictConfig, folder: Path) -> float:
             for logger in loggers:
                 logger.save()
             summary = _finish(folder, cfg, module, evaluation)
-            for logger in loggers:
-                if isinstance(logger, WandbMetrics):
-                    logger.log_artifacts(summary)
+            for logger in run_loggers(loggers):
+                logger.log_artifacts(summary)
             failed = False
         finally:
-            for logger in loggers:
-                if isinstance(logger, WandbMetrics):
-                    logger.close(failed=failed)
+            for logger in run_loggers(loggers):
+                logger.close(failed=failed)
         return float(summary["accuracy"]["after"])
 
 

@@ -1,0 +1,111 @@
+"""What strategies report of rows and tokens, kept until an iteration's end and made one number as they declare."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edge_grpo.errors import UserError
+from edge_grpo.metric import StrategyMetric, StrategyMetrics
+
+
+def declared_by(strategy: Any) -> StrategyMetrics:
+    """The strategy's `metrics`; none where it has no such attribute."""
+    return getattr(strategy, "metrics", {})
+
+
+def declared(strategies: Sequence[Any], taken: Callable[[str], object]) -> dict[str, StrategyMetric]:
+    """Logged name -> definition, of all strategies.
+
+    Args:
+        strategies: each with or without an attribute `metrics`.
+        taken: name -> something, where the project itself logs under that name.
+
+    Raises:
+        UserError: a name that is taken, or that two strategies define.
+    """
+    found: dict[str, StrategyMetric] = {}
+    for strategy in strategies:
+        for name, metric in declared_by(strategy).items():
+            if taken(name) is not None or name in found:
+                raise UserError(
+                    f"{type(strategy).__name__}.metrics defines {name}, which is defined already: choose another name"
+                )
+            found[name] = metric
+    return found
+
+
+_QUANTILES = {"min": 0.0, "p05": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
+
+
+class Reports:
+    """The values of one strategy over the rows of a batch, an update epoch after the other.
+
+    Args:
+        strategy: declares its metrics; every value that it returns must belong to one of them.
+        num_rows: N.
+    """
+
+    def __init__(self, strategy: Any, num_rows: int) -> None:
+        self.name, self.metrics = type(strategy).__name__, declared_by(strategy)
+        self.num_rows = num_rows
+        self._known = {metric.of or name for name, metric in self.metrics.items()}
+        # name -> epoch -> [N] sums over the row's tokens, and the tokens that they are over; NaN and 0 where nobody
+        # reported. A micro-batch may be computed again, where a gradient that is not finite is looked for.
+        self._sums: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+
+    def add(self, values: Mapping[str, Tensor], rows: Tensor, mask: Tensor, epoch: int = 0) -> None:
+        """Keep what the strategy said of some rows.
+
+        Args:
+            values: name -> [B] of rows, or [B, T] of tokens.
+            rows: [B], their indices.
+            mask: [B, T] bool, the tokens that count.
+            epoch: of the update.
+
+        Raises:
+            UserError: a name that the strategy does not declare.
+        """
+        for name, value in values.items():
+            if name not in self._known:
+                raise UserError(
+                    f"{self.name} returns {name}, which it does not declare: give it `metrics = "
+                    f'{{"{name}": StrategyMetric(unit, estimator)}}` (edge_grpo/metric.py)'
+                )
+            of_tokens = value.ndim == 2
+            # In float64: counts and sums of long batches stay exact.
+            value = value.detach().double()
+            sums = torch.where(mask, value, 0.0).sum(1) if of_tokens else value
+            counts = mask.sum(1).double() if of_tokens else torch.ones_like(sums)
+            epochs = self._sums.setdefault(name, {})
+            if epoch not in epochs:
+                empty = sums.new_full((self.num_rows,), torch.nan)
+                epochs[epoch] = empty, torch.zeros_like(empty)
+            for kept, new in zip(epochs[epoch], (sums, counts), strict=True):
+                kept[rows] = new
+
+    def rows(self) -> dict[str, Tensor]:
+        """Name -> [N] mean of each row in the first epoch; NaN where there is none."""
+        return {name: sums / counts for name, epochs in self._sums.items() for sums, counts in [epochs[min(epochs)]]}
+
+    def reduced(self) -> dict[str, float]:
+        """Logged name -> number; a name of which nothing was reported is absent."""
+        found = {}
+        for name, metric in self.metrics.items():
+            epochs = [_reduced(*kept, metric) for kept in self._sums.get(metric.of or name, {}).values()]
+            numbers = [number for number in epochs if number is not None]
+            if numbers:
+                found[name] = sum(numbers) / len(numbers)
+        return found
+
+
+def _reduced(sums: Tensor, counts: Tensor, metric: StrategyMetric) -> float | None:
+    """One epoch's number; None where no row reported."""
+    there = ~sums.isnan() & (counts > 0)
+    if not there.any():
+        return None
+    sums, counts = sums[there], counts[there]
+    if metric.reduction == "mean":
+        return float(sums.sum() / counts.sum())
+    return float(torch.quantile(sums / counts, _QUANTILES[metric.reduction]))

@@ -1,0 +1,42 @@
+"""`python -m edge_grpo.programs.metrics_page` prints docs/metrics.md: every logged name, those of strategies too."""
+
+from hydra import compose, initialize_config_dir
+
+from edge_grpo.command_line.check import instantiate
+from edge_grpo.command_line.run import config_dir
+from edge_grpo.loggers import metrics
+from edge_grpo.metric import Metric, StrategyMetrics
+
+GROUPS = ("correction", "advantage", "loss")
+"""of the strategies that report something"""
+
+
+def of_strategies() -> dict[str, dict[str, Metric]]:
+    """Class of a strategy in conf/ -> what it reports: logged name -> definition."""
+    found: dict[str, dict[str, Metric]] = {}
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        for group in GROUPS:
+            for path in sorted((config_dir() / group).glob("*.yaml")):
+                strategy = instantiate(compose("train", [f"{group}={path.stem}"])[group])
+                reported: StrategyMetrics = getattr(strategy, "metrics", {})
+                if reported:
+                    found.setdefault(f"{group}: {type(strategy).__name__}", {}).update(reported)
+    return found
+
+
+def as_markdown() -> str:
+    """docs/metrics.md."""
+    lines = ["# Metrics", "", *((metrics.__doc__ or "").strip().splitlines()[2:]), ""]
+    for title, definitions in {"": metrics.METRICS, **of_strategies()}.items():
+        lines += [f"## Of the {title}", ""] if title else []
+        lines += ["| name | unit | summary | ranks | estimator |", "|---|---|---|---|---|"]
+        lines += [
+            f"| `{name}` | {metric.unit} | {metric.summary} | {metric.ranks} | {metric.estimator} |"
+            for name, metric in definitions.items()
+        ]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
