@@ -10,7 +10,7 @@ from edge_grpo.types import FinishReason, Provenance, Response
 
 
 def written_response(token_ids: Tensor, provenance: Provenance, finish_reason: FinishReason) -> Response:
-    """[L] tokens that were put there and not sampled, so without behaviour log-probs or entropies."""
+    """[L] tokens that were put there and not sampled, so without sampling log-probs or entropies."""
     nothing = torch.zeros(token_ids.shape, dtype=torch.float32)
     return Response(
         token_ids, nothing, nothing, torch.full_like(token_ids, provenance, dtype=torch.int8), finish_reason
@@ -23,7 +23,7 @@ def without_eos(response: Response, eos_ids: Sequence[int]) -> Response:
         return replace(response, finish_reason="length")
     return Response(
         response.token_ids[:-1],
-        response.behaviour_logprobs[:-1],
+        response.sampling_logprobs[:-1],
         response.entropies[:-1],
         response.provenance[:-1],
         "length",
@@ -46,7 +46,7 @@ def join(first: Response, second: Response) -> Response:
     """Two pieces of one response; it ends as the second piece ends."""
     return Response(
         torch.cat([first.token_ids, second.token_ids]),
-        torch.cat([first.behaviour_logprobs, second.behaviour_logprobs]),
+        torch.cat([first.sampling_logprobs, second.sampling_logprobs]),
         torch.cat([first.entropies, second.entropies]),
         torch.cat([first.provenance, second.provenance]),
         second.finish_reason,

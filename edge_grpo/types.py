@@ -72,7 +72,7 @@ class Response:
 
     Args:
         token_ids: [L] int64.
-        behaviour_logprobs: [L] float32, log-probability under the distribution that was really sampled from
+        sampling_logprobs: [L] float32, log-probability under the distribution that was really sampled from
             (temperature and truncation included); 0 for injected and reference tokens, which were put there
             with probability one.
         entropies: [L] float32, nats, full-vocabulary entropy of the policy at the rollout temperature where the
@@ -82,13 +82,13 @@ class Response:
     """
 
     token_ids: Tensor
-    behaviour_logprobs: Tensor
+    sampling_logprobs: Tensor
     entropies: Tensor
     provenance: Tensor
     finish_reason: FinishReason
 
     def __post_init__(self) -> None:
-        shapes = {tuple(x.shape) for x in (self.token_ids, self.behaviour_logprobs, self.entropies, self.provenance)}
+        shapes = {tuple(x.shape) for x in (self.token_ids, self.sampling_logprobs, self.entropies, self.provenance)}
         if len(shapes) != 1 or self.token_ids.ndim != 1:
             raise ValueError(f"a response's four tensors must share one shape [L], got {sorted(shapes)}")
 

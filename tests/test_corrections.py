@@ -63,7 +63,7 @@ def tools(seed=0, continuation=" so \\boxed{7}", calls=None):
 def replace_length(response, budget):
     if len(response) <= budget:
         return response
-    fields = (response.token_ids, response.behaviour_logprobs, response.entropies, response.provenance)
+    fields = (response.token_ids, response.sampling_logprobs, response.entropies, response.provenance)
     return Response(*(x[:budget] for x in fields), "length")
 
 
@@ -133,7 +133,7 @@ def test_tokens_and_provenance_of_a_branch(probabilities, text, kinds, ends):
     assert (response.token_ids == EOS).sum() == 1
     assert response.finish_reason == ends
     written = response.provenance != Provenance.SAMPLED
-    assert (response.behaviour_logprobs[written] == 0).all()  # put there with probability one
+    assert (response.sampling_logprobs[written] == 0).all()  # put there with probability one
     assert after.scored.scores.correct.all()
 
 

@@ -62,7 +62,7 @@ def test_greedy_equals_generate(name, kind, policy):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_p": 0.9}, {"top_k": 5}, {"min_p": 0.05}])
-def test_behaviour_logprobs_are_those_of_the_sampling_distribution(policy, sampling):
+def test_sampling_logprobs_are_those_of_the_sampling_distribution(policy, sampling):
     made = engine(**sampling)
     prefixes = [policy.encode(p) for p in PROMPTS]
     out = made.generate(policy, prefixes, [12, 5, 8, 1], made.sampling, stage_generator(3, "test"))
@@ -72,7 +72,7 @@ def test_behaviour_logprobs_are_those_of_the_sampling_distribution(policy, sampl
         logits = policy.model(ids).logits[0, len(prefix) - 1 : -1]
         probabilities = token_distribution(logits, made.sampling)
         expected = probabilities.gather(1, response.token_ids[:, None]).squeeze(1).log()
-        torch.testing.assert_close(response.behaviour_logprobs, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(response.sampling_logprobs, expected, atol=1e-4, rtol=1e-4)
         full = torch.log_softmax(logits / made.sampling.temperature, -1)
         torch.testing.assert_close(response.entropies, -(full.exp() * full).sum(-1), atol=1e-4, rtol=1e-4)
 
@@ -86,7 +86,7 @@ def test_engines_share_seed_tokens_and_logprobs(policy):
     for rows in zip(*runs, strict=True):
         assert len({tuple(r.token_ids.tolist()) for r in rows}) == 1
         assert len({r.finish_reason for r in rows}) == 1
-        torch.testing.assert_close(rows[0].behaviour_logprobs, rows[1].behaviour_logprobs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(rows[0].sampling_logprobs, rows[1].sampling_logprobs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_row_ends_with_its_eos(policy):
@@ -133,7 +133,7 @@ def test_waiting_rows_are_admitted_and_each_prefix_is_prefilled_once(policy, max
     for ours, theirs in zip(out, expected, strict=True):
         assert ours.token_ids.tolist() == theirs.token_ids.tolist()
         assert ours.finish_reason == theirs.finish_reason
-        torch.testing.assert_close(ours.behaviour_logprobs, theirs.behaviour_logprobs, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.sampling_logprobs, theirs.sampling_logprobs, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours.entropies, theirs.entropies, atol=1e-4, rtol=1e-4)
 
 

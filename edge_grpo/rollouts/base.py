@@ -1,4 +1,4 @@
-"""The rollout stage: token prefixes in, responses with their exact behaviour log-probs out."""
+"""The rollout stage: token prefixes in, responses with their exact sampling log-probs out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

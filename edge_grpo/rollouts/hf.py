@@ -15,7 +15,7 @@ class HFRollout(SamplingEngine):
     """`generate` on left-padded prompts, every row decoded until the longest one ends.
 
     The tokens are drawn by the project's own sampler inside a logits processor (all mass goes to the drawn token),
-    so that both engines share seeds and behaviour log-probs; budgets and stop strings are enforced by cutting.
+    so that both engines share seeds and sampling log-probs; budgets and stop strings are enforced by cutting.
 
     Args: as `SamplingEngine`.
     """
