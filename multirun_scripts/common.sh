@@ -6,7 +6,7 @@ read -ra limits <<< "evaluation=${EVALUATION:-arithmetic}"
 if [[ "${SMOKE:-0}" == 1 ]]; then
   name+=_smoke SEEDS="${SEEDS:-0}"
   settings=(debug=smoke data.held_out_count=8 trainer=cpu logger=csv)
-  limits+=(evaluation.limit=2 evaluation.num_samples=2 evaluation.max_new_tokens=16 resamples=100)
+  limits+=(evaluation.limit=2 evaluation.num_samples=2 evaluation.max_new_tokens=16 bootstrap.resamples=100)
 fi
 for override; do [[ "$override" == hydra.* ]] || name+="_${override//[^a-zA-Z0-9=.,_-]/-}"; done
 folder="${FOLDER:-multirun/$name}" seeds="${SEEDS:-0,1,2}"

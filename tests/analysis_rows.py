@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from edge_grpo.analysis.source import Source, load_source
-from edge_grpo.statistics.clusters import ClusterBootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
-BOOTSTRAP = ClusterBootstrap(confidence=0.9, resamples=100, seed=0)
+BOOTSTRAP = Bootstrap(confidence=0.9, resamples=100, seed=0)
 
 
 def rollout(**values: Any) -> dict[str, Any]:

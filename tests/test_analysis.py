@@ -69,9 +69,10 @@ def test_run_writes_answers_and_figures(tmp_path, monkeypatch):
     assert list(found["answers"]) == ["reflection", "entropy", "collapse", "branches", "multipliers"]
     assert (found["responses"], found["questions"], found["groups"], found["iterations"]) == (8, 2, 4, [0, 1])
     # 4 of the 6 wrong responses reflect, none is repaired; the 2 others are given the answer.
-    assert found["answers"]["branches"]["tables"]["branches"][0]["success"] == {"value": 0.0, "low": None, "high": None}
+    assert found["answers"]["branches"]["tables"]["branches"][0]["success"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     markdown = (out / "analysis.md").read_text()
     assert "| reflect | 4 | 66.7 %" in markdown
+    assert "Success: reflect 0.0 %; answer" in markdown  # no interval is shown of what no draw can change
     for name in ("entropy", "collapse", "branches", "multipliers"):
         assert f"]({name}.png)" in markdown
         check_figure(out / name)

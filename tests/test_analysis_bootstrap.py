@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from edge_grpo.errors import UserError
 from edge_grpo.statistics.auroc import wins_and_pairs
-from edge_grpo.statistics.clusters import ClusterBootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap, Estimate
 
 
 def bootstrap(**values):
-    return ClusterBootstrap(**{"confidence": 0.9, "resamples": 200, "seed": 0, **values})
+    return Bootstrap(**{"confidence": 0.9, "resamples": 200, "seed": 0, **values})
 
 
-def test_ratio_is_over_all_rows_and_its_interval_over_clusters():
+def test_ratio_is_over_all_rows_and_its_interval_over_units():
     # Clusters (1, 1, 0) and (0): 2 of 4. Drawn twice the first gives 2/3, the second 0; one of each 1/2.
     numerator, clusters = np.array([1, 1, 0, 0]), np.array([0, 0, 0, 1])
     found = bootstrap().ratio(numerator, np.ones(4), clusters)
@@ -25,24 +25,23 @@ def test_ratio_is_over_all_rows_and_its_interval_over_clusters():
     assert (found.low, found.high) == (0.0, pytest.approx(2 / 3))
 
 
-def test_no_interval_where_resampling_tells_nothing():
-    one_cluster = bootstrap().ratio([1, 0], [1, 1], np.array([0, 0]))
+def test_no_interval_or_one_of_no_width_where_resampling_tells_nothing():
+    one_unit = bootstrap().ratio([1, 0], [1, 1], np.array([0, 0]))
     never = bootstrap().ratio([0, 0, 0], [1, 1, 1], np.arange(3))
     nothing = bootstrap().ratio([0, 0, 0], [0, 0, 0], np.arange(3))
     one_question = bootstrap().ratio([1 / 3, 0, 0], [0.7, 0, 0], np.arange(3))  # w / 3 over 0.7 w, but for rounding
-    assert one_cluster.value == 0.5
-    assert never.value == 0
+    assert one_unit == Estimate(0.5)
     assert math.isnan(nothing.value)
-    assert all(
-        math.isnan(end) for found in (one_cluster, never, nothing, one_question) for end in (found.low, found.high)
-    )
+    assert (nothing.low, nothing.high) == (None, None)
+    assert never == Estimate(0.0, 0.0, 0.0, n=3)
+    assert one_question.low == one_question.high == one_question.value == pytest.approx(1 / 2.1)
 
 
 def test_draws_follow_from_the_seed_and_not_from_the_memory_they_take(monkeypatch):
     numbers, clusters = np.random.default_rng(0).random(300), np.repeat(np.arange(100), 3)
     first = bootstrap(seed=1).ratio(numbers, np.ones(300), clusters)
     assert first != bootstrap(seed=2).ratio(numbers, np.ones(300), clusters)
-    monkeypatch.setattr("edge_grpo.statistics.clusters.CHUNK", 700)  # 7 draws at once
+    monkeypatch.setattr("edge_grpo.statistics.bootstrap.CHUNK", 700)  # 7 draws at once
     again = bootstrap(seed=1).ratio(numbers, np.ones(300), clusters)
     assert [again.low, again.high] == pytest.approx([first.low, first.high], abs=1e-12)
 

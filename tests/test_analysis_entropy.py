@@ -6,7 +6,7 @@ import pytest
 from analysis_rows import BOOTSTRAP, completion, evaluation_source, rollout, run_source, values
 
 from edge_grpo.analysis.entropy import _Compared, entropy
-from edge_grpo.statistics.clusters import ClusterBootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
 
 def compared(answer):
@@ -71,7 +71,7 @@ def test_draws_of_whole_questions_lie_around_the_estimate():
     hardness = generator.random(240)[question]
     frame = pd.DataFrame({"question": question, "group": question, "correct": generator.random(960) > hardness})
     frame["entropy"] = hardness + 0.1 * generator.random(960)
-    row = _Compared(frame, ClusterBootstrap(confidence=0.02, resamples=500, seed=0)).pooled("strata", question // 6)
+    row = _Compared(frame, Bootstrap(confidence=0.02, resamples=500, seed=0)).pooled("strata", question // 6)
     found = row["AUROC, over pairs"]
     assert (found.low + found.high) / 2 == pytest.approx(found.value, abs=0.005)
 

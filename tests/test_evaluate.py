@@ -56,7 +56,7 @@ def written(policy, *texts):
 
 
 def evaluate(folder, *overrides, typed=()):
-    cfg, _ = composed("evaluate", "accelerator=cpu", "resamples=50", *overrides, f"paths.run_dir={folder}")
+    cfg, _ = composed("evaluate", "accelerator=cpu", "bootstrap.resamples=50", *overrides, f"paths.run_dir={folder}")
     check_config(cfg)
     return run_evaluation(cfg, lambda *keys: bool({*keys} & {*typed}))
 
@@ -146,7 +146,7 @@ def test_unequal_numbers_of_samples_are_told(finished, tmp_path):
 
 def test_a_finished_evaluation_is_not_sampled_again(finished, monkeypatch):
     monkeypatch.setattr(program, "load_subject", lambda *_, **__: pytest.fail("a model was loaded"))
-    assert evaluate(finished[0], *small("chain2", "chain5"), "confidence=0.5") == finished[1]
+    assert evaluate(finished[0], *small("chain2", "chain5"), "bootstrap.confidence=0.5") == finished[1]
     assert json.loads((finished[0] / "results.json").read_text())["confidence"] == 0.5
 
 
@@ -383,7 +383,7 @@ def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):
         (("model=tiny", "evaluation.average=[chain]"), "no benchmark chain; did you mean chain"),
         (("model=tiny", "evaluation.temperature=0"), "4 greedy responses to a problem are all equal"),
         (("model=tiny", "evaluation.num_samples=0"), "evaluation.num_samples=0 must be at least 1"),
-        (("model=tiny", "confidence=1"), r"confidence=1 must lie in \(0, 1\)"),
+        (("model=tiny", "bootstrap.confidence=1.0"), r"bootstrap.confidence=1.0 must lie between 0 and 1"),
         (("run=tests",), "run=tests: no run there"),
         (("from_file=nowhere.parquet",), "nowhere.parquet: no such file"),
     ],

@@ -2,14 +2,14 @@
 
 import itertools
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_grpo.evaluation.results import problem_values, results_markdown, summarise
-from edge_grpo.statistics.estimators import bootstrap_means, interval, majority, pass_at_k
+from edge_grpo.statistics.bootstrap import Bootstrap
+from edge_grpo.statistics.estimators import majority, pass_at_k
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -48,25 +48,6 @@ def test_majority_by_hand(answers, correct, expected):
     assert majority(answers, correct) == pytest.approx(expected)
 
 
-def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
-    # 80 problems, each right with a probability of its own (Beta(2, 2), mean 1/2), 4 samples: the mean score of a
-    # new set of problems lies around 0.5. Of 400 intervals of 90 %, the binomial standard error is 1.5 points.
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        scores = rng.binomial(4, rng.beta(2, 2, size=80)) / 4
-        low, high = interval(bootstrap_means({"m": scores}, 400, rng)["m"], 0.9)
-        covered += low <= 0.5 <= high
-    assert 0.855 <= covered / 400 <= 0.945
-
-
-def test_bootstrap_means_keep_the_relation_of_metrics():
-    values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
-    draws = bootstrap_means({"a": values, "b": 1 - values}, 50, np.random.default_rng(1))
-    np.testing.assert_allclose(draws["a"] + draws["b"], 1.0)
-    assert draws["a"].std() > 0
-
-
 def completions(benchmark, right_of):
     """n = 2 rows a problem; the answers are all different."""
     rows = [
@@ -77,10 +58,14 @@ def completions(benchmark, right_of):
     return pd.DataFrame(rows).assign(benchmark=benchmark, finish_reason="stop", unparsed=False)
 
 
+def scored(frame, *, average=None, confidence=0.95, resamples=500, seed=0):
+    return summarise(frame, average=average, bootstrap=Bootstrap(confidence, resamples, seed))
+
+
 def test_total_weighs_by_problems_and_mean_does_not():
     # a: 4 problems with 0, 1, 1, 2 of 2 right: avg@2 = 0.5, pass@2 = 3/4. b: 1 problem, 2 of 2: 1 and 1.
     frame = pd.concat([completions("a", [0, 1, 1, 2]), completions("b", [2])])
-    scores = summarise(frame, average=None, confidence=0.95, resamples=500, seed=0)
+    scores = scored(frame)
     value = {part: scores[part]["metrics"] for part in ("total", "mean")}
     assert scores["benchmarks"]["a"]["metrics"]["avg@2"]["value"] == 0.5
     assert scores["benchmarks"]["a"]["metrics"]["pass@2"]["value"] == 0.75
@@ -93,15 +78,33 @@ def test_total_weighs_by_problems_and_mean_does_not():
 
 def test_only_averaged_benchmarks_are_in_the_total():
     frame = pd.concat([completions("a", [0, 1]), completions("b", [2])])
-    scores = summarise(frame, average=["b"], confidence=0.95, resamples=10, seed=0)
+    scores = scored(frame, average=["b"])
     assert (scores["total"]["problems"], scores["total"]["benchmarks"]) == (1, ["b"])
     assert scores["total"]["metrics"]["avg@2"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_a_single_problem_has_no_interval():
+    (found,) = scored(completions("a", [1]))["benchmarks"].values()
+    assert found["metrics"]["avg@2"] == {"value": 0.5, "low": None, "high": None}
+
+
+def test_benchmarks_are_resampled_within_themselves_and_independently():
+    # Two sets of 50 problems, half of each right: the mean of a set varies with sd 0.5 / sqrt(50) = 0.0707 and, of
+    # independent draws, that of both with 0.0707 / sqrt(2) = 0.05. Half of a 68.3 % interval is one sd.
+    frame = pd.concat([completions(name, [0, 2] * 25) for name in "ab"])
+    scores = scored(frame, confidence=0.683, resamples=4000)
+    ends = [scores["benchmarks"]["a"]["metrics"]["avg@2"], scores["total"]["metrics"]["avg@2"]]
+    assert [(end["high"] - end["low"]) / 2 for end in ends] == pytest.approx([0.0707, 0.05], abs=0.011)
+    # A set whose problems are all alike adds no spread: only the other half of the total varies.
+    frame = pd.concat([completions("a", [0, 2] * 25), completions("b", [2] * 50)])
+    total = scored(frame, confidence=0.683, resamples=4000)["total"]["metrics"]["avg@2"]
+    assert (total["high"] - total["low"]) / 2 == pytest.approx(0.0707 / 2, abs=0.006)
 
 
 def test_intervals_follow_the_seed_and_narrow_with_confidence():
     frame = completions("a", [0, 1, 2, 0, 0] * 13)
     wide, again, other, narrow = (
-        summarise(frame, average=None, confidence=c, resamples=200, seed=seed)["total"]["metrics"]["avg@2"]
+        scored(frame, confidence=c, resamples=200, seed=seed)["total"]["metrics"]["avg@2"]
         for c, seed in ((0.95, 0), (0.95, 0), (0.95, 1), (0.5, 0))
     )
     assert wide == again
@@ -115,7 +118,7 @@ def test_problems_with_different_numbers_of_samples_are_no_evaluation():
 
 
 def test_the_table_shows_shares_in_percent_with_intervals():
-    results = summarise(completions("a", [1, 1]), average=None, confidence=0.95, resamples=10, seed=0)
+    results = scored(completions("a", [1, 1]))
     table = results_markdown({"num_samples": 2, **results}).splitlines()
     # Two problems with one of two right: no spread. Two answers of one vote each: half a point a problem.
     assert table[2] == (

@@ -31,7 +31,7 @@ FIGURES = {
 
 def report(out, *overrides):
     """As the command line does, without its own log."""
-    cfg, _ = composed("report", f"out={out}", "resamples=200", *overrides)
+    cfg, _ = composed("report", f"out={out}", "bootstrap.resamples=200", *overrides)
     check_config(cfg)
     return instantiate(cfg)
 
@@ -139,7 +139,7 @@ def test_evaluations_that_differ_are_noted(tmp_path, no_figures):
     for arm, n in (("a", 2), ("b", 4)):
         write_evaluation(write_run(tmp_path / "sweep" / arm, arm, len(arm)), {"A": 0.5}, num_samples=n)
     write_run(tmp_path / "sweep" / "c", "c", 0)
-    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}", "confidence=0.9")
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}", "bootstrap.confidence=0.9")
     page = (tmp_path / "out" / "index.html").read_text()
     assert "have the confidence of their evaluation (95 %), not 90 %" in page
     assert "differ in their number of samples" in page
@@ -175,8 +175,8 @@ def test_what_cannot_be_reported_is_refused_in_one_line(tmp_path, no_figures):
         ("runs=[]",): "names nothing",
         (runs, "baseline=b"): "baseline=b: no arm of finished runs has that label; there are: a",
         (runs, "evaluation_name=paper"): "evaluation_name=paper: no finished run has one of that name; there are: none",
-        (runs, "confidence=95"): "confidence=95",
-        (runs, "resamples=x"): "resamples=x: expected int",
+        (runs, "bootstrap.confidence=95"): "bootstrap.confidence=95",
+        (runs, "bootstrap.resamples=x"): "bootstrap.resamples=x: expected int",
         ("runs='wandb:'",): "name the project",
     }
     for overrides, message in refused.items():

@@ -4,7 +4,7 @@ import pandas as pd
 
 from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
-from edge_grpo.statistics.clusters import ClusterBootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
 TITLE = "What does each branch of correction do?"
 MEASURED = """\
@@ -29,7 +29,7 @@ COLUMNS: dict[str, Unit] = {
 }
 
 
-def branches(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def branches(source: Source, bootstrap: Bootstrap) -> Answer:
     """Use, success and unsampled tokens per branch (2507.21848, GEC)."""
     if source.kind == "evaluation":
         why = "Branches are not available, because an evaluation corrects nothing: analyse the run itself."
@@ -59,7 +59,7 @@ def not_sampled(frame: pd.DataFrame) -> pd.Series:
     return frame["tokens_after"] - frame["sampled_tokens_after"]
 
 
-def _row(source: Source, branch: str, bootstrap: ClusterBootstrap) -> Row:
+def _row(source: Source, branch: str, bootstrap: Bootstrap) -> Row:
     frame = source.frame
     wrong = ~frame["correct"]
     taken = wrong & (frame["branch"] == branch)
@@ -72,7 +72,7 @@ def _row(source: Source, branch: str, bootstrap: ClusterBootstrap) -> Row:
     }
 
 
-def _all_row(source: Source, bootstrap: ClusterBootstrap) -> Row:
+def _all_row(source: Source, bootstrap: Bootstrap) -> Row:
     """All rows that were wrong."""
     wrong = ~source.frame["correct"]
     return {
@@ -83,7 +83,7 @@ def _all_row(source: Source, bootstrap: ClusterBootstrap) -> Row:
     }
 
 
-def _tokens(source: Source, taken: pd.Series, bootstrap: ClusterBootstrap) -> Row:
+def _tokens(source: Source, taken: pd.Series, bootstrap: Bootstrap) -> Row:
     """Lengths and unsampled tokens of the rows `taken`, [N]."""
     frame = source.frame
     unsampled, length = not_sampled(frame) * taken, frame["tokens_after"]

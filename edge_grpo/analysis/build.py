@@ -20,16 +20,14 @@ from edge_grpo.analysis.finding import Answer, Table, show
 from edge_grpo.analysis.multipliers import multipliers
 from edge_grpo.analysis.reflection import reflection
 from edge_grpo.analysis.source import Source, load_source
-from edge_grpo.statistics.clusters import ClusterBootstrap, Estimate
+from edge_grpo.statistics.bootstrap import Bootstrap, Estimate
 
 log = logging.getLogger(__name__)
 
 QUESTIONS = (reflection, entropy, collapse, branches, multipliers)
 
 
-def analyse(
-    source: str, folder: Path, *, iterations: Sequence[int] | None, bootstrap: ClusterBootstrap
-) -> list[Answer]:
+def analyse(source: str, folder: Path, *, iterations: Sequence[int] | None, bootstrap: Bootstrap) -> list[Answer]:
     """Write analysis.md, analysis.json and the figures (PNG and SVG) into `folder`, and log the findings.
 
     Args:
@@ -76,7 +74,7 @@ def _about(source: Source) -> dict[str, Any]:
     return about | {"benchmarks": sorted(frame["benchmark"].unique())}
 
 
-def _as_json(source: Source, answers: Sequence[Answer], bootstrap: ClusterBootstrap) -> dict[str, Any]:
+def _as_json(source: Source, answers: Sequence[Answer], bootstrap: Bootstrap) -> dict[str, Any]:
     found = {
         answer.name: {
             "findings": list(answer.findings),
@@ -94,13 +92,11 @@ def _as_json(source: Source, answers: Sequence[Answer], bootstrap: ClusterBootst
 def _plain(cell: object) -> object:
     """A cell as JSON has it: no NaN."""
     if isinstance(cell, Estimate):
-        return {name: _plain(value) for name, value in dataclasses.asdict(cell).items()}
+        return cell.as_dict()
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
-def _as_markdown(
-    source: Source, answers: Sequence[Answer], figures: Mapping[str, Figure], bootstrap: ClusterBootstrap
-) -> str:
+def _as_markdown(source: Source, answers: Sequence[Answer], figures: Mapping[str, Figure], bootstrap: Bootstrap) -> str:
     lines = [f"# Analysis of {source.name}", "", *_preface(source, bootstrap)]
     for answer in answers:
         lines += ["", f"## {answer.title}", "", _paragraph(answer.measured), ""]
@@ -112,7 +108,7 @@ def _as_markdown(
     return "\n".join(lines) + "\n"
 
 
-def _preface(source: Source, bootstrap: ClusterBootstrap) -> list[str]:
+def _preface(source: Source, bootstrap: Bootstrap) -> list[str]:
     """What was read, and how the intervals come about."""
     about = _about(source)
     scope = (
@@ -123,7 +119,7 @@ def _preface(source: Source, bootstrap: ClusterBootstrap) -> list[str]:
         f"{about['groups']:,} groups ({scope}).",
         f"In brackets, {100 * bootstrap.confidence:g} % intervals: percentiles over {bootstrap.resamples:,} bootstrap "
         f"draws of whole questions (seed {bootstrap.seed}).",
-        "A number that is the same in every draw has none. analysis.json holds every number in full.",
+        "A number that is the same in every draw is shown without one. analysis.json holds every number in full.",
     ]
 
 

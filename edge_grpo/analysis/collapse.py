@@ -7,7 +7,7 @@ import pandas as pd
 
 from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import MORE_SAMPLES, Source
-from edge_grpo.statistics.clusters import ClusterBootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
 TITLE = "How many groups collapse?"
 KINDS = ("all wrong", "mixed", "all right")
@@ -51,7 +51,7 @@ def group_kinds(source: Source) -> pd.DataFrame:
     )
 
 
-def collapse(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def collapse(source: Source, bootstrap: Bootstrap) -> Answer:
     """Shares of groups by how many of their responses are right (2507.21848, advantage collapse)."""
     groups = group_kinds(source)
     sizes = source.frame.groupby("group").size()
@@ -68,7 +68,7 @@ def collapse(source: Source, bootstrap: ClusterBootstrap) -> Answer:
     return _of_run(source, groups, f"{measured} {CORRECTED}", bootstrap)
 
 
-def _of_run(source: Source, groups: pd.DataFrame, measured: str, bootstrap: ClusterBootstrap) -> Answer:
+def _of_run(source: Source, groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) -> Answer:
     shares, changes = list(_before_and_after(groups, bootstrap)), list(_by_correction(groups, bootstrap))
     tables = {
         "groups": Table(f"{len(groups):,} groups, as sampled and after correction.", BEFORE_AND_AFTER, shares),
@@ -86,7 +86,7 @@ def _of_run(source: Source, groups: pd.DataFrame, measured: str, bootstrap: Clus
     return Answer("collapse", TITLE, measured, findings, tables, notes)
 
 
-def _by_correction(groups: pd.DataFrame, bootstrap: ClusterBootstrap) -> Iterator[Row]:
+def _by_correction(groups: pd.DataFrame, bootstrap: Bootstrap) -> Iterator[Row]:
     everything, by_question = np.ones(len(groups)), groups["question"].to_numpy()
     before, after = groups["equal_before"], groups["equal_after"]
     parts = {
@@ -103,7 +103,7 @@ def _by_correction(groups: pd.DataFrame, bootstrap: ClusterBootstrap) -> Iterato
         }
 
 
-def _before_and_after(groups: pd.DataFrame, bootstrap: ClusterBootstrap) -> Iterator[Row]:
+def _before_and_after(groups: pd.DataFrame, bootstrap: Bootstrap) -> Iterator[Row]:
     everything, by_question = np.ones(len(groups)), groups["question"].to_numpy()
     pairs = {kind: (groups["before"] == kind, groups["after"] == kind) for kind in KINDS}
     for name, (before, after) in (pairs | {UNIFORM: (groups["equal_before"], groups["equal_after"])}).items():
@@ -124,7 +124,7 @@ def _transitions(groups: pd.DataFrame) -> Table:
     return Table("Groups by what they were before and are after.", columns, rows)
 
 
-def _of_evaluation(groups: pd.DataFrame, measured: str, bootstrap: ClusterBootstrap) -> Answer:
+def _of_evaluation(groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) -> Answer:
     names = sorted(groups["benchmark"].unique())
     parts = {name: groups["benchmark"] == name for name in names}
     if len(names) > 1:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import MORE_SAMPLES, Source
 from edge_grpo.statistics.auroc import wins_and_pairs
-from edge_grpo.statistics.clusters import ClusterBootstrap, Floats, cluster_sums, divide
+from edge_grpo.statistics.bootstrap import Bootstrap, Floats, divide, unit_sums
 
 TITLE = "Does entropy tell right responses from wrong ones?"
 MEASURED = """\
@@ -28,7 +28,7 @@ LEVEL_COLUMNS: dict[str, Unit] = {
 }
 
 
-def entropy(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def entropy(source: Source, bootstrap: Bootstrap) -> Answer:
     """Distributions and AUROC of the mean token entropy of right and wrong responses (2507.21848, Eq. 3)."""
     run = source.kind == "run"
     measured = MEASURED.format(
@@ -76,7 +76,7 @@ def _columns() -> dict[str, Unit]:
     return {"responses": "text", "number": "count", "mean": "number", **dict.fromkeys(QUARTILES, "number")}
 
 
-def _distributions(frame: pd.DataFrame, bootstrap: ClusterBootstrap) -> Iterator[Row]:
+def _distributions(frame: pd.DataFrame, bootstrap: Bootstrap) -> Iterator[Row]:
     """A row for right and one for wrong responses."""
     _, clusters = np.unique(frame["question"], return_inverse=True)
     for name, part in (("right", frame["correct"]), ("wrong", ~frame["correct"])):
@@ -93,7 +93,7 @@ class _Compared:
         frame: [N] rows with an entropy.
     """
 
-    def __init__(self, frame: pd.DataFrame, bootstrap: ClusterBootstrap) -> None:
+    def __init__(self, frame: pd.DataFrame, bootstrap: Bootstrap) -> None:
         self.values = frame["entropy"].to_numpy(dtype=np.float64)
         self.wrong = ~frame["correct"].to_numpy()
         _, self.questions = np.unique(frame["question"], return_inverse=True)
@@ -110,7 +110,7 @@ class _Compared:
         _, cells = np.unique(strata * self.num_questions + self.questions, return_inverse=True)
         question = np.empty(cells.max() + 1, dtype=np.intp)
         question[cells] = self.questions
-        own = [cluster_sums(found[0], question) for found in wins_and_pairs(self.values, self.wrong, cells)]
+        own = [unit_sums(found[0], question) for found in wins_and_pairs(self.values, self.wrong, cells)]
 
         def over_pairs(weights: Floats) -> Floats:
             found = wins_and_pairs(self.values, self.wrong, strata, weights[:, self.questions])

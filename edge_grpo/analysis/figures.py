@@ -14,7 +14,7 @@ from edge_grpo.analysis.branches import BRANCHES, CORRECTING, not_sampled
 from edge_grpo.analysis.collapse import KINDS, UNIFORM, group_kinds
 from edge_grpo.analysis.finding import Answer, Row
 from edge_grpo.analysis.source import Source
-from edge_grpo.statistics.clusters import Estimate
+from edge_grpo.statistics.bootstrap import Estimate
 from edge_grpo.statistics.palette import KINDS as GROUP_COLOURS
 from edge_grpo.statistics.palette import RIGHT, WRONG
 
@@ -53,7 +53,7 @@ def _forest(axis: Axes, rows: Sequence[Row], label: Callable[[Row], str], column
     for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
         cell = row[column]
         assert isinstance(cell, Estimate)
-        if cell.low == cell.low:
+        if cell.low is not None and cell.high is not None:
             axis.plot([cell.low, cell.high], [place, place], color=colour, lw=2)
         axis.plot(cell.value, place, "o", color=colour)
     axis.set_yticks(range(len(rows)), [label(row) for row in rows])

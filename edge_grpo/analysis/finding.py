@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edge_grpo.statistics.clusters import Estimate
+from edge_grpo.statistics.bootstrap import Estimate
 
 Cell = str | float | Estimate
 Row = Mapping[str, Cell]
@@ -53,7 +53,7 @@ def show(cell: Cell | None, unit: Unit) -> str:
 
     >>> show(Estimate(0.1234, 0.1, 0.15), "share"), show(1234, "count"), show(float("nan"), "number")
     ('12.3 % [10.0, 15.0]', '1,234', '-')
-    >>> show(Estimate(-0.02, float("nan"), float("nan")), "change"), show(0.51234, "number")
+    >>> show(Estimate(-0.02, -0.02, -0.02), "change"), show(0.51234, "number")  # in every draw the same
     ('-2.0', '0.512')
     """
     if cell is None or isinstance(cell, str):
@@ -62,7 +62,7 @@ def show(cell: Cell | None, unit: Unit) -> str:
     if value != value:
         return "-"
     text = f"{_digits(value, unit)}{' %' if unit == 'share' else ''}"
-    if not isinstance(cell, Estimate) or cell.low != cell.low:
+    if not isinstance(cell, Estimate) or cell.low is None or cell.high is None or cell.low == cell.high:
         return text
     return f"{text} [{_digits(cell.low, unit)}, {_digits(cell.high, unit)}]"
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
-from edge_grpo.statistics.clusters import ClusterBootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
 TITLE = "How strongly does EDA multiply, and which rows have a gradient?"
 MEASURED = """\
@@ -23,7 +23,7 @@ MULTIPLIER_COLUMNS: dict[str, Unit] = {
 GRADIENT_COLUMNS: dict[str, Unit] = {"over": "text", "number": "count", "with a gradient": "share"}
 
 
-def multipliers(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def multipliers(source: Source, bootstrap: Bootstrap) -> Answer:
     """Quantiles of 1 / P^ after the clamp (2507.21848, Eq. 6 and 7), and the effective-gradient fraction."""
     if source.kind == "evaluation":
         why = (
@@ -49,7 +49,7 @@ def multipliers(source: Source, bootstrap: ClusterBootstrap) -> Answer:
     return Answer("multipliers", TITLE, MEASURED, findings, tables)
 
 
-def _multipliers(source: Source, bootstrap: ClusterBootstrap) -> list[Row]:
+def _multipliers(source: Source, bootstrap: Bootstrap) -> list[Row]:
     frame = source.frame
     has, right = frame["multiplier"].notna(), frame["correct_after"]
     values, clamped = frame["multiplier"].fillna(0), frame["clamped"].fillna(0) > 0
@@ -68,7 +68,7 @@ def _multipliers(source: Source, bootstrap: ClusterBootstrap) -> list[Row]:
     return rows
 
 
-def _gradient(source: Source, bootstrap: ClusterBootstrap) -> list[Row]:
+def _gradient(source: Source, bootstrap: Bootstrap) -> list[Row]:
     """Rows and tokens whose advantage is not 0."""
     frame = source.frame
     moves = (frame["advantage"].fillna(0) != 0).to_numpy()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
-from edge_grpo.statistics.clusters import ClusterBootstrap, Estimate, Floats, cluster_sums, divide
+from edge_grpo.statistics.bootstrap import Bootstrap, Estimate, Floats, divide, unit_sums
 
 TITLE = "Does reflection repair wrong responses?"
 OF_RUN = """\
@@ -46,12 +46,12 @@ MARKER_COLUMNS: dict[str, Unit] = {
 }
 
 
-def reflection(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def reflection(source: Source, bootstrap: Bootstrap) -> Answer:
     """Repaired and broken shares of the paper's section on reflection (2507.21848)."""
     return _of_run(source, bootstrap) if source.kind == "run" else _of_evaluation(source, bootstrap)
 
 
-def _of_run(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def _of_run(source: Source, bootstrap: Bootstrap) -> Answer:
     frame = source.frame
     taken = (frame["branch"] == "reflect") & ~frame["correct"]
     notes = [
@@ -74,7 +74,7 @@ def _of_run(source: Source, bootstrap: ClusterBootstrap) -> Answer:
     return Answer("reflection", TITLE, OF_RUN, findings, {"repairs": table}, notes)
 
 
-def _of_evaluation(source: Source, bootstrap: ClusterBootstrap) -> Answer:
+def _of_evaluation(source: Source, bootstrap: Bootstrap) -> Answer:
     frame = source.frame
     rows, notes = list(_repair_rows(source, bootstrap)), []
     kinds = {row["reflection"] for row in rows}
@@ -100,7 +100,7 @@ def _of_evaluation(source: Source, bootstrap: ClusterBootstrap) -> Answer:
     return Answer("reflection", TITLE, OF_EVALUATION, findings, tables, notes)
 
 
-def _repair_rows(source: Source, bootstrap: ClusterBootstrap) -> Iterator[Row]:
+def _repair_rows(source: Source, bootstrap: Bootstrap) -> Iterator[Row]:
     """Forced and spontaneous, over all responses that have it and over the parts of them."""
     frame = source.frame
     kinds = (
@@ -127,7 +127,7 @@ def _repair_row(
     right: pd.Series,
     after: pd.Series,
     source: Source,
-    bootstrap: ClusterBootstrap,
+    bootstrap: Bootstrap,
 ) -> Row:
     """A row of the table.
 
@@ -167,10 +167,10 @@ def _sentence(row: Row) -> str:
     )
 
 
-def _marker_row(source: Source, marker: NDArray[np.bool_], bootstrap: ClusterBootstrap) -> Row:
+def _marker_row(source: Source, marker: NDArray[np.bool_], bootstrap: Bootstrap) -> Row:
     """Accuracy with and without a marker, over all responses and within questions."""
     questions, right = source.questions, source.frame["correct"].to_numpy()
-    parts = [cluster_sums(part, questions) for part in (marker & right, marker, ~marker & right, ~marker)]
+    parts = [unit_sums(part, questions) for part in (marker & right, marker, ~marker & right, ~marker)]
 
     def difference(weights: Floats) -> Floats:
         with_right, with_all, without_right, without_all = (weights @ part for part in parts)

@@ -1,24 +1,21 @@
 """Graded completions -> scores with intervals: of each benchmark, their problem-weighted total and their plain mean."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from edge_grpo.errors import UserError
-from edge_grpo.seeding import stage_seed
-from edge_grpo.statistics.estimators import Estimate, Floats, bootstrap_means, interval, majority, pass_at_k
-
-Scores = dict[str, Estimate]
+from edge_grpo.statistics.bootstrap import Bootstrap, Floats
+from edge_grpo.statistics.estimators import majority, pass_at_k
 
 
 def problem_values(completions: pd.DataFrame) -> dict[str, Floats]:
     """metric -> [P] values of one benchmark's problems, the metrics of docs/metrics.md under `eval/<set>/`.
 
     Args:
-        completions: rows of one benchmark, n a problem: see `completions.COLUMNS`.
+        completions: rows of one benchmark, n a problem: see `completions.SCHEMA`.
 
     >>> frame = pd.DataFrame({"problem": ["a", "a"], "correct": [True, False], "answer": ["1", "2"],
     ...     "tokens": [3, 5], "finish_reason": ["stop", "length"], "unparsed": [False, False]})
@@ -43,67 +40,46 @@ def problem_values(completions: pd.DataFrame) -> dict[str, Floats]:
     return values
 
 
-def summarise(
-    completions: pd.DataFrame, *, average: Sequence[str] | None, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def summarise(completions: pd.DataFrame, *, average: Sequence[str] | None, bootstrap: Bootstrap) -> dict[str, Any]:
     """The parts `benchmarks`, `total` and `mean` of results.json.
 
-    Intervals are percentile bootstrap intervals over problems, each benchmark resampled within itself: the sets are
-    what they are, their problems are a sample. Degenerate case: where all problems of a set score alike its interval
-    has no width, which says nothing about the next problem.
+    Intervals are over problems, each benchmark resampled within itself: the sets are what they are, their problems are
+    a sample.
 
     Args:
-        completions: see `completions.COLUMNS`; every problem has the same number of rows.
+        completions: see `completions.SCHEMA`; every problem has the same number of rows.
         average: benchmarks in total and mean; null for all.
-        confidence: of the intervals, in (0, 1).
-        resamples: bootstrap draws.
-        seed: of the draws.
+        bootstrap: of the intervals.
 
     Raises:
         UserError: none of the benchmarks is averaged.
     """
     values = {str(name): problem_values(rows) for name, rows in completions.groupby("benchmark", sort=False)}
-    draws = {
-        name: bootstrap_means(of, resamples, np.random.default_rng(stage_seed(seed, f"bootstrap/{name}")))
-        for name, of in values.items()
-    }
-    sizes = {name: len(next(iter(of.values()))) for name, of in values.items()}
+    matrices = {name: np.stack(list(of.values()), axis=1) for name, of in values.items()}  # [P, M]
+    sizes = {name: len(matrix) for name, matrix in matrices.items()}
     averaged = [name for name in values if average is None or name in average]
     if not averaged:
         raise UserError(f"evaluation.average={list(average or ())}: the completions are of {', '.join(values)}")
-    weights = {name: sizes[name] / sum(sizes[other] for other in averaged) for name in averaged}
-    equal = {name: 1 / len(averaged) for name in averaged}
-    own = {name: _scores({name: 1.0}, values, draws, confidence) for name in values}
+    problems = sum(sizes[name] for name in averaged)
+
+    def means(counts: Floats) -> Floats:
+        """[R, problems of all benchmarks] -> the M means of each benchmark, then of total and mean, side by side."""
+        parts = np.split(counts, np.cumsum(list(sizes.values()))[:-1], axis=1)
+        own = {name: part @ matrices[name] / sizes[name] for name, part in zip(sizes, parts, strict=True)}
+        total = np.sum([own[name] * sizes[name] for name in averaged], axis=0) / problems
+        return np.concatenate([*own.values(), total, np.mean([own[name] for name in averaged], axis=0)], axis=1)
+
+    found = iter(bootstrap.estimates(means, list(sizes.values())))
+    metrics = [{metric: next(found).as_dict() for metric in values[averaged[0]]} for _ in range(len(sizes) + 2)]
     return {
-        "benchmarks": {name: {"problems": sizes[name], "metrics": _plain(scores)} for name, scores in own.items()},
-        "total": {
-            "problems": sum(sizes[name] for name in averaged),
-            "benchmarks": averaged,
-            "metrics": _plain(_scores(weights, values, draws, confidence)),
-        },
-        "mean": {"benchmarks": averaged, "metrics": _plain(_scores(equal, values, draws, confidence))},
+        "benchmarks": {name: {"problems": sizes[name], "metrics": metrics[i]} for i, name in enumerate(sizes)},
+        "total": {"problems": problems, "benchmarks": averaged, "metrics": metrics[-2]},
+        "mean": {"benchmarks": averaged, "metrics": metrics[-1]},
     }
 
 
 def _texts(column: pd.Series) -> list[str | None]:
     return [text if isinstance(text, str) else None for text in column]
-
-
-def _scores(
-    weights: Mapping[str, float],
-    values: Mapping[str, Mapping[str, Floats]],
-    draws: Mapping[str, Mapping[str, Floats]],
-    confidence: float,
-) -> Scores:
-    """Weighted sums over benchmarks of the means, and of their draws."""
-    metrics = values[next(iter(weights))]
-    value = {m: sum(w * float(values[name][m].mean()) for name, w in weights.items()) for m in metrics}
-    spread = {m: np.sum([w * draws[name][m] for name, w in weights.items()], axis=0) for m in metrics}
-    return {metric: Estimate(value[metric], *interval(spread[metric], confidence)) for metric in metrics}
-
-
-def _plain(scores: Scores) -> dict[str, dict[str, float]]:
-    return {metric: asdict(estimate) for metric, estimate in scores.items()}
 
 
 def reflection_line(completions: pd.DataFrame) -> str | None:
@@ -138,10 +114,11 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _percent(estimate: Mapping[str, float]) -> str:
+def _percent(estimate: Mapping[str, float | None]) -> str:
     """
-    >>> _percent({"value": 0.5, "low": 0.25, "high": 0.75})
-    '50.0 % [25.0, 75.0]'
+    >>> _percent({"value": 0.5, "low": 0.25, "high": 0.75}), _percent({"value": 0.5, "low": None, "high": None})
+    ('50.0 % [25.0, 75.0]', '50.0 %')
     """
-    low, high = (100 * estimate[end] for end in ("low", "high"))
-    return f"{100 * estimate['value']:.1f} % [{low:.1f}, {high:.1f}]"
+    parts = (estimate[name] for name in ("value", "low", "high"))
+    value, *ends = (f"{100 * part:.1f}" for part in parts if part is not None)
+    return f"{value} % [{', '.join(ends)}]" if ends else f"{value} %"

@@ -22,6 +22,7 @@ from edge_grpo.runs.directory import alone_in
 from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.settings import changes, differences, is_free
+from edge_grpo.statistics.bootstrap import Bootstrap
 from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ RESULTS, TABLE, CONFIG, POLICY = "results.json", "results.md", "config.yaml", "p
 
 # Settings that change no completion: how fast they are made, and what is computed from them.
 FREE = (
-    *("paths", "run", "accelerator", "problems_per_batch", "confidence", "resamples", "allowed_targets", "name"),
+    *("paths", "run", "accelerator", "problems_per_batch", "bootstrap", "allowed_targets", "name"),
     *("evaluation.average", "entropy.microbatch_tokens", "entropy.chunk_tokens", "rollout.max_batch_rows"),
 )
 
@@ -47,11 +48,9 @@ def run_evaluation(cfg: DictConfig, typed: Callable[..., bool]) -> float:
     """
     silence_expected_warnings()
     folder = Path(cfg.paths.run_dir)
-    if not 0 < cfg.confidence < 1 or cfg.resamples < 1 or cfg.problems_per_batch < 1:
-        raise UserError(
-            f"confidence={cfg.confidence} must lie in (0, 1), resamples={cfg.resamples} and "
-            f"problems_per_batch={cfg.problems_per_batch} must be at least 1"
-        )
+    if cfg.problems_per_batch < 1:
+        raise UserError(f"problems_per_batch={cfg.problems_per_batch} must be at least 1")
+    instantiate(cfg.bootstrap)  # refuses what is out of range before anything is sampled
     asked = {"run": cfg.run, "model": cfg.get("model"), "from_file": cfg.from_file, "grade_golds": cfg.grade_golds}
     given = [key for key, value in asked.items() if value]
     if len(given) > 1 and given != ["run", "model"]:  # of these two `identify` says more
@@ -189,19 +188,14 @@ def _write(completions: pd.DataFrame, cfg: DictConfig, folder: Path, about: dict
     """results.json and results.md; avg@n of the total."""
     n = _num_samples(completions, about["policy"])
     average = cfg.evaluation.average
-    scores = summarise(
-        completions,
-        average=None if average is None else list(average),
-        confidence=cfg.confidence,
-        resamples=cfg.resamples,
-        seed=cfg.seed,
-    )
+    bootstrap: Bootstrap = instantiate(cfg.bootstrap)
+    scores = summarise(completions, average=None if average is None else list(average), bootstrap=bootstrap)
     sampling = {key: cfg.evaluation[key] for key in ("temperature", "top_p", "max_new_tokens")}
-    settings = {"name": cfg.name, "num_samples": n, "confidence": cfg.confidence, "seed": cfg.seed}
+    settings = {"name": cfg.name, "num_samples": n, "confidence": bootstrap.confidence, "seed": cfg.seed}
     settings |= {"sampling": sampling} if cfg.from_file is None else {}  # a file does not tell it
     results = {**settings, **about, **scores}
     (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
-    heading = f"{about['policy']}: {cfg.name}, [{100 * cfg.confidence:g} % bootstrap intervals over problems]"
+    heading = f"{about['policy']}: {cfg.name}, [{100 * bootstrap.confidence:g} % bootstrap intervals over problems]"
     text = "\n\n".join(filter(None, [heading, results_markdown(results), reflection_line(completions)]))
     (folder / TABLE).write_text(text + "\n")
     log.info("%s", text)

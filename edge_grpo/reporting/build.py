@@ -19,7 +19,7 @@ from edge_grpo.reporting.scores import Member, chosen, lookup
 from edge_grpo.reporting.table_files import write_table
 from edge_grpo.reporting.tables import tables_of
 from edge_grpo.reporting.wandb_runs import PREFIX, read_project
-from edge_grpo.statistics.seeds import Bootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,7 @@ def write_report(
     runs: str | list[str],
     baseline: str | None,
     evaluation_name: str | None,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    bootstrap: Bootstrap,
     title: str,
     out: str,
 ) -> float | None:
@@ -40,7 +38,7 @@ def write_report(
         runs: folders above training runs, or W&B projects as `wandb:entity/project`.
         baseline: label of the arm that the others are compared with; null for the first.
         evaluation_name: of the evaluations that the tables show; null for each run's last one.
-        confidence, resamples, seed: of the bootstrap intervals.
+        bootstrap: of the intervals over seeds.
         title: of the page.
         out: folder that is written to.
 
@@ -50,7 +48,6 @@ def write_report(
     Raises:
         UserError: no runs there, no such arm or evaluation, or a value out of range.
     """
-    bootstrap = Bootstrap(confidence=confidence, resamples=resamples, seed=seed)
     found = read_runs(runs)
     labels = label_arms(found)
     positions, told = newest_of_each_seed(found, labels)
@@ -60,6 +57,7 @@ def write_report(
     numbers = numbers_of(members, arms, bootstrap)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    confidence = bootstrap.confidence
     tables = tables_of(numbers, arms, confidence)
     for table in tables:
         write_table(table, folder)
@@ -155,7 +153,7 @@ def _tell(sentences: Sequence[str], left_out: Sequence[tuple[str, Run]]) -> None
 def _best(numbers: Numbers, arms: Arms) -> float | None:
     found = lookup(numbers.scores)
     keys = [(arm, *column) for column in numbers.compared[:1] for arm in arms.seeds]
-    return max((found[key].mean for key in keys if key in found), default=None)
+    return max((found[key].value for key in keys if key in found), default=None)
 
 
 def _command() -> str:

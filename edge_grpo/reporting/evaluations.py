@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_grpo.errors import UserError
-from edge_grpo.statistics.estimators import Estimate
+from edge_grpo.statistics.bootstrap import Estimate
 
 AVERAGE = "Avg"
 """the problem-weighted total of the sets in the average, the paper's first column"""
@@ -58,7 +58,7 @@ def _read(path: Path) -> Evaluation:
             parts = {AVERAGE: results["total"], **parts, MEAN_OF_SETS: results["mean"]}
             problems = {AVERAGE: int(results["total"]["problems"]), **problems}
         scores = {
-            (name, metric): Estimate(**{end: float(score[end]) for end in ("value", "low", "high")})
+            (name, metric): Estimate(float(score["value"]), _end(score["low"]), _end(score["high"]))
             for name, part in parts.items()
             for metric, score in part["metrics"].items()
         }
@@ -77,6 +77,11 @@ def _read(path: Path) -> Evaluation:
             f"{path} holds no results of edge-grpo-evaluate ({type(error).__name__}: {error}): "
             "evaluate again, or delete its folder"
         ) from error
+
+
+def _end(value: float | None) -> float | None:
+    """The end of an interval; None where there is none."""
+    return None if value is None else float(value)
 
 
 def sampling_of(settings: Mapping[str, object]) -> str:

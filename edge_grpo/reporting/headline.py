@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from edge_grpo.reporting.numbers import Arms, Numbers
 from edge_grpo.reporting.scores import lookup
 from edge_grpo.reporting.tables import heading, percent
-from edge_grpo.statistics.seeds import Estimate, ceiling
+from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
 
 def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:
@@ -16,7 +16,7 @@ def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:
     scores = {arm: found[arm, *column] for arm in arms.seeds if (arm, *column) in found}
     if not scores:
         return []
-    best = max(scores, key=lambda arm: scores[arm].mean)
+    best = max(scores, key=lambda arm: scores[arm].value)
     what = heading(column, numbers.problems)
     sentences = [f"Highest {what}: {best}, {_score(scores[best])}. {_rivals(best, scores)}".strip()]
     difference = lookup(numbers.differences).get((best, *column))
@@ -57,6 +57,6 @@ def _against(difference: Estimate, baseline: str, confidence: float) -> str:
     if difference.low is None or difference.high is None:
         return f"{text} ({pairs}: no interval)."
     holds = "includes" if difference.low <= 0 <= difference.high else "excludes"
-    covered = ceiling(difference.n)
+    covered = highest_coverage(difference.n)
     coarse = f", but of {difference.n} seeds it covers the true value at most {100 * covered:.0f} % of the time"
     return f"{text} ({pairs}); the interval {holds} 0{coarse if covered < confidence else ''}."

@@ -16,7 +16,7 @@ from edge_grpo.reporting.scores import (
     learning,
     shown_columns,
 )
-from edge_grpo.statistics.seeds import Bootstrap
+from edge_grpo.statistics.bootstrap import Bootstrap
 
 Column = tuple[str, str]
 """benchmark and metric"""

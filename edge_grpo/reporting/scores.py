@@ -1,13 +1,13 @@
 """Runs -> tidy numbers: one row an arm, benchmark and metric, aggregated over seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pandas as pd
 
 from edge_grpo.reporting.evaluations import AVERAGE, MEAN_OF_SETS, Evaluation
 from edge_grpo.reporting.runs import Run
-from edge_grpo.statistics.seeds import Bootstrap, Estimate
+from edge_grpo.statistics.bootstrap import Bootstrap, Estimate
 
 HELD_OUT = "held_out"
 BEFORE, AFTER = "before", "after"
@@ -56,7 +56,7 @@ def evaluated(members: Sequence[Member]) -> pd.DataFrame:
         for (benchmark, metric), score in member.evaluation.scores.items():
             name = "avg@n" if metric == own and len(counts) > 1 else metric
             rows.append(
-                {"arm": member.arm, "seed": member.seed, "benchmark": benchmark, "metric": name, **asdict(score)}
+                {"arm": member.arm, "seed": member.seed, "benchmark": benchmark, "metric": name, **score.as_dict()}
             )
     return pd.DataFrame(rows)
 
@@ -112,10 +112,16 @@ def differences(values: pd.DataFrame, baseline: str, bootstrap: Bootstrap) -> pd
     of_seed = {key: dict(zip(group["seed"], group["value"], strict=True)) for key, group in _groups(values)}
     found: list[tuple[tuple[str, ...], Estimate]] = []
     for (arm, *what), own in of_seed.items():
-        paired = None if arm == baseline else bootstrap.paired(own, of_seed.get((baseline, *what), {}))
-        if paired is not None:
-            found.append(((arm, *what), paired))
+        difference = None if arm == baseline else paired(own, of_seed.get((baseline, *what), {}), bootstrap)
+        if difference is not None:
+            found.append(((arm, *what), difference))
     return _frame(iter(found))
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float], bootstrap: Bootstrap) -> Estimate | None:
+    """Mean of the differences, seed by seed (seed -> value); None if there is no common seed."""
+    common = [seed for seed in values if seed in baseline]
+    return bootstrap.mean([values[seed] - baseline[seed] for seed in common]) if common else None
 
 
 def _groups(values: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
@@ -126,13 +132,20 @@ def _groups(values: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFram
 def _estimate(group: pd.DataFrame, bootstrap: Bootstrap) -> Estimate:
     if len(group) == 1 and "low" in group and pd.notna(group["low"].iloc[0]):
         only = group.iloc[0]
-        return Estimate(only["value"], 1, None, only["low"], only["high"], "problems")
-    return bootstrap.of(group["value"].tolist())
+        return Estimate(only["value"], only["low"], only["high"])
+    return bootstrap.mean(group["value"])
 
 
 def _frame(estimates: Iterator[tuple[tuple[str, ...], Estimate]]) -> pd.DataFrame:
-    rows = [{**dict(zip(KEYS, key, strict=True)), **asdict(estimate)} for key, estimate in estimates]
+    rows = [[*key, e.value, e.std, e.low, e.high, e.n, _resampled(e)] for key, e in estimates]
     return pd.DataFrame(rows, columns=[*KEYS, "mean", "std", "low", "high", "n", "resampled"])
+
+
+def _resampled(estimate: Estimate) -> str:
+    """What the interval is over; of one seed it can be over problems only."""
+    if estimate.low is None:
+        return ""
+    return "seeds" if estimate.n > 1 else "problems"
 
 
 def lookup(estimates: pd.DataFrame) -> Mapping[tuple[str, str, str], Estimate]:
@@ -140,7 +153,7 @@ def lookup(estimates: pd.DataFrame) -> Mapping[tuple[str, str, str], Estimate]:
     plain = estimates.astype(object).where(estimates.notna(), None)
     return {
         (row["arm"], row["benchmark"], row["metric"]): Estimate(
-            **{name: row[name] for name in ("mean", "n", "std", "low", "high", "resampled")}
+            row["mean"], row["low"], row["high"], n=row["n"], std=row["std"]
         )
         for row in plain.to_dict("records")
     }

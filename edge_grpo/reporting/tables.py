@@ -8,7 +8,7 @@ import pandas as pd
 from edge_grpo.reporting.evaluations import AVERAGE
 from edge_grpo.reporting.numbers import Arms, Column, Numbers
 from edge_grpo.reporting.scores import AFTER, BEFORE, HELD_OUT, NOT_SHARES, lookup
-from edge_grpo.statistics.seeds import Estimate, ceiling
+from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
 SHARES_IN_TRAINING = frozenset({"groups without advantage"})
 NOTHING = "-"
@@ -48,7 +48,7 @@ class Table:
 def percent(estimate: Estimate | None, *, signed: bool = False, bold: bool = False) -> Cell:
     """`mean ± std` and `[low, high]` in %, of what there is.
 
-    >>> percent(Estimate(0.5, 3, 0.021, 0.48, 0.52, "seeds")).line, percent(Estimate(0.5, 1)).line, percent(None).line
+    >>> percent(Estimate(0.5, 0.48, 0.52, n=3, std=0.021)).line, percent(Estimate(0.5)).line, percent(None).line
     ('50.0 ± 2.1 [48.0, 52.0]', '50.0', '-')
     """
     return _cell(estimate, 100, 1, "+" if signed else "", bold)
@@ -57,17 +57,17 @@ def percent(estimate: Estimate | None, *, signed: bool = False, bold: bool = Fal
 def number(estimate: Estimate | None) -> Cell:
     """As `percent`, in its own unit, with about three significant places.
 
-    >>> number(Estimate(25600, 1)).line, number(Estimate(0.6614, 1)).line
+    >>> number(Estimate(25600)).line, number(Estimate(0.6614)).line
     ('25600', '0.661')
     """
-    size = abs(estimate.mean) if estimate else 0.0
+    size = abs(estimate.value) if estimate else 0.0
     return _cell(estimate, 1, 0 if size >= 100 else 1 if size >= 10 else 3, "", bold=False)
 
 
 def _cell(estimate: Estimate | None, scale: float, digits: int, sign: str, bold: bool) -> Cell:
     if estimate is None:
         return Cell(NOTHING)
-    text = f"{scale * estimate.mean:{sign}z.{digits}f}"
+    text = f"{scale * estimate.value:{sign}z.{digits}f}"
     if estimate.std is not None:
         text += f" ± {scale * estimate.std:.{digits}f}"
     if estimate.low is None or estimate.high is None:
@@ -122,8 +122,8 @@ def heading(column: Column, problems: Mapping[str, int]) -> str:
 
 def _is_best(arm: str, column: Column, found: Mapping[tuple[str, str, str], Estimate], arms: Arms) -> bool:
     own, baseline = found.get((arm, *column)), found.get((arms.baseline, *column))
-    others = [found[other, *column].mean for other in arms.seeds if (other, *column) in found]
-    if own is None or baseline is None or own.mean < max(others):
+    others = [found[other, *column].value for other in arms.seeds if (other, *column) in found]
+    if own is None or baseline is None or own.value < max(others):
         return False
     return own.overlaps(baseline) is False
 
@@ -142,7 +142,8 @@ def reading(estimates: pd.DataFrame, confidence: float) -> str:
         return f"Mean [{level} over problems] of one seed." if "problems" in over else "One seed: no intervals."
     sentences = [f"Mean ± standard deviation over seeds [{level} over seeds]."]
     sizes = sorted(set(estimates.loc[estimates["resampled"] == "seeds", "n"]))
-    coarse = [f"{100 * ceiling(n):.0f} % of the time with {n}" for n in sizes if ceiling(n) < confidence]
+    covered = {n: highest_coverage(n) for n in sizes}
+    coarse = [f"{100 * share:.0f} % of the time with {n}" for n, share in covered.items() if share < confidence]
     if coarse:
         sentences.append(f"Of few seeds such an interval covers the true value at most {', '.join(coarse)}.")
     if "problems" in over:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_grpo.statistics.clusters import Floats
+from edge_grpo.statistics.bootstrap import Floats
 
 
 def wins_and_pairs(

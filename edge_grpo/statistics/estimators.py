@@ -1,28 +1,12 @@
-"""Estimators of evaluation: from n graded samples a problem to a score with its interval.
-
-A problem is the unit that is drawn: samples of one problem depend on each other, so intervals resample problems.
-"""
+"""Estimators of evaluation: from n graded samples of one problem to pass@k and maj@n."""
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
 
 _PLAIN_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic and the ends of its bootstrap interval; NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -78,31 +62,3 @@ def _vote(answer: str) -> str:
     sign, whole, places = number[1], number[2], number[3] or ""
     value = f"{whole}.{places}" if places else whole
     return f"-{value}" if sign == "-" and value != "0" else value
-
-
-def bootstrap_means(values: Mapping[str, Floats], resamples: int, rng: np.random.Generator) -> dict[str, Floats]:
-    """Means over problems drawn with replacement, the same draw for every metric.
-
-    Args:
-        values: metric -> [P], one value a problem.
-        resamples: R.
-        rng: of the draws.
-
-    Returns:
-        metric -> [R].
-    """
-    matrix = np.stack(list(values.values()), axis=1)  # [P, M]
-    problems = len(matrix)
-    counts = rng.multinomial(problems, np.full(problems, 1 / problems), size=resamples)  # [R, P]
-    means = counts @ matrix / problems
-    return {name: means[:, i] for i, name in enumerate(values)}
-
-
-def interval(draws: Floats, confidence: float) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws [R].
-
-    >>> interval(np.arange(101.0), 0.5)
-    (25.0, 75.0)
-    """
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
