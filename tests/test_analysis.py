@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 
 from edge_grpo.analysis.build import QUESTIONS, _save
 from edge_grpo.analysis.figures import draw_figures
-from edge_grpo.analysis.rows import COMPLETIONS, read_rollouts
+from edge_grpo.analysis.rows import read_rollouts
 from edge_grpo.analysis.source import load_source
 from edge_grpo.errors import UserError
-from edge_grpo.evaluation.completions import SCHEMA
 from edge_grpo.programs.analyze import main
 
 
@@ -63,13 +62,13 @@ def evaluation_rows():
             )
 
 
-def test_run_writes_answers_and_figures(tmp_path, monkeypatch):
+def test_run_writes_findings_and_figures(tmp_path, monkeypatch):
     out = call(monkeypatch, tmp_path, f"source={write_rollouts(tmp_path / 'run', run_rows())}")
     found = json.loads((out / "analysis.json").read_text())
-    assert list(found["answers"]) == ["reflection", "entropy", "collapse", "branches", "multipliers"]
+    assert list(found["findings"]) == ["reflection", "entropy", "collapse", "branches", "multipliers"]
     assert (found["responses"], found["questions"], found["groups"], found["iterations"]) == (8, 2, 4, [0, 1])
     # 4 of the 6 wrong responses reflect, none is repaired; the 2 others are given the answer.
-    assert found["answers"]["branches"]["tables"]["branches"][0]["success"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["findings"]["branches"]["tables"]["branches"][0]["success"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     markdown = (out / "analysis.md").read_text()
     assert "| reflect | 4 | 66.7 %" in markdown
     assert "Success: reflect 0.0 %; answer" in markdown  # no interval is shown of what no draw can change
@@ -83,11 +82,11 @@ def check_figure(path):
     assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_evaluation_writes_answers_and_figures(tmp_path, monkeypatch):
+def test_evaluation_writes_findings_and_figures(tmp_path, monkeypatch):
     folder = write_completions(tmp_path / "evaluation", evaluation_rows())
     out = call(monkeypatch, tmp_path, f"source={folder / 'completions.parquet'}")
     found = json.loads((out / "analysis.json").read_text())
-    forced = found["answers"]["reflection"]["tables"]["repairs"][0]
+    forced = found["findings"]["reflection"]["tables"]["repairs"][0]
     assert (forced["repaired"]["value"], forced["broken"]["value"]) == (0.5, 0.5)
     for name in ("reflection", "entropy", "collapse"):
         check_figure(out / name)
@@ -104,14 +103,14 @@ def test_the_same_figure_gives_the_same_file(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_degenerate_runs_are_analysed_too(tmp_path):
+def test_degenerate_runs_are_analyzed_too(tmp_path):
     """Entropies of 0, multipliers of 1, nothing right: no figure fails on a distribution of one value."""
     rows = [rollout(problem=p, row=r, entropy=0.0, multiplier=1.0, clamped=0.0) for p in "ab" for r in (0, 1)]
     source = load_source(str(write_rollouts(tmp_path, rows)), None)
-    answers = {question.__name__: question(source, BOOTSTRAP) for question in QUESTIONS}
-    assert answers["entropy"].tables == {}
-    assert answers["collapse"].tables["groups"].rows[0]["before"].value == 1
-    assert set(draw_figures(source, list(answers.values()))) == {"collapse", "multipliers"}
+    findings = {question.__name__: question(source, BOOTSTRAP) for question in QUESTIONS}
+    assert findings["entropy"].tables == {}
+    assert findings["collapse"].tables["groups"].rows[0]["before"].value == 1
+    assert set(draw_figures(source, list(findings.values()))) == {"collapse", "multipliers"}
 
 
 def test_iterations_select_a_part_of_the_run(tmp_path):
@@ -170,10 +169,6 @@ def test_a_bad_row_is_named(tmp_path, line, message):
         read_rollouts(path)
 
 
-def test_an_evaluation_writes_every_column_that_is_read():
-    assert set(COMPLETIONS) <= set(SCHEMA.names)
-
-
 def test_other_files_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "rollouts.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no rows"):
@@ -183,7 +178,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"samples.jsonl lacks problem, row, .* it is not what edge-grpo"):
         load_source(str(samples), None)
     (tmp_path / "x.parquet").write_text("no")
-    with pytest.raises(UserError, match=r"x.parquet cannot be read as Parquet"):
+    with pytest.raises(UserError, match=r"x.parquet: not the completions.parquet of edge-grpo-evaluate"):
         load_source(str(tmp_path / "x.parquet"), None)
     (tmp_path / "metrics.csv").write_text("step\n")
     with pytest.raises(UserError, match=r"is neither a run's rollouts.jsonl nor"):

@@ -9,8 +9,8 @@ from edge_grpo.analysis.entropy import _Compared, entropy
 from edge_grpo.statistics.bootstrap import Bootstrap
 
 
-def compared(answer):
-    return {row["compared"]: values(row) for row in answer.tables["auroc"].rows}
+def compared(finding):
+    return {row["compared"]: values(row) for row in finding.tables["auroc"].rows}
 
 
 def simpson():
@@ -42,11 +42,11 @@ def test_global_and_within_question_differ_as_in_simpsons_paradox(tmp_path):
 def test_groups_weigh_by_their_pairs_or_all_the_same(tmp_path):
     # Group a: one pair, which the wrong one wins. Group b: 3 pairs, all lost. Group c is all right.
     rows = [("a", 0.9, False), ("a", 0.1, True), ("b", 0.1, False), *[("b", 0.5, True)] * 3, *[("c", 0.2, True)] * 2]
-    answer = entropy(
+    finding = entropy(
         run_source(tmp_path, [rollout(problem=p, row=i, entropy=e, correct=c) for i, (p, e, c) in enumerate(rows)]),
         BOOTSTRAP,
     )
-    within = compared(answer)["within question"]
+    within = compared(finding)["within question"]
     assert within["AUROC, over pairs"] == 1 / 4
     assert within["AUROC, mean over groups"] == (1 + 0) / 2
     assert (within["groups with both"], within["pairs"]) == (2, 4)
@@ -80,8 +80,8 @@ def test_distributions_by_hand_and_responses_without_entropy(tmp_path):
     right, wrong = [0.1, 0.2, 0.6], [0.4, 0.8]
     rows = [rollout(problem="a", row=i, entropy=e, correct=True) for i, e in enumerate(right)]
     rows += [rollout(problem="b", row=i, entropy=e) for i, e in enumerate([*wrong, None])]
-    answer = entropy(run_source(tmp_path, rows), BOOTSTRAP)
-    first, second = (values(row) for row in answer.tables["entropy"].rows)
+    finding = entropy(run_source(tmp_path, rows), BOOTSTRAP)
+    first, second = (values(row) for row in finding.tables["entropy"].rows)
     # Means 0.9 / 3 and 1.2 / 2; quartiles of three values lie halfway between neighbours.
     assert first == pytest.approx(
         {"responses": "right", "number": 3, "mean": 0.3, "25 %": 0.15, "median": 0.2, "75 %": 0.4}
@@ -89,9 +89,9 @@ def test_distributions_by_hand_and_responses_without_entropy(tmp_path):
     assert second == pytest.approx(
         {"responses": "wrong", "number": 2, "mean": 0.6, "25 %": 0.5, "median": 0.6, "75 %": 0.7}
     )
-    assert answer.notes[0] == "1 responses have no entropy and are left out."
-    assert "no group has both" in answer.notes[1]
-    assert np.isnan(compared(answer)["within question"]["AUROC, over pairs"])
+    assert finding.notes[0] == "1 responses have no entropy and are left out."
+    assert "no group has both" in finding.notes[1]
+    assert np.isnan(compared(finding)["within question"]["AUROC, over pairs"])
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,6 @@ def test_distributions_by_hand_and_responses_without_entropy(tmp_path):
     ],
 )
 def test_says_why_there_is_nothing_to_compare(tmp_path, row, why):
-    answer = entropy(run_source(tmp_path, [rollout(row=i, **row) for i in range(2)]), BOOTSTRAP)
-    assert not answer.tables
-    assert why in answer.notes[-1]
+    finding = entropy(run_source(tmp_path, [rollout(row=i, **row) for i in range(2)]), BOOTSTRAP)
+    assert not finding.tables
+    assert why in finding.notes[-1]

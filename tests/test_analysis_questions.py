@@ -33,8 +33,8 @@ def test_forced_and_spontaneous_reflection(tmp_path):
         completion(benchmark="AMC", problem=str(i), reflection="Wait", correct_before_reflection=before, correct=after)
         for i, (before, after) in enumerate(spontaneous)
     ]
-    answer = reflection(evaluation_source(tmp_path, rows), BOOTSTRAP)
-    table = by(answer.tables["repairs"].rows, "reflection", "over")
+    finding = reflection(evaluation_source(tmp_path, rows), BOOTSTRAP)
+    table = by(finding.tables["repairs"].rows, "reflection", "over")
     assert table["forced", "all"] == pytest.approx(
         {
             "reflection": "forced",
@@ -56,8 +56,8 @@ def test_forced_and_spontaneous_reflection(tmp_path):
     all_of_it = table["spontaneous", "all"]
     assert (all_of_it["wrong"], all_of_it["repaired"], all_of_it["right"], all_of_it["broken"]) == (2, 0.5, 1, 1.0)
     assert all_of_it["net change"] == pytest.approx(-0 / 3 + (1 - 1) / 3)
-    assert answer.findings[0].startswith("Forced reflection repairs 33.3 %")
-    assert not answer.notes
+    assert finding.statements[0].startswith("Forced reflection repairs 33.3 %")
+    assert not finding.notes
 
 
 def test_accuracy_with_a_marker_globally_and_within_questions(tmp_path):
@@ -67,8 +67,8 @@ def test_accuracy_with_a_marker_globally_and_within_questions(tmp_path):
         completion(problem=p, sample=i, reflection="Wait" if m else None, correct=bool(c))
         for i, (p, m, c) in enumerate(rows)
     ]
-    answer = reflection(evaluation_source(tmp_path, rows), BOOTSTRAP)
-    assert values(answer.tables["markers"].rows[0]) == pytest.approx(
+    finding = reflection(evaluation_source(tmp_path, rows), BOOTSTRAP)
+    assert values(finding.tables["markers"].rows[0]) == pytest.approx(
         {
             "responses with a marker": 3,
             "share": 1 / 2,
@@ -79,19 +79,19 @@ def test_accuracy_with_a_marker_globally_and_within_questions(tmp_path):
             "questions with both": 1,
         }
     )
-    assert "repairs" not in answer.tables
-    assert "edge-grpo-evaluate reflection=forced" in answer.notes[0]
-    assert "no response holds a reflection marker with a boxed answer" in answer.notes[1]
+    assert "repairs" not in finding.tables
+    assert "edge-grpo-evaluate reflection=forced" in finding.notes[0]
+    assert "no response holds a reflection marker with a boxed answer" in finding.notes[1]
 
 
 def test_reflections_of_a_run_are_of_wrong_responses(tmp_path):
     rows = [rollout(row=i, branch="reflect", correct_after=i == 0) for i in range(4)]
     rows += [rollout(row=4, branch="answer", correct_after=True), rollout(row=5, correct=True)]
     source = run_source(tmp_path, rows)
-    answer = reflection(source, BOOTSTRAP)
-    row = answer.tables["repairs"].rows[0]
+    finding = reflection(source, BOOTSTRAP)
+    row = finding.tables["repairs"].rows[0]
     assert (row["wrong"], row["repaired"].value) == (4, 1 / 4)
-    assert f"edge-grpo-evaluate run={tmp_path} reflection=forced" in answer.notes[0]
+    assert f"edge-grpo-evaluate run={tmp_path} reflection=forced" in finding.notes[0]
     without = reflection(run_source(tmp_path, [rollout()]), BOOTSTRAP)
     assert not without.tables
     assert "use correction=guided or forced_reflection" in without.notes[0]
@@ -99,8 +99,8 @@ def test_reflections_of_a_run_are_of_wrong_responses(tmp_path):
 
 def test_an_evaluation_of_the_run_is_named(tmp_path):
     evaluation_source(tmp_path / "evaluation" / "paper", [completion()])
-    answer = reflection(run_source(tmp_path, [rollout()]), BOOTSTRAP)
-    assert f"edge-grpo-analyze source={tmp_path / 'evaluation' / 'paper'}`" in answer.notes[-1]
+    finding = reflection(run_source(tmp_path, [rollout()]), BOOTSTRAP)
+    assert f"edge-grpo-analyze source={tmp_path / 'evaluation' / 'paper'}`" in finding.notes[-1]
 
 
 def groups_of_a_run():
@@ -127,31 +127,31 @@ def groups_of_a_run():
 
 
 def test_collapse_before_after_and_by_correction(tmp_path):
-    answer = collapse(run_source(tmp_path, groups_of_a_run()), BOOTSTRAP)
-    table = {key: (row["before"], row["after"], row["change"]) for (key,), row in groups_table(answer).items()}
+    finding = collapse(run_source(tmp_path, groups_of_a_run()), BOOTSTRAP)
+    table = {key: (row["before"], row["after"], row["change"]) for (key,), row in groups_table(finding).items()}
     assert table == {
         "all wrong": (2 / 4, 1 / 4, -1 / 4),  # revived and dead; dead
         "mixed": (2 / 4, 2 / 4, 0),  # created and mixed; revived and mixed
         "all right": (0, 1 / 4, 1 / 4),  # created
         "equal rewards": (1 / 4, 1 / 4, 0),  # revived; created
     }
-    changes = by(answer.tables["correction"].rows, "change")
+    changes = by(finding.tables["correction"].rows, "change")
     assert changes[("revived by correction",)]["of all"] == 1 / 4
     assert changes[("revived by correction",)]["of those that could"] == 1
     assert changes[("created by correction",)]["of those that could"] == 1 / 3
     assert changes[("created, all right",)]["groups"] == 1
-    transitions = by(answer.tables["transitions"].rows, "before")
+    transitions = by(finding.tables["transitions"].rows, "before")
     assert transitions[("all wrong",)] == {
         "before": "all wrong",
         "all wrong after": 1,
         "mixed after": 1,
         "all right after": 0,
     }
-    assert not answer.notes
+    assert not finding.notes
 
 
-def groups_table(answer):
-    return by(answer.tables["groups"].rows, "groups")
+def groups_table(finding):
+    return by(finding.tables["groups"].rows, "groups")
 
 
 def test_collapse_of_an_evaluation_by_benchmark(tmp_path):
@@ -173,9 +173,9 @@ def test_collapse_of_an_evaluation_by_benchmark(tmp_path):
 
 
 def test_one_response_a_question_is_no_group(tmp_path):
-    answer = collapse(evaluation_source(tmp_path, [completion(), completion(problem="b")]), BOOTSTRAP)
-    assert not answer.tables
-    assert "evaluation.num_samples=8" in answer.notes[0]
+    finding = collapse(evaluation_source(tmp_path, [completion(), completion(problem="b")]), BOOTSTRAP)
+    assert not finding.tables
+    assert "evaluation.num_samples=8" in finding.notes[0]
 
 
 def test_branches_by_hand(tmp_path):
@@ -197,8 +197,8 @@ def test_branches_by_hand(tmp_path):
         rollout(problem="c", branch="no_room", advantage=0.0),
     ]
     # The largest group comes last: a small one there is taken for one that a kill cut.
-    answer = branches(run_source(tmp_path, rows[3:] + rows[:3]), BOOTSTRAP)
-    table = by(answer.tables["branches"].rows, "branch")
+    finding = branches(run_source(tmp_path, rows[3:] + rows[:3]), BOOTSTRAP)
+    table = by(finding.tables["branches"].rows, "branch")
     assert table[("reflect",)] == pytest.approx(
         {
             "branch": "reflect",
@@ -237,10 +237,10 @@ def test_multipliers_and_gradient_by_hand(tmp_path):
     ]
     others = [rollout(problem="c", tokens=20, advantage=0.0), rollout(problem="d", tokens=30, advantage=None)]
     # A group of 3 comes last: a small one there is taken for one that a kill cut.
-    answer = multipliers(
+    finding = multipliers(
         run_source(tmp_path, [*others, *sorted(rows, key=lambda row: row["problem"] == "a")]), BOOTSTRAP
     )
-    table = by(answer.tables["multipliers"].rows, "rows")
+    table = by(finding.tables["multipliers"].rows, "rows")
     # Quantiles of 1, ..., 5 are 1 + 4 q.
     assert table[("all",)] == pytest.approx(
         {
@@ -258,7 +258,7 @@ def test_multipliers_and_gradient_by_hand(tmp_path):
     )
     assert (table[("right",)]["mean"], table[("wrong",)]["mean"]) == (1.5, 4)
     assert table[("wrong",)]["clamped"] == pytest.approx(1 / 3)
-    gradient = by(answer.tables["gradient"].rows, "over")
+    gradient = by(finding.tables["gradient"].rows, "over")
     assert gradient[("rows",)]["with a gradient"] == pytest.approx(5 / 7)
     assert gradient[("response tokens",)]["with a gradient"] == 50 / 100
 
@@ -274,6 +274,6 @@ def test_a_run_without_correction_and_without_eda_says_so(tmp_path):
 def test_an_evaluation_trains_and_corrects_nothing(tmp_path):
     source = evaluation_source(tmp_path, [completion()])
     for question in (branches, multipliers):
-        answer = question(source, BOOTSTRAP)
-        assert not answer.tables
-        assert "analyse the run itself" in answer.notes[0]
+        finding = question(source, BOOTSTRAP)
+        assert not finding.tables
+        assert "analyze the run itself" in finding.notes[0]

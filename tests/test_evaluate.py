@@ -7,6 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from analysis_rows import completion
 from omegaconf import OmegaConf
 from small_runs import SMALL_MODEL, composed, run_small
 
@@ -397,6 +398,24 @@ def test_another_table_is_no_completions(tmp_path):
     pd.DataFrame({"correct": [True]}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(UserError, match=r"t.parquet: no column benchmark, problem"):
         read_completions(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"correct": None}, r"row 1 \(counted from 0\) has correct = None, expected bool"),
+        ({"tokens": -1}, r"row 1 \(counted from 0\) has tokens = -1, expected a whole number from 0"),
+        ({"entropy": float("inf")}, r"row 1 \(counted from 0\) has entropy = inf, expected a finite number"),
+        ({"problem": None}, r"row 1 \(counted from 0\) has problem = None, expected string"),
+        ({"tokens": 1.5}, r"t.parquet: not the completions.parquet of edge-grpo-evaluate \(.*1.5.*truncated"),
+    ],
+)
+def test_a_value_that_no_evaluation_writes_is_refused_by_its_row(tmp_path, value, message):
+    """Nulls where they may be, as the first row has them, are none."""
+    path = tmp_path / "t.parquet"
+    pd.DataFrame([completion(entropy=None, answer=None), completion(**value)]).to_parquet(path)
+    with pytest.raises(UserError, match=message):
+        read_completions(path)
 
 
 def test_a_damaged_checkpoint_is_refused(trained, tmp_path):

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
+from edge_grpo.analysis.finding import Finding, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
 from edge_grpo.statistics.bootstrap import Bootstrap
 
@@ -29,29 +29,29 @@ COLUMNS: dict[str, Unit] = {
 }
 
 
-def branches(source: Source, bootstrap: Bootstrap) -> Answer:
+def branches(source: Source, bootstrap: Bootstrap) -> Finding:
     """Use, success and unsampled tokens per branch (2507.21848, GEC)."""
     if source.kind == "evaluation":
-        why = "Branches are not available, because an evaluation corrects nothing: analyse the run itself."
-        return Answer("branches", TITLE, MEASURED, notes=[why])
+        why = "Branches are not available, because an evaluation corrects nothing: analyze the run itself."
+        return Finding("branches", TITLE, MEASURED, notes=[why])
     frame = source.frame
     wrong = frame[~frame["correct"]]
     if not frame["branch"].any():
         why = "Branches are not available, because no response was corrected: use correction=guided."
-        return Answer("branches", TITLE, MEASURED, notes=[why])
+        return Finding("branches", TITLE, MEASURED, notes=[why])
     names = [
         name for name in (*BRANCHES, *sorted(set(wrong["branch"]) - set(BRANCHES))) if (wrong["branch"] == name).any()
     ]
     rows = [_row(source, name, bootstrap) for name in names]
     corrected = [row for row, name in zip(rows, names, strict=True) if name in CORRECTING]
     everywhere = _all_row(source, bootstrap)
-    findings = [
+    statements = [
         f"Success: {'; '.join(' '.join([str(row['branch']), show(row['success'], 'share')]) for row in corrected)}.",
         f"The policy never sampled {show(everywhere['of tokens in updates'], 'share')} of the tokens in updates, and "
         f"{show(everywhere['of tokens with a gradient'], 'share')} of those with a gradient.",
     ]
     table = Table("Wrong responses by branch.", COLUMNS, [*rows, everywhere])
-    return Answer("branches", TITLE, MEASURED, findings, {"branches": table})
+    return Finding("branches", TITLE, MEASURED, statements, {"branches": table})
 
 
 def not_sampled(frame: pd.DataFrame) -> pd.Series:

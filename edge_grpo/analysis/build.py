@@ -16,7 +16,7 @@ from edge_grpo.analysis.branches import branches
 from edge_grpo.analysis.collapse import collapse
 from edge_grpo.analysis.entropy import entropy
 from edge_grpo.analysis.figures import draw_figures
-from edge_grpo.analysis.finding import Answer, Table, show
+from edge_grpo.analysis.finding import Finding, Table, show
 from edge_grpo.analysis.multipliers import multipliers
 from edge_grpo.analysis.reflection import reflection
 from edge_grpo.analysis.source import Source, load_source
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 QUESTIONS = (reflection, entropy, collapse, branches, multipliers)
 
 
-def analyse(source: str, folder: Path, *, iterations: Sequence[int] | None, bootstrap: Bootstrap) -> list[Answer]:
-    """Write analysis.md, analysis.json and the figures (PNG and SVG) into `folder`, and log the findings.
+def analyze(source: str, folder: Path, *, iterations: Sequence[int] | None, bootstrap: Bootstrap) -> list[Finding]:
+    """Write analysis.md, analysis.json and the figures (PNG and SVG) into `folder`, and log what was found.
 
     Args:
         source, iterations: see `load_source`.
@@ -36,24 +36,24 @@ def analyse(source: str, folder: Path, *, iterations: Sequence[int] | None, boot
         bootstrap: of the intervals.
 
     Returns:
-        The answers, in the order of the paper's section.
+        The findings, in the order of the paper's section.
 
     Raises:
         UserError: see `load_source`.
     """
     loaded = load_source(source, iterations)
-    answers = [question(loaded, bootstrap) for question in QUESTIONS]
+    findings = [question(loaded, bootstrap) for question in QUESTIONS]
     folder.mkdir(parents=True, exist_ok=True)
-    figures = draw_figures(loaded, answers)
+    figures = draw_figures(loaded, findings)
     for name, figure in figures.items():
         _save(figure, folder / name)
-    (folder / "analysis.json").write_text(json.dumps(_as_json(loaded, answers, bootstrap), indent=2) + "\n")
-    (folder / "analysis.md").write_text(_as_markdown(loaded, answers, figures, bootstrap), encoding="utf-8")
-    for answer in answers:
-        for line in answer.findings or answer.notes:
-            log.info("%-12s%s", answer.name, line)
+    (folder / "analysis.json").write_text(json.dumps(_as_json(loaded, findings, bootstrap), indent=2) + "\n")
+    (folder / "analysis.md").write_text(_as_markdown(loaded, findings, figures, bootstrap), encoding="utf-8")
+    for finding in findings:
+        for line in finding.statements or finding.notes:
+            log.info("%-12s%s", finding.name, line)
     log.info("written to %s", folder / "analysis.md")
-    return answers
+    return findings
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -74,19 +74,19 @@ def _about(source: Source) -> dict[str, Any]:
     return about | {"benchmarks": sorted(frame["benchmark"].unique())}
 
 
-def _as_json(source: Source, answers: Sequence[Answer], bootstrap: Bootstrap) -> dict[str, Any]:
+def _as_json(source: Source, findings: Sequence[Finding], bootstrap: Bootstrap) -> dict[str, Any]:
     found = {
-        answer.name: {
-            "findings": list(answer.findings),
-            "notes": list(answer.notes),
+        finding.name: {
+            "statements": list(finding.statements),
+            "notes": list(finding.notes),
             "tables": {
                 name: [{column: _plain(cell) for column, cell in row.items()} for row in table.rows]
-                for name, table in answer.tables.items()
+                for name, table in finding.tables.items()
             },
         }
-        for answer in answers
+        for finding in findings
     }
-    return {**_about(source), "bootstrap": dataclasses.asdict(bootstrap), "answers": found}
+    return {**_about(source), "bootstrap": dataclasses.asdict(bootstrap), "findings": found}
 
 
 def _plain(cell: object) -> object:
@@ -96,15 +96,17 @@ def _plain(cell: object) -> object:
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
-def _as_markdown(source: Source, answers: Sequence[Answer], figures: Mapping[str, Figure], bootstrap: Bootstrap) -> str:
+def _as_markdown(
+    source: Source, findings: Sequence[Finding], figures: Mapping[str, Figure], bootstrap: Bootstrap
+) -> str:
     lines = [f"# Analysis of {source.name}", "", *_preface(source, bootstrap)]
-    for answer in answers:
-        lines += ["", f"## {answer.title}", "", _paragraph(answer.measured), ""]
-        lines += [f"- **{finding}**" for finding in answer.findings] + [f"- {note}" for note in answer.notes]
-        for table in answer.tables.values():
+    for finding in findings:
+        lines += ["", f"## {finding.title}", "", _paragraph(finding.measured), ""]
+        lines += [f"- **{statement}**" for statement in finding.statements] + [f"- {note}" for note in finding.notes]
+        for table in finding.tables.values():
             lines += ["", _paragraph(table.caption), "", *_table(table)]
-        if answer.name in figures:
-            lines += ["", f"![{answer.title}]({answer.name}.png)"]
+        if finding.name in figures:
+            lines += ["", f"![{finding.title}]({finding.name}.png)"]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
+from edge_grpo.analysis.finding import Finding, Row, Table, Unit, show
 from edge_grpo.analysis.source import MORE_SAMPLES, Source
 from edge_grpo.statistics.bootstrap import Bootstrap
 
@@ -51,7 +51,7 @@ def group_kinds(source: Source) -> pd.DataFrame:
     )
 
 
-def collapse(source: Source, bootstrap: Bootstrap) -> Answer:
+def collapse(source: Source, bootstrap: Bootstrap) -> Finding:
     """Shares of groups by how many of their responses are right (2507.21848, advantage collapse)."""
     groups = group_kinds(source)
     sizes = source.frame.groupby("group").size()
@@ -62,13 +62,13 @@ def collapse(source: Source, bootstrap: Bootstrap) -> Answer:
     )
     if largest == 1:
         why = "Groups are not available, because there is one response to a question: " + source.hint(MORE_SAMPLES)
-        return Answer("collapse", TITLE, measured, notes=[why])
+        return Finding("collapse", TITLE, measured, notes=[why])
     if source.kind == "evaluation":
         return _of_evaluation(groups, measured, bootstrap)
     return _of_run(source, groups, f"{measured} {CORRECTED}", bootstrap)
 
 
-def _of_run(source: Source, groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) -> Answer:
+def _of_run(source: Source, groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) -> Finding:
     shares, changes = list(_before_and_after(groups, bootstrap)), list(_by_correction(groups, bootstrap))
     tables = {
         "groups": Table(f"{len(groups):,} groups, as sampled and after correction.", BEFORE_AND_AFTER, shares),
@@ -76,14 +76,14 @@ def _of_run(source: Source, groups: pd.DataFrame, measured: str, bootstrap: Boot
         "transitions": _transitions(groups),
     }
     equal, (revived, created, _) = shares[-1], changes
-    findings = [
+    statements = [
         f"Groups with {UNIFORM}: {show(equal['before'], 'share')} as sampled, {show(equal['after'], 'share')} after "
         "correction.",
         f"Correction revives {show(revived['of all'], 'share')} of all groups and makes "
         f"{show(created['of all'], 'share')} uniform itself.",
     ]
     notes = [] if source.frame["branch"].any() else ["No response was corrected: after is before."]
-    return Answer("collapse", TITLE, measured, findings, tables, notes)
+    return Finding("collapse", TITLE, measured, statements, tables, notes)
 
 
 def _by_correction(groups: pd.DataFrame, bootstrap: Bootstrap) -> Iterator[Row]:
@@ -124,7 +124,7 @@ def _transitions(groups: pd.DataFrame) -> Table:
     return Table("Groups by what they were before and are after.", columns, rows)
 
 
-def _of_evaluation(groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) -> Answer:
+def _of_evaluation(groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) -> Finding:
     names = sorted(groups["benchmark"].unique())
     parts = {name: groups["benchmark"] == name for name in names}
     if len(names) > 1:
@@ -139,14 +139,14 @@ def _of_evaluation(groups: pd.DataFrame, measured: str, bootstrap: Bootstrap) ->
         for name, part in parts.items()
     ]
     columns: dict[str, Unit] = {"benchmark": "text", "groups": "count", **dict.fromkeys(KINDS, "share")}
-    findings = [
+    statements = [
         f"{show(rows[0]['all wrong'], 'share')} of groups are all wrong, "
         f"{show(rows[0]['all right'], 'share')} all right."
     ]
     notes = [
-        "Groups after correction are not available, because an evaluation corrects nothing: analyse the run itself."
+        "Groups after correction are not available, because an evaluation corrects nothing: analyze the run itself."
     ]
-    return Answer("collapse", TITLE, measured, findings, {"groups": Table("Groups.", columns, rows)}, notes)
+    return Finding("collapse", TITLE, measured, statements, {"groups": Table("Groups.", columns, rows)}, notes)
 
 
 def _kind(right: "pd.api.typing.SeriesGroupBy") -> pd.Series:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
+from edge_grpo.analysis.finding import Finding, Row, Table, Unit, show
 from edge_grpo.analysis.source import MORE_SAMPLES, Source
 from edge_grpo.statistics.auroc import wins_and_pairs
 from edge_grpo.statistics.bootstrap import Bootstrap, Floats, divide, unit_sums
@@ -28,7 +28,7 @@ LEVEL_COLUMNS: dict[str, Unit] = {
 }
 
 
-def entropy(source: Source, bootstrap: Bootstrap) -> Answer:
+def entropy(source: Source, bootstrap: Bootstrap) -> Finding:
     """Distributions and AUROC of the mean token entropy of right and wrong responses (2507.21848, Eq. 3)."""
     run = source.kind == "run"
     measured = MEASURED.format(
@@ -43,7 +43,7 @@ def entropy(source: Source, bootstrap: Bootstrap) -> Answer:
     if not right.any() or right.all():
         both = "has no entropies" if frame.empty else f"holds no {'wrong' if right.all() else 'right'} response"
         notes.append(f"A comparison is not available, because {source.path} {both}.")
-        return Answer("entropy", TITLE, measured, notes=notes)
+        return Finding("entropy", TITLE, measured, notes=notes)
     whole = _Compared(frame, bootstrap)
     levels = [whole.pooled("all responses", np.zeros(len(frame), dtype=np.intp))]
     coarse = "step" if run else "benchmark"
@@ -65,11 +65,11 @@ def entropy(source: Source, bootstrap: Bootstrap) -> Answer:
             levels,
         ),
     }
-    findings = [
+    statements = [
         f"AUROC of entropy for wrong against right: {show(levels[0]['AUROC, over pairs'], 'number')} over all "
         f"responses, {show(levels[-1]['AUROC, mean over groups'], 'number')} {levels[-1]['compared']}."
     ]
-    return Answer("entropy", TITLE, measured, findings, tables, notes)
+    return Finding("entropy", TITLE, measured, statements, tables, notes)
 
 
 def _columns() -> dict[str, Unit]:

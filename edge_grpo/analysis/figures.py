@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from edge_grpo.analysis.branches import BRANCHES, CORRECTING, not_sampled
 from edge_grpo.analysis.collapse import KINDS, UNIFORM, group_kinds
-from edge_grpo.analysis.finding import Answer, Row
+from edge_grpo.analysis.finding import Finding, Row
 from edge_grpo.analysis.source import Source
 from edge_grpo.statistics.bootstrap import Estimate
 from edge_grpo.statistics.palette import KINDS as GROUP_COLOURS
@@ -23,14 +23,14 @@ KIND_COLOURS = {kind: GROUP_COLOURS[kind.replace(" ", "_")] for kind in KINDS}
 POINTS = 40
 
 
-def draw_figures(source: Source, answers: Sequence[Answer]) -> dict[str, Figure]:
-    """Name of the answer -> its figure, for the answers that have one."""
+def draw_figures(source: Source, findings: Sequence[Finding]) -> dict[str, Figure]:
+    """Name of the finding -> its figure, for the findings that have one."""
     drawn = {}
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.85):
-        for answer in answers:
-            figure = _DRAWERS[answer.name](source, answer) if answer.tables else None
+        for finding in findings:
+            figure = _DRAWERS[finding.name](source, finding) if finding.tables else None
             if figure is not None:
-                drawn[answer.name] = figure
+                drawn[finding.name] = figure
     return drawn
 
 
@@ -60,10 +60,10 @@ def _forest(axis: Axes, rows: Sequence[Row], label: Callable[[Row], str], column
     axis.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def _reflection(source: Source, answer: Answer) -> Figure | None:
+def _reflection(source: Source, finding: Finding) -> Figure | None:
     if source.kind == "run":  # one number, and `branches` has its curve
         return None
-    rows = answer.tables["repairs"].rows if "repairs" in answer.tables else []
+    rows = finding.tables["repairs"].rows if "repairs" in finding.tables else []
     if not rows:
         return None
     figure, axes = _panels("Wrong responses repaired", "Right responses broken", "Net change of accuracy")
@@ -81,7 +81,7 @@ def _reflection(source: Source, answer: Answer) -> Figure | None:
     return figure
 
 
-def _entropy(source: Source, answer: Answer) -> Figure:
+def _entropy(source: Source, finding: Finding) -> Figure:
     figure, axes = _panels("Entropy of responses", "Within a question", "AUROC for wrong against right")
     frame = source.frame[source.frame["entropy"].notna()]
     frame = frame.assign(response=np.where(frame["correct"], "right", "wrong"))
@@ -93,7 +93,7 @@ def _entropy(source: Source, answer: Answer) -> Figure:
     if both.any():
         _histogram(axes[1], frame[both], "centred")
     axes[1].set_xlabel("entropy minus the mean of its group, nats")
-    rows = [row for row in answer.tables["auroc"].rows if row["pairs"]]
+    rows = [row for row in finding.tables["auroc"].rows if row["pairs"]]
     _forest(axes[2], rows, lambda row: str(row["compared"]), "AUROC, over pairs", [RIGHT] * len(rows))
     axes[2].axvline(0.5, color="black", lw=1, ls="--")
     axes[2].set_xlabel("AUROC over pairs (0.5: tells nothing)")
@@ -121,7 +121,7 @@ def _histogram(axis: Axes, frame: pd.DataFrame, column: str, *, log_scale: bool 
         legend.set_title("")
 
 
-def _collapse(source: Source, answer: Answer) -> Figure:
+def _collapse(source: Source, finding: Finding) -> Figure:
     groups = group_kinds(source)
     if source.kind == "evaluation":
         return _collapse_of_benchmarks(groups)
@@ -159,7 +159,7 @@ def _collapse_of_benchmarks(groups: pd.DataFrame) -> Figure:
     return figure
 
 
-def _branches(source: Source, answer: Answer) -> Figure:
+def _branches(source: Source, finding: Finding) -> Figure:
     figure, axes = _panels("Right after correction", "Tokens in updates that the policy did not sample")
     frame = source.frame.assign(at=_windows(source.frame["step"]), unsampled=not_sampled(source.frame))
     wrong, in_update = frame[~frame["correct"]], frame[frame["advantage"].notna()]
@@ -184,8 +184,8 @@ def _branches(source: Source, answer: Answer) -> Figure:
     return figure
 
 
-def _multipliers(source: Source, answer: Answer) -> Figure:
-    with_multipliers = "multipliers" in answer.tables
+def _multipliers(source: Source, finding: Finding) -> Figure:
+    with_multipliers = "multipliers" in finding.tables
     titles = ["Multiplier 1 / P^", "Effective-gradient fraction"]
     figure, axes = _panels(*titles[0 if with_multipliers else 1 :])
     frame = source.frame
@@ -219,7 +219,7 @@ def _finish(axes: Sequence[Axes]) -> None:
         axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
 
-_DRAWERS: Mapping[str, Callable[[Source, Answer], Figure | None]] = {
+_DRAWERS: Mapping[str, Callable[[Source, Finding], Figure | None]] = {
     "reflection": _reflection,
     "entropy": _entropy,
     "collapse": _collapse,

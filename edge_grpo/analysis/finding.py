@@ -28,14 +28,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One question of the analysis.
+class Finding:
+    """What was found on one question.
 
     Args:
         name: in analysis.json and of the figure's files.
         title: heading.
         measured: what is measured and how, a paragraph.
-        findings: the main numbers as sentences.
+        statements: the main numbers as sentences.
         tables: name -> table.
         notes: what is not available, why, and the way to get it; what was left out.
     """
@@ -43,7 +43,7 @@ class Answer:
     name: str
     title: str
     measured: str
-    findings: Sequence[str] = ()
+    statements: Sequence[str] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
+from edge_grpo.analysis.finding import Finding, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
 from edge_grpo.statistics.bootstrap import Bootstrap
 
@@ -23,30 +23,30 @@ MULTIPLIER_COLUMNS: dict[str, Unit] = {
 GRADIENT_COLUMNS: dict[str, Unit] = {"over": "text", "number": "count", "with a gradient": "share"}
 
 
-def multipliers(source: Source, bootstrap: Bootstrap) -> Answer:
+def multipliers(source: Source, bootstrap: Bootstrap) -> Finding:
     """Quantiles of 1 / P^ after the clamp (2507.21848, Eq. 6 and 7), and the effective-gradient fraction."""
     if source.kind == "evaluation":
         why = (
-            "Multipliers and gradients are not available, because an evaluation trains nothing: analyse the run itself."
+            "Multipliers and gradients are not available, because an evaluation trains nothing: analyze the run itself."
         )
-        return Answer("multipliers", TITLE, MEASURED, notes=[why])
+        return Finding("multipliers", TITLE, MEASURED, notes=[why])
     gradient = _gradient(source, bootstrap)
     tables = {"gradient": Table("Effective-gradient fraction.", GRADIENT_COLUMNS, gradient)}
-    findings = [
+    statements = [
         f"{show(gradient[0]['with a gradient'], 'share')} of rows and "
         f"{show(gradient[1]['with a gradient'], 'share')} of response tokens have a gradient."
     ]
     if source.frame["multiplier"].isna().all():
         why = "Multipliers are not available, because no row has one: the run used no EDA, or every group collapsed."
-        return Answer("multipliers", TITLE, MEASURED, findings, tables, [why])
+        return Finding("multipliers", TITLE, MEASURED, statements, tables, [why])
     rows = _multipliers(source, bootstrap)
     tables = {"multipliers": Table("1 / P^ over rows.", MULTIPLIER_COLUMNS, rows), **tables}
-    findings.insert(
+    statements.insert(
         0,
         f"Multiplier: median {show(rows[0]['median'], 'number')}, 95 % quantile {show(rows[0]['95 %'], 'number')}, "
         f"at most {show(rows[0]['max'], 'number')}; clamped {show(rows[0]['clamped'], 'share')}.",
     )
-    return Answer("multipliers", TITLE, MEASURED, findings, tables)
+    return Finding("multipliers", TITLE, MEASURED, statements, tables)
 
 
 def _multipliers(source: Source, bootstrap: Bootstrap) -> list[Row]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edge_grpo.analysis.finding import Answer, Row, Table, Unit, show
+from edge_grpo.analysis.finding import Finding, Row, Table, Unit, show
 from edge_grpo.analysis.source import Source
 from edge_grpo.statistics.bootstrap import Bootstrap, Estimate, Floats, divide, unit_sums
 
@@ -46,12 +46,12 @@ MARKER_COLUMNS: dict[str, Unit] = {
 }
 
 
-def reflection(source: Source, bootstrap: Bootstrap) -> Answer:
+def reflection(source: Source, bootstrap: Bootstrap) -> Finding:
     """Repaired and broken shares of the paper's section on reflection (2507.21848)."""
     return _of_run(source, bootstrap) if source.kind == "run" else _of_evaluation(source, bootstrap)
 
 
-def _of_run(source: Source, bootstrap: Bootstrap) -> Answer:
+def _of_run(source: Source, bootstrap: Bootstrap) -> Finding:
     frame = source.frame
     taken = (frame["branch"] == "reflect") & ~frame["correct"]
     notes = [
@@ -64,17 +64,17 @@ def _of_run(source: Source, bootstrap: Bootstrap) -> Answer:
             "Forced reflection is not available, because no response took the branch `reflect`: "
             "use correction=guided or forced_reflection",
         )
-        return Answer("reflection", TITLE, OF_RUN, notes=notes)
+        return Finding("reflection", TITLE, OF_RUN, notes=notes)
     row = _repair_row("forced", "rollouts", taken, ~taken & False, frame["correct_after"], source, bootstrap)
     columns = {name: REPAIR_COLUMNS[name] for name in ("reflection", "over", "wrong", "repaired")}
     table = Table("Wrong responses that the policy was made to reflect on.", columns, [row])
-    findings = [
+    statements = [
         f"Forced reflection repairs {show(row['repaired'], 'share')} of {show(row['wrong'], 'count')} wrong responses."
     ]
-    return Answer("reflection", TITLE, OF_RUN, findings, {"repairs": table}, notes)
+    return Finding("reflection", TITLE, OF_RUN, statements, {"repairs": table}, notes)
 
 
-def _of_evaluation(source: Source, bootstrap: Bootstrap) -> Answer:
+def _of_evaluation(source: Source, bootstrap: Bootstrap) -> Finding:
     frame = source.frame
     rows, notes = list(_repair_rows(source, bootstrap)), []
     kinds = {row["reflection"] for row in rows}
@@ -89,7 +89,7 @@ def _of_evaluation(source: Source, bootstrap: Bootstrap) -> Answer:
             "before it."
         )
     tables = {"repairs": Table("Repaired and broken responses.", REPAIR_COLUMNS, rows)} if rows else {}
-    findings = [_sentence(row) for row in rows if row["over"] == "all"]
+    statements = [_sentence(row) for row in rows if row["over"] == "all"]
     marker = frame["reflection"].notna()
     if marker.any() and not marker.all():
         tables["markers"] = Table(
@@ -97,7 +97,7 @@ def _of_evaluation(source: Source, bootstrap: Bootstrap) -> Answer:
             MARKER_COLUMNS,
             [_marker_row(source, marker.to_numpy(), bootstrap)],
         )
-    return Answer("reflection", TITLE, OF_EVALUATION, findings, tables, notes)
+    return Finding("reflection", TITLE, OF_EVALUATION, statements, tables, notes)
 
 
 def _repair_rows(source: Source, bootstrap: Bootstrap) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Rows of rollouts.jsonl and completions.parquet, each column held against what it must be."""
+"""Rows of rollouts.jsonl, each column checked against what it must hold."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from edge_grpo.errors import UserError
 
@@ -31,19 +30,6 @@ ROLLOUTS: Mapping[str, str] = {
 }
 OF_EDA = {"eda/multiplier": "multiplier", "eda/clamped": "clamped"}
 """name in the file -> ours, of columns that only runs with advantage=entropy_driven have"""
-COMPLETIONS: Mapping[str, str] = {
-    "benchmark": "text",
-    "problem": "text",
-    "sample": "count",
-    "correct": "truth",
-    "tokens": "count",
-    "finish_reason": "text",
-    "entropy": "number?",
-    "reflection": "text?",
-    "correct_before_reflection": "truth?",
-    "forced_correct": "truth?",
-    "forced_tokens": "count?",
-}
 EXPECTED = {"count": "a whole number from 0", "text": "a text", "truth": "true or false", "number": "a finite number"}
 
 
@@ -70,20 +56,6 @@ def read_rollouts(path: Path) -> pd.DataFrame:
         rows.append(row)
     frame = pd.DataFrame(rows, index=pd.Index(places), dtype=object).rename(columns=OF_EDA)
     return _checked(path, frame.assign(**{name: None for name in OF_EDA.values() if name not in frame}), ROLLOUTS)
-
-
-def read_completions(path: Path) -> pd.DataFrame:
-    """An evaluation's completions.parquet, without its texts.
-
-    Raises:
-        UserError: a file or a row that is something else, or no rows.
-    """
-    try:
-        file = pq.ParquetFile(path)
-        frame = file.read([name for name in COMPLETIONS if name in file.schema_arrow.names]).to_pandas()
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return _checked(path, frame.set_axis(pd.RangeIndex(1, len(frame) + 1)).astype(object), COMPLETIONS)
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -114,11 +86,9 @@ def _column(path: Path, column: pd.Series, kind: str) -> pd.Series:
             f"{path}:{bad.index[0]}: {column.name} is {value!r} ({type(value).__name__}), "
             f"expected {EXPECTED[kind]}{' or null' if optional else ''}"
         )
-    if kind == "text":
-        return column.where(~none, None)
-    if kind == "truth":
-        return column.where(~none, pd.NA).astype("boolean" if optional else bool)
-    return column.where(~none, np.nan).astype(int if kind == "count" and not optional else float)
+    if kind in ("text", "truth"):
+        return column.astype(str if kind == "text" else bool)
+    return column.where(~none, np.nan).astype(int if kind == "count" else float)
 
 
 def _is_number(value: Any) -> bool:

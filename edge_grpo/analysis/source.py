@@ -1,7 +1,7 @@
-"""What is analysed: the rollouts of a run, or the completions of an evaluation."""
+"""What is analyzed: the rollouts of a run, or the completions of an evaluation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +10,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edge_grpo.analysis.rows import read_completions, read_rollouts
+from edge_grpo.analysis.rows import read_rollouts
 from edge_grpo.errors import UserError, first_lines
+from edge_grpo.evaluation.completions import read_completions
 
 log = logging.getLogger(__name__)
 
 ROLLOUTS_FILE, COMPLETIONS_FILE = "rollouts.jsonl", "completions.parquet"
+COMPLETIONS: Mapping[str, Any] = {
+    "benchmark": str,
+    "problem": str,
+    "correct": bool,
+    "finish_reason": str,
+    "entropy": float,
+    "reflection": object,
+    "correct_before_reflection": "boolean",
+    "forced_correct": "boolean",
+}
+"""columns of completions.parquet -> types to compute with; "boolean" has nulls"""
 MORE_SAMPLES = "evaluation.num_samples=8 evaluation.temperature=0.6"
 
 
@@ -50,11 +62,11 @@ class Source:
     def hint(self, setting: str) -> str:
         """How to get what a run alone cannot tell."""
         if self.kind == "evaluation":
-            return f"evaluate again with `edge-grpo-evaluate {setting}` and analyse that"
+            return f"evaluate again with `edge-grpo-evaluate {setting}` and analyze that"
         if not self.evaluations:
             folder = self.path.parent
             return f"`edge-grpo-evaluate run={folder} {setting}`, then `edge-grpo-analyze source=<its folder>`"
-        return f"analyse an evaluation of the run: `edge-grpo-analyze source={self.evaluations[0]}`"
+        return f"analyze an evaluation of the run: `edge-grpo-analyze source={self.evaluations[0]}`"
 
 
 def find_source(source: str) -> Path:
@@ -77,7 +89,7 @@ def find_source(source: str) -> Path:
             return path / name
     below = sorted(file.parent for name in (ROLLOUTS_FILE, COMPLETIONS_FILE) for file in path.rglob(name))
     if below:
-        raise UserError(f"source={source}: holds several to analyse, give one of them\n{first_lines(below)}")
+        raise UserError(f"source={source}: holds several to analyze, give one of them\n{first_lines(below)}")
     if (path / "config.yaml").is_file():
         raise UserError(
             f"source={source}: the run has no {ROLLOUTS_FILE}. edge-grpo-train writes it in every iteration, unless "
@@ -113,7 +125,7 @@ def load_source(source: str, iterations: Sequence[int] | None) -> Source:
     if path.suffix == ".parquet":
         if iterations is not None:
             raise UserError("iterations is for runs, an evaluation has none: remove it")
-        frame = read_completions(path)
+        frame = read_completions(path, list(COMPLETIONS)).astype(dict(COMPLETIONS))
         return Source(path, "evaluation", _numbered(frame, ["benchmark", "problem"], ["benchmark", "problem"]))
     # Each rank wrote the groups that it sampled; the first one's file is the one that is named.
     ranks = sorted(path.parent.glob(f"{path.stem}_rank*{path.suffix}"))

@@ -1,4 +1,4 @@
-"""Completions with their grading, as rows of a table: what every score and analysis is computed from."""
+"""completions.parquet: every graded response of an evaluation, from which scores and analyses are computed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from edge_grpo.errors import UserError
-from edge_grpo.rewards.base import WeightedRewards
-from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.types import ScoredRollout
 
 SCHEMA = pa.schema(
     [
@@ -37,28 +35,13 @@ SCHEMA = pa.schema(
 )
 """columns of completions.parquet"""
 
+OPTIONAL = (
+    *("answer", "entropy", "reflection", "correct_before_reflection"),
+    *("forced_response", "forced_tokens", "forced_correct"),
+)
+"""columns in which a row may be null"""
 FILE = "completions.parquet"
 _PARTS = ".parts"
-
-
-def graded(scored: ScoredRollout, rewards: WeightedRewards) -> pd.DataFrame:
-    """The columns of `SCHEMA` that grading alone gives, one row a response."""
-    rollout = scored.rollout
-    problems = [rollout.problem_of(row) for row in range(rollout.num_rows)]
-    return pd.DataFrame(
-        {
-            "problem": [p.id for p in problems],
-            "sample": [row % rollout.num_generations for row in range(rollout.num_rows)],
-            "question": [p.question for p in problems],
-            "answers": [list(p.answers) for p in problems],
-            "response": scored.texts,
-            "tokens": [len(r) for r in rollout.responses],
-            "finish_reason": [r.finish_reason for r in rollout.responses],
-            "answer": pd.Series([last_boxed(text) for text in scored.texts], dtype=object),
-            "correct": scored.scores.correct.numpy(),
-            "unparsed": rewards.unparsed(problems, scored.texts),
-        }
-    )
 
 
 class CompletionStore:
@@ -125,28 +108,45 @@ def _write(rows: pd.DataFrame, path: Path) -> None:
         raise
 
 
-def read_completions(path: Path) -> pd.DataFrame:
+def read_completions(path: Path, columns: Sequence[str] = SCHEMA.names) -> pd.DataFrame:
     """The rows of a completions.parquet.
 
     Args:
         path: the file, or the folder of an evaluation.
+        columns: those of `SCHEMA` that are returned; texts are most of the file.
 
     Raises:
-        UserError: no such file, or another kind of table.
+        UserError: no such file, another kind of table, or a value that no evaluation writes, by its row.
     """
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{file}: cannot be read as completions ({str(error).splitlines()[0]})") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise UserError(f"{file}: no column {', '.join(missing)}: not the {FILE} of edge-grpo-evaluate")
+        names = pq.read_schema(file).names
+        missing = [name for name in SCHEMA.names if name not in names]
+        if missing:
+            raise UserError(f"{file}: no column {', '.join(missing)}: not the {FILE} of edge-grpo-evaluate")
+        table = pq.read_table(file, columns=list(columns))
+        table = table.cast(pa.schema([SCHEMA.field(name) for name in columns]))
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{file}: not the {FILE} of edge-grpo-evaluate ({str(error).splitlines()[0]})") from error
     if not table.num_rows:
         raise UserError(f"{file}: holds no completions")
-    try:
-        return table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: not the {FILE} of edge-grpo-evaluate ({str(error).splitlines()[0]})") from error
+    _check_values(file, table)
+    return table.to_pandas()
+
+
+def _check_values(file: Path, table: pa.Table) -> None:
+    """Refuse the first value that no evaluation writes: null where there must be one, a count below 0, infinity."""
+    for name in table.column_names:
+        column, expected = table[name].combine_chunks(), str(table[name].type)
+        good = pc.is_valid(column)
+        if pa.types.is_integer(column.type):
+            good, expected = pc.greater_equal(column, 0), "a whole number from 0"
+        elif pa.types.is_floating(column.type):
+            good, expected = pc.is_finite(column), "a finite number"
+        row = pc.index(pc.fill_null(pc.if_else(pc.is_null(column), name in OPTIONAL, good), False), False).as_py()
+        if row >= 0:
+            raise UserError(
+                f"{file}: row {row} (counted from 0) has {name} = {column[row].as_py()}, expected {expected}"
+            )

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 
 from edge_grpo.data.base import PromptTemplate
 from edge_grpo.errors import UserError
-from edge_grpo.evaluation.completions import graded
+from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.results import problem_values
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.policy.base import Policy

@@ -13,10 +13,11 @@ from edge_grpo.runs.directory import check_writable
 def analyze(cfg: DictConfig) -> None:
     """Read, count, draw, write."""
     # Imported here: the command line is checked before pandas and matplotlib are loaded.
-    from edge_grpo.analysis.build import analyse
+    from edge_grpo.analysis import build
     from edge_grpo.command_line.check import instantiate
 
-    analyse(str(cfg.source), Path(cfg.paths.run_dir), iterations=cfg.iterations, bootstrap=instantiate(cfg.bootstrap))
+    folder, bootstrap = Path(cfg.paths.run_dir), instantiate(cfg.bootstrap)
+    build.analyze(str(cfg.source), folder, iterations=cfg.iterations, bootstrap=bootstrap)
 
 
 def check_settings(folder: Path, config: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.command_line.check import instantiate, to_dict
 from edge_grpo.errors import UserError, first_lines
-from edge_grpo.evaluation.completions import CompletionStore, graded, read_completions
+from edge_grpo.evaluation.completions import CompletionStore, read_completions
 from edge_grpo.evaluation.golds import grade_golds
+from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.reflection import spontaneous
 from edge_grpo.evaluation.results import reflection_line, results_markdown, summarise
 from edge_grpo.evaluation.subject import identify, load_subject
