@@ -22,7 +22,7 @@ def message_of(error: BaseException) -> str:
 
 
 def first_lines(items: Sequence[object]) -> str:
-    """The first of many, one an indented line, and how many more there are.
+    """The first texts of many, each on an indented line, and the number of the others.
 
     >>> print(first_lines(range(11)).replace("\\n", ""))
       0  1  2  3  4  5  6  7  8  9  ... and 1 more

@@ -76,7 +76,7 @@ class Response:
             (temperature and truncation included); 0 for injected and reference tokens, which were put there
             with probability one.
         entropies: [L] float32, nats, full-vocabulary entropy of the policy at the rollout temperature where the
-            token was sampled, before truncation; 0 for injected and reference tokens, where nobody looked.
+            token was sampled, before truncation; 0 for injected and reference tokens, for which none was computed.
         provenance: [L] int8, values of `Provenance`.
         finish_reason: "stop" if an EOS or a stop string ended it, "length" if the budget did.
     """
@@ -173,7 +173,7 @@ class Step(NamedTuple):
     """One optimiser step.
 
     Args:
-        loss: sum of the micro-batches' shares on this rank.
+        loss: sum of the micro-batch losses on this rank.
         grad_norm: global norm before clipping.
         bad: indices of the micro-batches on this rank whose loss or gradient is not finite; None if the step was
             taken. An empty tuple: skipped for another rank's sake.

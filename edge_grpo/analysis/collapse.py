@@ -1,4 +1,4 @@
-"""Which groups can teach nothing: before correction, after it, and because of it."""
+"""How many groups have collapsed before correction, after it, and because of it."""
 
 from collections.abc import Iterator
 

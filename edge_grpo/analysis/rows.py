@@ -34,10 +34,10 @@ EXPECTED = {"count": "a whole number from 0", "text": "a text", "truth": "true o
 
 
 def read_rollouts(path: Path) -> pd.DataFrame:
-    """A run's rollouts.jsonl; a last line that a kill cut is left out.
+    """The rows of a run's rollouts.jsonl; a last line that a kill cut is left out.
 
     Raises:
-        UserError: a line that is no row of it, by file and line, or no rows at all.
+        UserError: the file has no rows, or a line is no such row; the message names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

@@ -39,9 +39,9 @@ class Source:
         path: the file.
         kind: where the rows come from.
         frame: [N] rows as in the file, and `question` and `group`, numbers from 0 without gaps. A question is the
-            unit that is resampled; a group holds the responses to one question from one policy, so all of an
-            evaluation's to it and those of one iteration's in a run.
-        evaluations: of the run, the folders of its evaluations.
+            unit that is resampled. A group holds the responses to one question from one policy: all of them in an
+            evaluation, those of one iteration in a run.
+        evaluations: folders of the run's evaluations.
     """
 
     path: Path
@@ -118,7 +118,7 @@ def load_source(source: str, iterations: Sequence[int] | None) -> Source:
         iterations: [first, last] of a run that count; None for all.
 
     Raises:
-        UserError: nothing to read there, rows that are something else, iterations that the run does not have.
+        UserError: there is nothing to read, the rows are something else, or the run does not have these iterations.
     """
     path = find_source(source)
     check_iterations(iterations)
@@ -143,7 +143,7 @@ def _numbered(frame: pd.DataFrame, question: list[str], group: list[str]) -> pd.
 def _groups(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of one file with `again`, which tells groups of the same problem in one iteration apart.
 
-    Without the last group if a kill cut it: half a group would count as mixed or not by chance.
+    Leaves out the last group if a kill cut it: half a group would count as mixed or not by chance.
     """
     frame = frame.assign(again=frame.groupby(["step", "problem", "row"]).cumcount())
     sizes = frame.groupby(["step", "problem", "again"])["row"].transform("size")

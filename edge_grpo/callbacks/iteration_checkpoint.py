@@ -38,14 +38,14 @@ def saving_signal_ignored() -> Iterator[None]:
 class IterationCheckpoint(Checkpoint):
     """Saves `<folder>/iteration-<n>` (see `runs/checkpoints.py`), and answers signals.
 
-    SIGUSR1 saves and goes on; SIGTERM and SIGINT save and end the run (a second one ends it at once). On one rank the
-    answer comes at once, unless the weights are on the move: the state as of the last boundary is kept by reference,
-    and until the first optimiser step of an iteration it still is the policy's state, so what is lost is a rollout
-    that a resumed run draws again. For the same reason an error costs no more than the iteration it ends. On several
-    ranks, and between that step and the boundary, the answer waits for the boundary, where the ranks agree on it.
+    SIGUSR1 saves and goes on; SIGTERM and SIGINT save and end the run (a second one ends it at once). On one rank a
+    signal is answered at once, except during the update. The state of the last boundary is kept by reference; until the
+    first optimiser step of an iteration it is the policy's state, so only a rollout is lost, which a resumed run draws
+    again. For the same reason an error costs at most the iteration that it ends. During the update, and on several
+    ranks, the answer waits for the boundary, where the ranks agree on it.
 
-    A checkpoint that cannot be written is told and passed over on one rank: the one before it stays. While updates
-    are skipped for want of a finite gradient the boundary is the one before the first of them.
+    On one rank a checkpoint that cannot be written is reported and skipped; the one before it stays. While updates are
+    skipped because a gradient is not finite, the state from before the first skipped update is the one that is saved.
 
     Args:
         folder: of the checkpoints.

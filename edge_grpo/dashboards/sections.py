@@ -1,6 +1,6 @@
 """What the dashboard shows: panels by section, each with what it says about advantage collapse.
 
-Names only; `build.py` makes W&B's panels of them. tests/test_dashboard.py holds every name against loggers/metrics.py.
+Names only; `build.py` makes W&B's panels of them. tests/test_dashboard.py looks every name up in loggers/metrics.py.
 """
 
 from dataclasses import dataclass

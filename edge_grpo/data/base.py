@@ -77,7 +77,7 @@ class ProblemDataModule(pl.LightningDataModule):
         """Training and held-out problems, without tokens; rows that do not fit join `bad_rows`."""
 
     def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
-        """(training, held-out) problems, given those that passed the checks; a subclass may draw one of the other."""
+        """(training, held-out) problems of those that passed the checks; a subclass may hold out training problems."""
         return train, held_out
 
     def load_prepared(
@@ -97,7 +97,7 @@ class ProblemDataModule(pl.LightningDataModule):
             grade: (problems, texts) -> [n] bool, right or not.
             ungradable: problems -> what is wrong with their gold answers, as `found: expected ...`; None where they
                 can be graded.
-            hold_out: False leaves `held_out_problems` empty, and what `divide` would draw stays among the others.
+            hold_out: False leaves `held_out_problems` empty and keeps all problems for training.
 
         Raises:
             UserError: bad rows under `on_bad_row=error`, a field that no row has, or nothing left to train on.

@@ -21,8 +21,8 @@ class DemonstrationDataModule(ArithmeticDataModule):
         worked    the worked solution
         repaired  a wrong boxed guess, `wait_phrase`, a new line, the worked solution
         guess     a wrong guess, boxed, outright
-        unboxed   the same in words, without the box (begun unlike a worked solution, or a model that samples its
-                  first digit could not know which of the two it is in)
+        unboxed   the same in words, without the box; it begins unlike a worked solution, because a model that has
+                  written a first digit could not know otherwise which of the two follows
 
     Args:
         phases: in order, each {iterations, styles: style -> probability}; the last one goes on for ever.
@@ -86,7 +86,7 @@ class DemonstrationDataModule(ArithmeticDataModule):
         return self._encoded(problem, self._tokenizer)
 
     def template_for(self, problem: Problem) -> PromptTemplate:
-        """The style rides in the id of a demonstration."""
+        """The id of a demonstration names its style."""
         return self.steps_template if problem.id == "asked" else self.template
 
     def _respond(self, rng: random.Random, style: str, answer: int, solution: str) -> str:

@@ -129,7 +129,7 @@ def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list
 def divided(
     train: list[Problem], held_out: list[Problem], count: int | None, source: str, held_out_source: str | None
 ) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems: `count` held out of `train` if there is no other source, else of `held_out`.
+    """(training, held-out) problems: `count` held out of `held_out` if it has a source of its own, else of `train`.
 
     Raises:
         UserError: too few problems.

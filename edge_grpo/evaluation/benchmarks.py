@@ -60,8 +60,8 @@ class HubBenchmark:
 class ArithmeticBenchmark:
     """Chains of one length out of those that `data=arithmetic` holds out, so that no training problem is among them.
 
-    That holds for data with the same lengths, operands and problem_seed only; other ones draw other chains, and short
-    ones meet again.
+    This holds only for data with the same lengths, operands and problem_seed. Other settings draw other chains, and
+    short chains may then be in both.
 
     Args:
         terms: numbers in a chain.

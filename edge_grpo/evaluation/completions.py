@@ -57,7 +57,7 @@ class CompletionStore:
         self.path, self._parts = folder / FILE, folder / _PARTS
 
     def load(self) -> pd.DataFrame:
-        """What there is so far, in the order of its writing; an empty table at first."""
+        """The rows written so far, in that order; an empty table at first."""
         paths = sorted(self._parts.glob("*.parquet")) or ([self.path] if self.path.exists() else [])
         tables = [pq.read_table(path, schema=SCHEMA) for path in paths]
         return pa.concat_tables(tables).to_pandas() if tables else SCHEMA.empty_table().to_pandas()

@@ -18,8 +18,8 @@ from edge_grpo.types import Rollout
 class ResponseEntropy:
     """P_i = mean over the response's tokens of the full-vocabulary entropy in nats (2507.21848, eq. 3).
 
-    Of the distribution at temperature 1, whatever the responses were sampled at: at a low temperature every entropy
-    is near 0 and tells nothing. One forward pass over the finished responses.
+    The distribution is taken at temperature 1, whatever the responses were sampled at: at a low temperature every
+    entropy is near 0 and tells nothing. It takes one forward pass over the finished responses.
 
     Args:
         microbatch_tokens: bound on the tokens of one forward pass.

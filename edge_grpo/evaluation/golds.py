@@ -1,4 +1,4 @@
-"""Does the grader accept the gold answers themselves? What it does not accept no model can get right."""
+"""Does the grader accept the gold answers themselves? A problem whose gold answer it refuses counts as wrong always."""
 
 import json
 import logging

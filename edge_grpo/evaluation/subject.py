@@ -40,7 +40,7 @@ def identify(cfg: DictConfig) -> dict[str, Any]:
         it has had in that run; weights: SHA-256 of the files, None on the hub.
 
     Raises:
-        UserError: none or both of them, or no run or model there.
+        UserError: neither or both are given, or there is no such run or model.
     """
     if (cfg.run is None) == (cfg.get("model") is None):
         found = "both are given" if cfg.run is not None else "neither is given"
@@ -73,7 +73,7 @@ def load_subject(cfg: DictConfig, *, own_template: bool) -> Subject:
 
     Args:
         cfg: of the program: `run`, `model`, `data.template`, `accelerator`, `allowed_targets`.
-        own_template: `data.template` was chosen by the user; else a run's prompts are those that it was trained on.
+        own_template: whether the user chose `data.template`; if not, a run keeps the template of its training.
 
     Raises:
         UserError: it cannot be loaded, or the accelerator is not there.

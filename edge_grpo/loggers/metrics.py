@@ -4,15 +4,16 @@ The step of every metric is the number of updates the policy has had (iteration 
 the updated policy at step i + 1). W&B has it as `iteration`, the x-axis of every metric.
 
 Where TRL's GRPOTrainer logs the same quantity the name is TRL's behind `train/`, so a dashboard made for TRL shows a
-run of ours. What is not as there:
+run of ours. What differs from TRL:
 
-- `train/reward*`, `train/rewards/*` and `train/frac_reward_zero_std` are after correction, which TRL has not;
+- `train/reward*`, `train/rewards/*` and `train/frac_reward_zero_std` are after correction, which TRL does not have;
   `train/completions/*` and `train/entropy` are of the responses as sampled.
-- `train/reward_group_std` is what TRL does not log: what the advantage divides by.
+- `train/reward_group_std`, which the advantage divides by, is not in TRL.
 - `train/clip_ratio/*` are means over update epochs of the iteration.
-- `train/num_tokens` counts response tokens that were trained on, TRL's all tokens with the prompts.
+- `train/num_tokens` counts the response tokens that were trained on; TRL's counts all tokens, with the prompts.
 - TRL's `step_time` is `timing_s/total`.
-- `train/completions/*terminated_length` and other metrics of nothing are absent, where TRL logs 0.
+- A metric over nothing is absent, such as `train/completions/*terminated_length` if every response was cut; TRL
+  logs 0.
 
 The column *summary* says what W&B keeps of a run: `last` is the plain value under the metric's own name; of
 `max`, `min` and `mean` W&B keeps `<name>.max` (and so on) beside `<name>.last`. The column *ranks* says how the values
@@ -57,7 +58,7 @@ METRICS: dict[str, Metric] = {
     ),
     "train/completions/min_terminated_length": Metric("tokens", "shortest of them", ranks="min"),
     "train/completions/max_terminated_length": Metric("tokens", "longest of them", ranks="max"),
-    "train/loss": Metric("loss", "sum of the micro-batches' shares, mean over update epochs", ranks="sum"),
+    "train/loss": Metric("loss", "sum of the micro-batch losses, mean over update epochs", ranks="sum"),
     "train/grad_norm": Metric("norm", "global gradient norm before clipping, mean over update epochs"),
     "train/skipped_steps": Metric(
         "steps", "optimiser steps of the iteration that were skipped: loss or gradient not finite", "max"

@@ -35,7 +35,7 @@ def _span(kind: str, text: str) -> str:
 
 
 def as_markdown(row: Row) -> str:
-    """One row as a heading and an indented block, in which what was not sampled stands between [kind: and ]."""
+    """One row as a heading and an indented block; text that was not sampled is marked as [kind: text]."""
     text = "".join(text if kind == "sampled" else f"[{kind}: {text}]" for kind, text in row["pieces"])
     head = f"{row['id']}: reward {row['reward']:g}, {'right' if row['correct'] else 'wrong'}"
     block = "\n".join(f"    {line}" for line in text.splitlines())

@@ -197,7 +197,7 @@ class WandbMetrics(RunLogger, WandbLogger):
         return run
 
     def _open(self, step: int) -> dict[str, Any] | None:
-        """The row of `step` after those before it are sent; None if W&B has it already."""
+        """The row of `step`, once the rows before it are sent; None if W&B has it already."""
         assert self.experiment is not None  # begun by now, so that `_sent` is known
         if self._row is None or self._row[0] != step:
             self.save()
@@ -207,7 +207,7 @@ class WandbMetrics(RunLogger, WandbLogger):
         return self._row[1]
 
     def _recorded(self, step: int) -> dict[str, Any]:
-        """What `metrics.csv` has of `step` in a run that goes on; steps before it that W&B has not are sent."""
+        """The row of `step` in a resumed run's `metrics.csv`; earlier steps that W&B lacks are sent first."""
         if step > self._recorded_to <= self._sent:
             return {}
         rows = recorded(self._folder)
@@ -222,7 +222,7 @@ class WandbMetrics(RunLogger, WandbLogger):
         self._sent = step
 
     def _define(self, name: str) -> None:
-        """Its summary, once a run of this process. Not by pattern: W&B knows `*` at the end of a name only."""
+        """Tell W&B the metric's summary, once. Not by pattern: W&B knows `*` at the end of a name only."""
         metric = self._definitions.get(name) or describe(name)
         if metric is not None and metric.summary != "last":
             self.experiment.define_metric(name, step_metric="iteration", summary=f"{metric.summary},last")

@@ -1,4 +1,4 @@
-"""Which runs are the same experiment with another seed, and what to call it: by what differs between them."""
+"""Arms: runs that differ in their seed only are one arm, and what differs between arms labels them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ def label_arms(runs: Sequence[Run]) -> list[str]:
     (`edge_grpo, advantage.clamp=4`). Where that does not tell two arms apart (a default has changed between two
     versions, say), the settings that differ follow. A run whose settings cannot be read is `UNKNOWN`.
 
-    What differs is looked for among the runs that count: a failed one has the label of the arm whose settings it has,
-    and says all that tells it from the others where there is no such arm.
+    Labels come from the runs that count. A failed run gets the label of the arm that has its settings; without such an
+    arm its label holds all that differs from the other runs.
     """
     counting = [run for run in runs if run.usable and run.settings]
     if not counting or len(counting) == len(runs):
@@ -50,7 +50,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _compared(run: Run) -> dict[str, Any]:
-    """The settings that make the arm; a seed that follows the run's, and the place of our own files, do not."""
+    """The settings that define the arm, with seeds that follow the run's and paths of our own files made equal."""
     typed = _typed(run)
     kept = {}
     for key, value in run.settings.items():
@@ -80,7 +80,7 @@ def _typed(run: Run) -> dict[str, str]:
 
 
 def _typed_labels(distinct: Sequence[Mapping[str, Any]], members: Sequence[Sequence[Run]]) -> list[str]:
-    """`name, key=value`, of what all runs of an arm were given and not all arms were."""
+    """`name, key=value` with what was typed for all runs of an arm and not for all arms."""
     common = [dict(set.intersection(*({*_typed(run).items()} for run in arm))) for arm in members]
     # In the order in which they were typed.
     order = list(dict.fromkeys(key for arm in members for run in arm for key in _typed(run)))
@@ -96,7 +96,7 @@ def _typed_labels(distinct: Sequence[Mapping[str, Any]], members: Sequence[Seque
 
 
 def _tells_apart(key: str, common: Sequence[Mapping[str, str]], distinct: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether arms differ in it: in the setting, or in the option typed where it is a group."""
+    """Whether arms differ in this key: in the setting or, of a config group, in the option that was typed."""
     if any(key in one for one in distinct):
         return any(one.get(key) != distinct[0].get(key) for one in distinct)
     return any(typed.get(key) != common[0].get(key) for typed in common)
@@ -116,7 +116,7 @@ def _told_apart(i: int, labels: Sequence[str], distinct: Sequence[Mapping[str, A
 
 
 def newest_of_each_seed(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Positions of the runs that enter the tables, and what is to be said of the others that could have.
+    """Positions of the runs that enter the tables, and a note on each finished run that a newer one replaces.
 
     Of several finished runs with the same arm and seed the newest wins.
     """

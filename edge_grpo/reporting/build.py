@@ -1,4 +1,4 @@
-"""The report, from where the runs are to the page."""
+"""The report as a whole: read the runs, aggregate them, write tables, figures and the page."""
 
 import logging
 import shlex
@@ -119,7 +119,7 @@ def _arms(members: Sequence[Member], baseline: str | None) -> Arms:
 
 
 def _notes(members: Sequence[Member], total: int, confidence: float) -> list[str]:
-    """What makes arms less comparable than a table looks."""
+    """What makes arms less comparable than a table suggests."""
     notes = []
     if len(members) < total:
         notes.append(f"{total - len(members)} of {total} runs are not in the tables and figures: see Runs.")

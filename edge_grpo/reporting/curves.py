@@ -34,10 +34,10 @@ class Curve:
 def curve(members: Sequence[Member], of: Curve, axis: str) -> pd.DataFrame:
     """Columns arm, seed, x, y; empty where no run logged it.
 
-    Seeds of an arm share their iterations, and are drawn where all of them have a value. Elsewhere their points do not
-    coincide, so each seed is interpolated linearly at the same `GRID` places of the range that all of them cover.
-    Training metrics are smoothed first; where an iteration has none, because no response was right say, they are
-    interpolated between those that do.
+    Against iterations, an arm is drawn where all of its seeds have a value. On the other axes the seeds have different
+    points, so each seed is interpolated linearly at the same `GRID` places of the range that all of them cover.
+    Training metrics are smoothed first. An iteration without a value (of the entropy of right responses, if none was
+    right) gets one by interpolation between its neighbours.
     """
     frames = []
     for arm in dict.fromkeys(member.arm for member in members):
@@ -82,7 +82,7 @@ def window(iterations: int) -> int:
 def _places(member: Member, axis: str, *, after: bool) -> pd.Series:
     """step -> place on the axis: at the end of iteration `step`, or where `step` iterations had been done.
 
-    Time is that of iterations, evaluation excluded: how often one looks is no cost of an arm.
+    Time excludes evaluation: how often one evaluates is no cost of an arm.
     """
     run = member.run
     if axis == ITERATIONS:
@@ -110,8 +110,8 @@ def _where_all_are(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
 def evaluated_at(member: Member) -> dict[str, pd.Series]:
     """set -> (step -> avg@n): what was evaluated during training, and afterwards of its checkpoints.
 
-    Points of unequal sampling make no curve: of a set that training evaluated otherwise, the later evaluations count
-    if there are several.
+    Points of unequal sampling make no curve. Where training evaluated a set with other sampling than the later
+    evaluations, the later ones count if there are several, else those of training.
     """
     run = member.run
     logged = {name.split("/")[1]: run.column(name) for name in run.logged if fnmatch(name, "eval/*/avg@*")}

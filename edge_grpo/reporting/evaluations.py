@@ -19,7 +19,7 @@ class Evaluation:
     """One results.json.
 
     Attributes:
-        name: of the evaluation; one of a checkpoint has the name of that of the run's end.
+        name: of the evaluation; an evaluation of a checkpoint has the same name as that of the run's end.
         iteration: updates that the policy had had.
         num_samples: n, responses to a problem.
         settings: num_samples and sampling as text: scores of unequal settings are not comparable.
@@ -43,7 +43,7 @@ def read_evaluations(run: Path) -> tuple[Evaluation, ...]:
     """The evaluations in a run's folder, earliest iteration first, then in the order in which they were written.
 
     Raises:
-        UserError: a results.json that is none.
+        UserError: a results.json that edge-grpo-evaluate did not write.
     """
     found = [_read(path) for path in run.glob("evaluation/*/results.json")]
     return tuple(sorted(found, key=lambda e: (e.iteration, e.written)))
@@ -90,6 +90,6 @@ def sampling_of(settings: Mapping[str, object]) -> str:
 
 
 def comparable(evaluations: Sequence[Evaluation], shown: Evaluation) -> list[Evaluation]:
-    """Those of other iterations with the name and settings of the one that is shown: the newest of each iteration."""
+    """The evaluations with the name and settings of `shown`, the newest of each iteration."""
     same = [e for e in evaluations if (e.name, e.settings) == (shown.name, shown.settings)]
     return list({e.iteration: e for e in same}.values())

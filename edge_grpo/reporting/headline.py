@@ -1,4 +1,4 @@
-"""The sentences at the top: made from the numbers, with what the numbers do not show."""
+"""The sentences at the top of the page: which arm is best, and how far the intervals support that."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
 
 def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:
-    """The best arm in the first column, which others its interval does not tell it from, and the baseline beside it."""
+    """The best arm of the first column, the arms whose intervals overlap its own, and its lead over the baseline."""
     if not numbers.compared:
         return []
     found, column = lookup(numbers.scores), numbers.compared[0]

@@ -36,11 +36,11 @@ class Arms:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a report says of its runs; frames are those of `aggregated`.
+    """What a report says of its runs; the frames have the columns of `aggregated`.
 
     Attributes:
         columns: of the main table.
-        compared: those of them in which arms are compared with the baseline.
+        compared: columns in which arms are compared with the baseline.
         problems: benchmark -> number of problems, where all evaluations agree on it.
         scores: of edge-grpo-evaluate, or held-out accuracy if nothing was evaluated.
         differences: of `compared`, to the baseline.

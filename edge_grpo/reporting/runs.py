@@ -106,7 +106,7 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def _configs(root: Path) -> Iterator[Path]:
-    """Also those under a sweep's folder that is called as a part of a run is."""
+    """Every run's config, also in a sweep whose folder has the name of a part of a run, such as `model`."""
     found = [p for p in root.rglob("config.yaml") if ".hydra" not in p.relative_to(root).parts[:-2]]
     runs = {p.parent for p in found if p.parent.name != ".hydra"}
     return (p for p in found if not any(_is_inside(p.parent, run) for run in runs))
@@ -164,7 +164,7 @@ def _read(folder: Path) -> Run:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Dotted; of a run that failed before it wrote its config, what Hydra recorded, as far as it resolves."""
+    """Dotted settings. For a run that failed before it wrote its config: Hydra's record, as far as it resolves."""
     written = folder / "config.yaml"
     path = written if written.is_file() else folder / ".hydra" / "config.yaml"
     try:

@@ -29,9 +29,9 @@ class Member:
 
 
 def chosen(run: Run, name: str | None) -> Evaluation | None:
-    """The evaluation of the run's end that the tables show: the one of that name, or else the last; None without any.
+    """The evaluation of the run's end that the tables show: the last one, of that name if given; None without any.
 
-    Those of checkpoints, and of the end that a run had before it went on, are not shown.
+    Evaluations of checkpoints are not shown, nor those of the former end of a run that was trained further.
     """
     wanted = [e for e in run.evaluations if e.iteration == run.iterations and name in (None, e.name)]
     return wanted[-1] if wanted else None

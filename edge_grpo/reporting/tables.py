@@ -129,7 +129,7 @@ def _is_best(arm: str, column: Column, found: Mapping[tuple[str, str, str], Esti
 
 
 def _seeds(estimates: Sequence[Estimate | None]) -> Cell:
-    """Over how many seeds the row's cells are, or how many to how many."""
+    """The number of seeds behind the row's cells, or its range."""
     counts = sorted({0 if estimate is None else estimate.n for estimate in estimates}) or [0]
     return Cell(str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}")
 
