@@ -88,7 +88,7 @@ class RewardAdvantage:
         raise NotImplementedError
 
     def zero_advantage_groups(self, inputs: AdvantageInputs) -> Tensor:
-        """Rewards say it all."""
+        """The groups whose advantages are all 0, taken from the rewards alone."""
         advantages, _ = self(inputs)
         return (advantages == 0).view(len(inputs.grouped_rewards), -1).all(1)
 

@@ -59,6 +59,7 @@ class GRPOModule(PolicyModule):
         self.num_generations, self.update_epochs = num_generations, update_epochs
         # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
+        self._rollouts = 0  # responses that this iteration has generated, a correction's too
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
 
@@ -69,7 +70,7 @@ class GRPOModule(PolicyModule):
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
         """One iteration on P problems; Lightning hands what is returned to the callbacks."""
-        graded_before = self.rewards.counts
+        graded_before, self._rollouts = self.rewards.counts, 0
         with self.timed("total"):
             with self.timed("rollout"):
                 rollout = self.roll_out(batch.problems)
@@ -84,7 +85,7 @@ class GRPOModule(PolicyModule):
                 size = UpdateSize(*map(int, self.total_over_ranks(*update.size())))
                 steps = update.run(self.update_epochs, size, self.optimise)
             rate = self.step_scheduler()
-        self._count(sampled, corrected, update)
+        self._count(update)
         metrics = {"train/learning_rate": rate, "train/num_tokens": float(self.num_tokens)}
         metrics["train/num_rollouts"] = float(self.num_rollouts)
         metrics |= grpo_metrics(sampled, corrected, update, steps, self.correction, self.total_over_ranks)
@@ -150,15 +151,15 @@ class GRPOModule(PolicyModule):
         return self._reference[0].to(device=self.device, dtype=next(self.model.parameters()).dtype)
 
     def _generate(self, stage: str, prefixes: list[list[int]], budgets: list[int], *, call: int) -> list[Response]:
+        self._rollouts += len(prefixes)
         generator = self._generator(stage, call)
         return self.rollout.generate(self.policy, prefixes, budgets, self.rollout.sampling, generator)
 
     def _generator(self, stage: str, call: int = 0) -> torch.Generator:
         return stage_generator(self.seed, stage, iteration=self.iteration, rank=self.global_rank, call=call)
 
-    def _count(self, sampled: ScoredRollout, corrected: Corrected, update: GRPOUpdate) -> None:
-        """Add this iteration's trained tokens and sampled responses, of all ranks."""
-        rollouts = sampled.rollout.num_rows + corrected.branches.count("reflect")
-        trained, sampled_rows = self.total_over_ranks(int(update.batch.response_lengths.sum()), rollouts)
+    def _count(self, update: GRPOUpdate) -> None:
+        """Add this iteration's trained tokens and generated responses, of all ranks."""
+        trained, rollouts = self.total_over_ranks(int(update.batch.response_lengths.sum()), self._rollouts)
         self.num_tokens += int(trained)
-        self.num_rollouts += int(sampled_rows)
+        self.num_rollouts += int(rollouts)

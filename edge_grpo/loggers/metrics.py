@@ -65,7 +65,7 @@ METRICS: dict[str, Metric] = {
     ),
     "train/learning_rate": Metric("1", "learning rate of the iteration"),
     "train/num_tokens": Metric("tokens", "response tokens trained on so far, all ranks"),
-    "train/num_rollouts": Metric("responses", "responses sampled so far, reflections included, all ranks"),
+    "train/num_rollouts": Metric("responses", "responses generated so far, those of corrections included, all ranks"),
     "collapse/before/all_wrong": Metric("share", "groups without a right response, as sampled", "mean"),
     "collapse/before/all_right": Metric("share", "groups of right responses only, as sampled", "mean"),
     "collapse/before/mixed": Metric("share", "groups with right and wrong responses, as sampled", "mean"),

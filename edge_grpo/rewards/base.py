@@ -20,7 +20,7 @@ GRADING_COUNTS = ("total", "fast", "cached", "unparsed", "timeout", "error", "cr
 
 
 class Reward(Protocol):
-    """One reward: n problems and n response texts in, [n] float32 out.
+    """One reward: n problems and n response texts in, [n] numbers out (`FunctionReward` makes one of a function).
 
     It may have `counts` (answers so far, `GRADING_COUNTS`), `state_dict` and `load_state_dict` (plain types, for
     checkpoints) and, under the name `accuracy`, `ungradable` (what is wrong with each problem, or None) and `unparsed`
@@ -65,7 +65,10 @@ class WeightedRewards:
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
         """Grade n responses, each exactly once."""
-        parts = {name: self._finite(name, reward(problems, texts), problems) for name, reward in self.rewards.items()}
+        parts = {
+            name: self._finite(name, _numbers(name, reward, reward(problems, texts), len(texts)), problems)
+            for name, reward in self.rewards.items()
+        }
         total = torch.zeros(len(texts), dtype=torch.float32)
         for name, part in parts.items():
             total += self.weights[name] * part
@@ -110,6 +113,27 @@ class WeightedRewards:
         self._counts["values"] += len(part)
         self._counts["not_finite"] += int(finite.logical_not().sum())
         return torch.where(finite, part, 0.0)
+
+
+def _numbers(name: str, reward: Reward, values: Any, n: int) -> Tensor:
+    """What a reward returned, as [n] float32.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        part = torch.as_tensor(values).to(torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = repr(values)
+        raise UserError(
+            f"reward {name} ({type(reward).__name__}) returned {found[:80]}, expected {n} numbers"
+        ) from error
+    if tuple(part.shape) != (n,):
+        raise UserError(
+            f"reward {name} ({type(reward).__name__}) returned shape {tuple(part.shape)} for {n} responses, "
+            f"expected ({n},)"
+        )
+    return part
 
 
 def score_rollout(rollout: Rollout, rewards: WeightedRewards, decode: Callable[[Tensor], str]) -> ScoredRollout:
