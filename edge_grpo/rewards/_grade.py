@@ -23,6 +23,25 @@ _EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
 _MIXED = re.compile(r"([+-]?\d+)[ ~]+(\d+)/(\d+)")  # else read as 3 + 1/2 -> 2
 _POWER_OF_TEN = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")  # else the product 4.5 * e * 33
 _PERCENTAGE = re.compile(r"([^%,]+?)\s*\\?%")
+# Answers of the usual kinds, each with a gold answer that costs a comparison.
+_USUAL = (
+    (r"62.5\%", "5/8"),
+    (r"3\frac{1}{2}", r"\frac{14}{4}"),
+    (r"-\frac{1}{4}", "0.26"),
+    (r"2\sqrt{12}", r"\sqrt{48}"),
+    ("x^2 + 3x + 2", "(x+1)(x+3)"),
+    (r"12\text{ cm}^2", r"12\,\mathrm{kg}"),
+    (r"\left( \frac{1}{2}, -3 \right)", "(0.5, -2)"),
+    ("3, -1, 2", "$3, 2, 1$"),
+    (r"(1, 2] \cup [4, \infty)", r"(1, 2)\cup[4,\infty)"),
+    (r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"),
+    (r"1.5 \times 10^{7}", "1.5e8"),
+    (r"\ln 2 + \frac{i\pi}{3}", r"\frac{\pi i}{3} + \ln 3"),
+    (r"\text{Monday}", "even"),
+    (r"90^\circ", "1,000"),
+    (r"y = \sin(2x) + \cos x", r"\tan^2 x \le 5"),
+    (r"\{1, 2\}", r"n! \binom{5}{2}"),
+)
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\!)?\\,(?:\\!)?(?=\d{3}(?!\d))")  # else 10\,000 is the product 10 * 0
 
 
@@ -33,6 +52,12 @@ def grade(pair: tuple[str, tuple[str, ...]]) -> Verdict:
     if any(_equal(_parsed(gold), prediction) for gold in golds):
         return "right"
     return "wrong" if _has_mathematics(prediction) else "unparsed"
+
+
+def warm_up() -> None:
+    """Fill the caches of the parser and of sympy, which every process that is forked from this one then has."""
+    for answer, gold in _USUAL:
+        grade((answer, (gold,)))
 
 
 def is_readable(text: str) -> bool:

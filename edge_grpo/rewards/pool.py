@@ -1,185 +1,228 @@
-"""Worker processes that can be killed: the only place where text that a model wrote is evaluated."""
+"""Processes that can be killed: the only place where text that a model wrote is evaluated."""
 
+import json
 import logging
-import os
 import threading
-import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
-
-from pebble import ProcessExpired, ProcessPool
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from edge_grpo.errors import UserError
-from edge_grpo.rewards._sandbox import enter_sandbox
-from edge_grpo.rewards._spawn import BareSpawnContext
+from edge_grpo.rewards import _frames
+from edge_grpo.rewards._fork_server import ForkServer, NotTakenUpError
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
-_POLL_S = 0.5
-_START_S = 120.0  # what a worker may take to start, or to be replaced, on a busy machine
-_TASKS_A_WORKER = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
+_START_S = 120.0  # what a worker may take to start, or to take up an item, on a busy machine
+_KERNEL_LAYERS = ("landlock", "seccomp")
+_LOST = {_frames.TIMEOUT: "timeout", _frames.ERROR: "error", _frames.CRASH: "crash"}
 
 
 class KillablePool:
-    """Runs a function over items in worker processes, each item with a hard time-out.
+    """Runs a function over items in sandboxed processes, each item with a hard time-out.
 
-    Workers start with the first `map`, by spawn (never a fork of a process with torch's threads), import only
-    `preload` and the function's own module, and die with this process. One that hangs or dies is replaced. Once
-    workers have started, nothing that happens to them raises: the items are lost and counted. May be called from
-    several threads; the calls take turns.
+    A worker is a fork server: it imports `preload` and forks the processes that do the items. Workers start with the first `map`, share nothing with this
+    process but two pipes, and die with it. One that dies or hangs is replaced. Once workers have started, nothing that
+    happens to them raises: the items are lost and counted. May be called from several threads; the calls take turns.
 
     Args:
-        workers: number of processes.
+        workers: number of items at once.
         timeout_s: seconds an item may take, counted from when a worker takes it up.
-        memory_limit_gb: address space of a worker in GiB (Linux).
-        preload: modules that a worker imports before its first item.
+        memory_limit_gb: address space of a process in GiB (Linux).
+        items_per_process: items that a process does before it ends. With 1, what an item does to the interpreter
+            concerns no other item, which items that Python evaluates need; a fork costs about 10 ms.
+        preload: modules that a worker imports before its first item; it calls their `warm_up`, if they have one.
 
     Attributes:
-        counts: items lost so far: `timeout`, `error` (the function raised), `crash` (the worker process died).
+        counts: items lost so far: `timeout`, `error` (the function raised, or its result is none), `crash` (the
+            process died).
 
     Raises:
         UserError: a number that is not positive.
     """
 
-    def __init__(self, workers: int, timeout_s: float, memory_limit_gb: float, preload: tuple[str, ...] = ()) -> None:
-        for name, value in (("workers", workers), ("timeout_s", timeout_s), ("memory_limit_gb", memory_limit_gb)):
+    def __init__(
+        self,
+        workers: int,
+        timeout_s: float,
+        memory_limit_gb: float,
+        items_per_process: int = 1,
+        preload: tuple[str, ...] = (),
+    ) -> None:
+        numbers = {"workers": workers, "timeout_s": timeout_s, "memory_limit_gb": memory_limit_gb}
+        for name, value in {**numbers, "items_per_process": items_per_process}.items():
             if value <= 0:
                 raise UserError(f"{name} must be positive, got {value}")
         self.workers = workers
         self.timeout_s = timeout_s
         self.memory_limit_gb = memory_limit_gb
+        self.items_per_process = items_per_process
         self.preload = preload
         self.counts = {"timeout": 0, "error": 0, "crash": 0}
+        self._layers = _KERNEL_LAYERS  # of which a worker uses those that its kernel offers
         self._has_started = False
-        self._pool: ProcessPool | None = None
+        self._servers: list[ForkServer | None] = [None] * workers
+        self._threads: ThreadPoolExecutor | None = None
         self._finalizer: weakref.finalize | None = None
         self._lock = threading.Lock()
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result | None]:
-        """`function` of each item in order; None where it timed out, raised or took its worker down (counted).
+    def map(
+        self, function: Callable[[Item], Any], items: Sequence[Item], is_result: Callable[[Any], bool]
+    ) -> list[Any | None]:
+        """`function` of each item in order; None where it timed out, raised or took its process down (counted).
 
         Args:
-            function: a module-level function of a module that is light to import.
+            function: a module-level function of a module that is light to import. Its result must be JSON.
             items: picklable.
+            is_result: whether a value is one that the function can return. It is asked here, of every value: a process
+                that an item took over can reply whatever it likes.
 
         Raises:
             UserError: the very first workers cannot start.
         """
-        results: list[Result | None] = [None] * len(items)
-        pending = list(range(len(items)))
+        outcomes: list[tuple[bytes, bytes]] = [(_frames.CRASH, b"")] * len(items)
+        rows = deque(range(len(items)))
         with self._lock:
-            for _ in range(_ATTEMPTS):
-                if pending:
-                    pending = self._attempt(function, items, pending, results)
-            self.counts["crash"] += len(pending)
-        if pending:
+            if items:
+                self._serve_all(rows, function, items, outcomes)
+        if rows:
             log.error(
                 "grading workers died or hung %d times in a row while they held no item: %d of %d items are lost; "
                 "is something killing them, or is the machine out of memory?",
                 _ATTEMPTS,
-                len(pending),
+                len(rows),
                 len(items),
             )
-        return results
+        return [self._value(kind, reply, is_result) for kind, reply in outcomes]
 
     def close(self) -> None:
         """Kill the workers. The next `map` starts new ones."""
         with self._lock:
             self._stop()
 
-    def _attempt(
+    def _serve_all(
         self,
-        function: Callable[[Item], Result],
+        rows: deque[int],
+        function: Callable[[Item], Any],
         items: Sequence[Item],
-        rows: list[int],
-        results: list[Result | None],
-    ) -> list[int]:
-        """Fill `results` at `rows`; return the rows that no worker took up because the pool broke."""
-        pool = self._running_pool()
-        if pool is None:
-            return rows
-        futures: list[Future[Result]] = []
-        for row in rows:
-            try:
-                futures.append(pool.schedule(function, args=(items[row],), timeout=self.timeout_s))
-            except RuntimeError:  # the pool broke meanwhile: this row and the later ones go to the next attempt
-                break
-        lost = rows[len(futures) :]
-        for row, future in zip(rows, futures, strict=False):
-            # The rows before this one are done, so a worker takes it up as soon as one is free or replaced.
-            error = _outcome(pool, future, within_s=2 * self.timeout_s + _START_S)
-            if error is None:
-                results[row] = future.result()
-            elif isinstance(error, BrokenProcessPool):
-                self._stop()
-                lost.append(row)
-            else:
-                self.counts[_kind(error)] += 1
-        return lost
+        outcomes: list[tuple[bytes, bytes]],
+    ) -> None:
+        """Fill `outcomes` at `rows`; leave there the rows that no worker took up."""
+        if self._threads is None:
+            # Linux sends the parent-death signal when the *thread* that started the child ends, and the caller's
+            # thread may be short-lived; these live as long as the workers.
+            self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="grading")
+            self._finalizer = weakref.finalize(self, _stop, self._servers, self._threads)
+        jobs = [
+            self._threads.submit(self._serve, slot, rows, function, items, outcomes)
+            for slot in range(min(self.workers, len(items)))
+        ]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:  # a signal of the run, or workers that do not start
+            rows.clear()
+            self._stop()
+            raise
 
-    def _running_pool(self) -> ProcessPool | None:
-        """The pool with live workers; None if workers that started once do not start again."""
-        if self._pool is not None and self._pool.active:
-            return self._pool
-        self._stop()
-        pool = ProcessPool(
-            max_workers=self.workers,
-            max_tasks=_TASKS_A_WORKER,
-            initializer=enter_sandbox,
-            initargs=(self.memory_limit_gb, os.getpid(), self.preload),
-            context=BareSpawnContext(),
-        )
-        # Linux sends the parent-death signal when the *thread* that started the child ends, and the caller's
-        # thread may be short-lived; this one lives as long as the pool.
-        launcher = ThreadPoolExecutor(1, thread_name_prefix="grading-launcher")
-        launcher.submit(lambda: pool.active).result()
-        self._pool = pool
-        self._finalizer = weakref.finalize(self, _stop, pool, launcher)
-        if _outcome(pool, pool.schedule(os.getpid), within_s=_START_S) is None:
+    def _serve(
+        self,
+        slot: int,
+        rows: deque[int],
+        function: Callable[[Item], Any],
+        items: Sequence[Item],
+        outcomes: list[tuple[bytes, bytes]],
+    ) -> None:
+        """Take rows and have the worker of this slot do them, until none is left or it died too often in a row."""
+        failures = 0
+        while failures < _ATTEMPTS:
+            try:
+                row = rows.popleft()
+            except IndexError:
+                return
+            try:
+                outcomes[row] = self._running(slot).run(function, items[row])
+                failures = 0
+            except NotTakenUpError:
+                self._servers[slot] = None
+                rows.appendleft(row)
+                failures += 1
+
+    def _running(self, slot: int) -> ForkServer:
+        """The worker of this slot.
+
+        Raises:
+            NotTakenUpError: it does not start.
+            UserError: no worker ever started.
+        """
+        server = self._servers[slot]
+        if server is None:
+            settings = {
+                "timeout_s": self.timeout_s,
+                "memory_limit_gb": self.memory_limit_gb,
+                "items_per_process": self.items_per_process,
+                "preload": self.preload,
+                "layers": self._layers,
+            }
+            try:
+                server = ForkServer(settings, _START_S)
+            except NotTakenUpError as error:
+                if self._has_started:
+                    raise
+                raise UserError(
+                    f"grading workers do not start with memory_limit_gb={self.memory_limit_gb}; "
+                    "their own message is above"
+                ) from error
+            self._servers[slot] = server
             self._has_started = True
-            return pool
-        self._stop()
-        if self._has_started:
-            return None
-        raise UserError(
-            f"grading workers do not start with memory_limit_gb={self.memory_limit_gb}; their own message is above"
-        )
+            _tell_layers(tuple(server.layers))
+        return server
+
+    def _value(self, kind: bytes, reply: bytes, is_result: Callable[[Any], bool]) -> Any | None:
+        if kind == _frames.VALUE:
+            try:
+                value = json.loads(reply)
+                if is_result(value):
+                    return value
+            except (ValueError, RecursionError):
+                pass
+            kind = _frames.ERROR
+        self.counts[_LOST[kind]] += 1
+        return None
 
     def _stop(self) -> None:
         if self._finalizer is not None:
             self._finalizer()
-        self._pool = self._finalizer = None
+        self._finalizer = self._threads = None
 
 
-def _stop(pool: ProcessPool, launcher: ThreadPoolExecutor) -> None:
-    pool.stop()
-    pool.join()
-    launcher.shutdown()
+def _stop(servers: list[ForkServer | None], threads: ThreadPoolExecutor) -> None:
+    for slot, server in enumerate(servers):
+        if server is not None:
+            server.kill()
+            servers[slot] = None
+    threads.shutdown()
 
 
-def _outcome(pool: ProcessPool, future: "Future[Result]", within_s: float) -> BaseException | None:
-    """Wait for the future's exception, or None.
-
-    BrokenProcessPool where none comes: a broken pool never resolves the items it had still queued, and one whose
-    worker was killed while it held the lock of the pipe hands out no items and ends none.
-    """
-    deadline = time.monotonic() + within_s
-    while True:
-        try:
-            return future.exception(timeout=_POLL_S if pool.active else 0)
-        except TimeoutError:
-            if not pool.active or time.monotonic() > deadline:
-                return BrokenProcessPool("the pool broke before this item began")
-
-
-def _kind(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    return "crash" if isinstance(error, ProcessExpired) else "error"
+@lru_cache(maxsize=None)
+def _tell_layers(layers: tuple[str, ...]) -> None:
+    """Log once what confines the processes that evaluate answers."""
+    missing = [layer for layer in _KERNEL_LAYERS if layer not in layers]
+    if not missing:
+        log.info("answers are graded in processes that the kernel confines (%s)", ", ".join(layers))
+        return
+    log.warning(
+        "answers are graded in processes that the kernel confines by %s; this kernel offers no %s, so %s",
+        ", ".join(layers) or "nothing",
+        " and no ".join(missing),
+        "they can read the files of this user"
+        if missing == ["landlock"]
+        else "code that is written to break out of Python can; grade answers that Python evaluates "
+        "(reward=reasoning_gym) on a machine that has it",
+    )

@@ -75,7 +75,7 @@ class ReasoningGymAccuracy:
         without_answer = len(texts) - len(items)
         for name, n in (("total", len(texts)), ("fast", without_answer), ("unparsed", without_answer)):
             self._counts[name] += n
-        for row, value in zip(rows, self._pool.map(self._score, items) if items else [], strict=True):
+        for row, value in zip(rows, self._pool.map(self._score, items, _is_score) if items else [], strict=True):
             scores[row] = value or 0.0
         return scores
 
@@ -99,3 +99,7 @@ class ReasoningGymAccuracy:
             return f"reward=reasoning_gym needs problem.extra keys {missing}"
         generator = problem.extra["generator"]
         return None if self._is_generator(generator) else f"reasoning_gym has no generator named {generator!r}"
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value <= 1

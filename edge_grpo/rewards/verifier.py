@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards._grade import Verdict, grade, is_readable
@@ -17,6 +17,7 @@ Pair = tuple[str | None, tuple[str, ...]]
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,30})(?:\.[0-9]{1,30})?")
 _IDLE_SPACE = re.compile(r"\s+(?!\w)|(?<!\w)\s+")  # not between two words or numbers: "1 2" is not "12"
 _CACHE_SIZE = 50_000
+_ITEMS_PER_PROCESS = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
 
 
 class AnswerVerifier(Protocol):
@@ -56,7 +57,7 @@ class MathVerifier:
         if max_answer_chars <= 0:
             raise UserError(f"max_answer_chars must be positive, got {max_answer_chars}")
         self.max_answer_chars = max_answer_chars
-        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=(grade.__module__,))
+        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, _ITEMS_PER_PROCESS, preload=(grade.__module__,))
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
         self._counts = {"total": 0, "fast": 0, "cached": 0, "unparsed": 0}
         self._lock = threading.Lock()
@@ -91,7 +92,7 @@ class MathVerifier:
             UserError: the workers cannot start.
         """
         hard = [gold for gold in dict.fromkeys(golds) if _number(gold) is None]
-        readable = dict(zip(hard, self._pool.map(is_readable, hard) if hard else [], strict=True))
+        readable = dict(zip(hard, self._pool.map(is_readable, hard, lambda value: isinstance(value, bool)) if hard else [], strict=True))
         return [not readable.get(gold, True) for gold in golds]
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class MathVerifier:
             key: self._cache[key] for key in hard if key in self._cache
         }
         new = [key for key in dict.fromkeys(hard) if key not in found]
-        for key, verdict in zip(new, self._pool.map(grade, new) if new else [], strict=True):
+        for key, verdict in zip(new, self._pool.map(grade, new, get_args(Verdict).__contains__) if new else [], strict=True):
             found[key] = verdict
             if verdict is not None:
                 self._cache[key] = verdict
