@@ -99,7 +99,14 @@ ESCAPES = (
     Escape("os, by importlib", f"__import__('importlib').import_module('os').{_SYSTEM}"),
     # foreign functions and other interpreters
     Escape("ctypes", _import("ctypes", "CDLL(None).system(b'touch CANARY')")),
-    Escape("_ctypes", _import("_ctypes", "call_function(__import__('_ctypes').dlsym(__import__('_ctypes').dlopen(None, 2), 'system'), (b'touch CANARY',))")),
+    Escape(
+        "_ctypes",
+        _import(
+            "_ctypes",
+            "call_function(__import__('_ctypes').dlsym(__import__('_ctypes').dlopen(None, 2), 'system'), "
+            "(b'touch CANARY',))",
+        ),
+    ),
     Escape(
         "ctypes, by loaded modules",
         "[m for m in list(__import__('sys').modules.values()) if 'CDLL' in vars(m)][0].CDLL(None)"
@@ -112,10 +119,14 @@ ESCAPES = (
     # later, or elsewhere in the process
     Escape("thread", _call(_import("threading", "Thread(target=open, args=('CANARY', 'w'))"), ".start() or f.join()")),
     Escape("atexit", _import("atexit", "register(open, 'CANARY', 'w')") + f" and {_import('sys', 'exit()')}"),
-    Escape("result that opens a file", "type('X', (), {'__reduce__': lambda x: (open, ('CANARY', 'w'))})()", None, False),
+    Escape(
+        "result that opens a file", "type('X', (), {'__reduce__': lambda x: (open, ('CANARY', 'w'))})()", None, False
+    ),
     Escape("eval of the next answer", "setattr(__import__('builtins'), 'eval', lambda text: 'escaped')"),
-    Escape("the hook's constants", "setattr(__import__('edge_grpo.rewards._sandbox', None, None, ['x']), "
-           f"'_WRITE_FLAGS', 0) or {_OPEN}"),
+    Escape(
+        "the hook's constants",
+        f"setattr(__import__('edge_grpo.rewards._interpreter', None, None, ['x']), '_WRITE_FLAGS', 0) or {_OPEN}",
+    ),
     Escape("the hook's builtins", f"setattr(__import__('builtins'), 'isinstance', lambda *x: False) or {_OPEN}"),
     Escape("a write to every descriptor", _FLOOD, None, False),
     Escape("a forged reply", "__import__('os').write(4, b'=\\x0a\\x00\\x00\\x00\"escaped\"')", None, False),
@@ -164,7 +175,10 @@ ESCAPES = (
     # memory
     Escape("memory bomb", "bytearray(9 << 27) and 'escaped'"),
     Escape("memory bomb in pieces", "[bytearray(64 << 20) for _ in range(18)] and 'escaped'", None, False),
-    Escape("memory in a file", _call(_import("os", "memfd_create('x')"), " and __import__('os').write(f, b'x') and 'escaped'")),
+    Escape(
+        "memory in a file",
+        _call(_import("os", "memfd_create('x')"), " and __import__('os').write(f, b'x') and 'escaped'"),
+    ),
 )
 
 
@@ -234,8 +248,11 @@ class Surroundings:
             found.append(f"the next answer became {after!r}")
         while True:
             state = self._state()
-            changes = [f"{key}: {self._before.get(key)} -> {state.get(key)}" for key in {**self._before, **state}
-                       if self._before.get(key) != state.get(key)]
+            changes = [
+                f"{key}: {self._before.get(key)} -> {state.get(key)}"
+                for key in {**self._before, **state}
+                if self._before.get(key) != state.get(key)
+            ]
             if found or changes or time.monotonic() > deadline:
                 return found + changes
             time.sleep(0.01)
@@ -268,7 +285,7 @@ class Surroundings:
 # comes back as a pool of the standard library would send it: pickled.
 _UNPROTECTED = """
 import ctypes, importlib.util, json, multiprocessing, os, pickle, signal, socket, subprocess, sys
-import edge_grpo.rewards._sandbox
+import edge_grpo.rewards._interpreter
 for line in sys.stdin:
     source, following = json.loads(line)
     reader, writer = os.pipe()

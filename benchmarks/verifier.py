@@ -9,6 +9,9 @@ completions). On the last line:
     hangs       calls that took longer than their time-outs explain: the limit and 2 s for a new worker for each of
                 them, shared among the workers, and once the limit and 10 s for everything else
     executions  canary files that exist afterwards; every text that asks for one names its own
+    escapes     attempts of `escapes.py` that left a trace, evaluated as reasoning_gym's scorers evaluate an answer; of
+                those that succeed where nothing protects, as is tried first. Where this kernel offers no Landlock, the
+                attempts to read a file succeed and are counted
     crashes     calls that raised, and gradings whose worker died
 
 Before that, the agreement with plain math-verify (`parse` and `verify` with their own settings, in this process, on the
@@ -26,12 +29,15 @@ from typing import Any
 
 from common import parser, report
 from completions import CANARY, Completion, completions
+from escapes import ESCAPES, NEXT, Surroundings, Unprotected
 from hydra.utils import instantiate
 from math_verify import parse, verify
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.command_line.run import config_dir
+from edge_grpo.rewards import _grade as grading
 from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.rewards.pool import KillablePool
 from edge_grpo.types import Problem
 
 BATCH = 128
@@ -91,6 +97,26 @@ def executions(folder: Path) -> int:
     return found
 
 
+def escapes(memory_limit_gb: float) -> tuple[int, int]:
+    """How many attempts left a trace, and how many would have, had nothing protected."""
+    pool = KillablePool(1, timeout_s=5.0, memory_limit_gb=memory_limit_gb, preload=(grading.__name__,))
+    unprotected = Unprotected()
+    left = possible = 0
+    with Surroundings() as surroundings:
+        for attempt in ESCAPES:
+            if attempt.is_controlled:
+                possible += bool(surroundings.traces(*unprotected.run(surroundings.source(attempt)), wait_s=2.0))
+                surroundings.restore()
+            result, after = (pool.map(eval, [text], bool)[0] for text in (surroundings.source(attempt), NEXT))
+            if traces := surroundings.traces(result, after):
+                print(f"escape: {attempt.name}: {traces}")
+                surroundings.restore()
+                left += 1
+    unprotected.close()
+    pool.close()
+    return left, possible
+
+
 def by_kind(made: Sequence[Completion], verdicts: Sequence[bool], plain: dict[int, bool]) -> list[dict[str, Any]]:
     """A row a kind; `plain`: row -> verdict of math-verify alone, of the ordinary ones."""
     rows = []
@@ -138,6 +164,8 @@ def main() -> None:
         rewards.rewards["accuracy"].verifier.close()  # its workers live in the folder that goes away
         executed = executions(Path(folder))
         os.chdir("/")
+    escaped, possible = escapes(memory_limit_gb=1.0)
+    print(f"attempts to escape: {len(ESCAPES)}, of which {possible} leave a trace where nothing protects")
     plain = {row: plain_verdict(c) for row, c in enumerate(made) if not c.is_hostile}
     counts = rewards.counts
     rows = by_kind(made, graded["verdicts"], plain)
@@ -146,6 +174,7 @@ def main() -> None:
         "n": n,
         "hangs": graded["hangs"],
         "executions": executed,
+        "escapes": escaped,
         "crashes": graded["raised"] + counts["crash"],
         "per_s": n / sum(graded["seconds"]),
     }

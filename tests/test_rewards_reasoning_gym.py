@@ -1,8 +1,8 @@
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from escapes import ESCAPES, NEXT_RESULT, Surroundings
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
@@ -17,6 +17,12 @@ def accuracy() -> Iterator[ReasoningGymAccuracy]:
     accuracy = ReasoningGymAccuracy(workers=1, timeout_s=5.0)
     yield accuracy
     accuracy.close()
+
+
+@pytest.fixture(scope="module")
+def surroundings() -> Iterator[Surroundings]:
+    with Surroundings() as made:
+        yield made
 
 
 def problem(generator: str, entry: dict[str, Any]) -> Problem:
@@ -42,15 +48,23 @@ def test_a_partial_score_is_not_right(accuracy: ReasoningGymAccuracy) -> None:
     assert scores.correct.tolist() == [False]
 
 
-@pytest.mark.parametrize("generator", ["string_insertion", "polynomial_multiplication", "countdown"])
+@pytest.mark.parametrize("generator", ["binary_matrix", "string_insertion", "polynomial_multiplication", "countdown"])
+@pytest.mark.parametrize(
+    "escape", ["os.system", "fork_exec", "fork_exec, by gc", "ctypes", "open", "result that opens a file"]
+)
 def test_an_answer_that_the_scorer_evaluates_touches_nothing(
-    accuracy: ReasoningGymAccuracy, generator: str, tmp_path: Path
+    accuracy: ReasoningGymAccuracy, surroundings: Surroundings, generator: str, escape: str
 ) -> None:
-    canary = tmp_path / "canary"
     row = problem(generator, {"question": "?", "answer": "1", "metadata": {"numbers": [1], "target": 1}})
-    attack = rf"\boxed{{__import__('os').system('touch {canary}')}}"
-    assert accuracy([row], [attack])[0] < 1.0
-    assert not canary.exists()
+    source = surroundings.source(next(attempt for attempt in ESCAPES if attempt.name == escape))
+    assert accuracy([row], [rf"\boxed{{{source}}}"])[0] < 1.0
+    assert surroundings.traces(None, NEXT_RESULT) == []
+
+
+def test_the_scorer_of_binary_matrix_does_evaluate_the_answer(accuracy: ReasoningGymAccuracy) -> None:
+    # Its score for the right matrix, written as Python instead of as text, is 0.1: else the attempts above attempt nothing.
+    matrix = problem("binary_matrix", {"question": "?", "answer": "0 1\n1 0", "metadata": {}})
+    assert accuracy([matrix], [r"\boxed{[[abs(0), 1], [1, 0]]}"]).tolist() == pytest.approx([0.1])
 
 
 def test_a_malformed_entry_scores_zero_and_is_counted(accuracy: ReasoningGymAccuracy) -> None:

@@ -1,4 +1,4 @@
-"""What model-written text can do outside the process that evaluates it: nothing, with the kernel's layers or without."""
+"""What model-written text can do outside the process that evaluates it, with the kernel's layers and without."""
 
 import json
 import pickle
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,32 @@ def evaluate(workers: KillablePool, item: str) -> Any:
     return workers.map(eval, [item], lambda value: True)[0]
 
 
-def confined_by(layers: tuple[str, ...], items_per_process: int = 1) -> KillablePool:
+def in_a_process_of_its_own(script: str) -> str:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@lru_cache
+def offered(change: str = "") -> list[str]:
+    """The layers that this kernel offers, after a change of our code."""
+    script = (
+        "import json, platform\nfrom edge_grpo.rewards import _landlock\n"
+        f"from edge_grpo.rewards._sandbox import Sandbox\n{change}\n"
+        f"print(json.dumps(Sandbox.of_this_kernel({KERNEL!r}).layers))"
+    )
+    return json.loads(in_a_process_of_its_own(script))
+
+
+def confined_by(layers: tuple[str, ...]) -> KillablePool:
     """A pool that makes use of these layers of the kernel and of all portable ones."""
     pytest.importorskip("reasoning_gym")
-    made = KillablePool(1, 5.0, 1.0, items_per_process, preload=SCORERS)
+    if not set(layers) <= set(offered()):
+        pytest.skip(f"this kernel offers {offered()} alone")
+    made = KillablePool(1, 5.0, 1.0, preload=SCORERS)
     made._layers = layers
     assert evaluate(made, "1 + 1") == 2
-    server = made._servers[0]
-    assert server is not None
-    if tuple(server.layers) != layers:
-        made.close()
-        pytest.skip(f"this kernel offers {server.layers} alone")
+    assert tuple(made._servers[0].layers) == layers
     return made
 
 
@@ -49,9 +65,16 @@ def surroundings() -> Iterator[Surroundings]:
         assert made.traces(None, 42) == []
 
 
-@pytest.fixture(scope="module", params=[KERNEL, ("seccomp",), ()], ids=["kernel", "seccomp", "portable"])
+@pytest.fixture(scope="module", params=[KERNEL, ()], ids=["kernel", "portable"])
 def workers(request: pytest.FixtureRequest) -> Iterator[KillablePool]:
     made = confined_by(request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def workers_without_landlock() -> Iterator[KillablePool]:
+    made = confined_by(("seccomp",))
     yield made
     made.close()
 
@@ -63,14 +86,26 @@ def unprotected() -> Iterator[Unprotected]:
     made.close()
 
 
+def traces_of(escape: Escape, workers: KillablePool, surroundings: Surroundings) -> list[str]:
+    server, timeouts = workers._servers[0], workers.counts["timeout"]
+    traces = surroundings.traces(evaluate(workers, surroundings.source(escape)), evaluate(workers, NEXT))
+    assert workers._servers[0] is server
+    assert workers.counts["timeout"] == timeouts
+    return traces
+
+
 @pytest.mark.parametrize("escape", ESCAPES, ids=lambda escape: escape.name)
 def test_an_escape_leaves_no_trace(workers: KillablePool, surroundings: Surroundings, escape: Escape) -> None:
-    server, timeouts = evaluate(workers, "__import__('os').getppid()"), workers.counts["timeout"]
-    traces = surroundings.traces(evaluate(workers, surroundings.source(escape)), evaluate(workers, NEXT))
-    assert evaluate(workers, "__import__('os').getppid()") == server
-    assert workers.counts["timeout"] == timeouts
+    traces = traces_of(escape, workers, surroundings)
     # What is documented to need a layer of the kernel must need it, or the documentation is wrong.
     assert bool(traces) == (escape.only is not None and escape.only not in workers._layers), traces
+
+
+@pytest.mark.parametrize("escape", [escape for escape in ESCAPES if escape.only], ids=lambda escape: escape.name)
+def test_without_landlock_files_can_be_read(
+    workers_without_landlock: KillablePool, surroundings: Surroundings, escape: Escape
+) -> None:
+    assert traces_of(escape, workers_without_landlock, surroundings)
 
 
 @pytest.mark.parametrize("escape", CONTROLLED, ids=lambda escape: escape.name)
@@ -104,12 +139,6 @@ def test_an_answer_cannot_reply_what_is_no_score() -> None:
     assert not any(map(_is_score, (float("nan"), 2.0, -1.0, float("inf"), "1.0", None, [1.0], True)))
 
 
-def in_a_process_of_its_own(script: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_without_its_confinement_a_process_evaluates_nothing(tmp_path: Path) -> None:
     task = pickle.dumps((eval, f"open({str(tmp_path / 'canary')!r}, 'w') and 1"))
     script = (
@@ -130,13 +159,9 @@ def test_without_its_confinement_a_process_evaluates_nothing(tmp_path: Path) -> 
     ],
 )
 def test_a_layer_that_the_kernel_does_not_offer_is_left_out(change: str, left: list[str]) -> None:
-    confined_by(KERNEL).close()  # or skip
-    script = (
-        "import json, platform\nfrom edge_grpo.rewards import _landlock\n"
-        f"from edge_grpo.rewards._sandbox import Sandbox\n{change}\n"
-        f"print(json.dumps(Sandbox.of_this_kernel({KERNEL!r}).layers))"
-    )
-    assert json.loads(in_a_process_of_its_own(script)) == left
+    if offered() != list(KERNEL):
+        pytest.skip(f"this kernel offers {offered()} alone")
+    assert offered(change) == left
 
 
 def test_the_log_says_once_what_protects_and_what_does_not(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +202,9 @@ def verdict(machine: str, number: int, arguments: tuple[int, ...] = (0, 0, 0), a
             at += if_true if (loaded == k if code == 0x15 else loaded & k) else if_false
 
 
-@pytest.mark.parametrize(("machine", "read", "openat", "fcntl", "ioctl"), [("x86_64", 0, 257, 72, 16), ("aarch64", 63, 56, 25, 29)])
+@pytest.mark.parametrize(
+    ("machine", "read", "openat", "fcntl", "ioctl"), [("x86_64", 0, 257, 72, 16), ("aarch64", 63, 56, 25, 29)]
+)
 def test_the_filter_lets_a_computation_pass_and_nothing_else(
     machine: str, read: int, openat: int, fcntl: int, ioctl: int
 ) -> None:

@@ -26,7 +26,7 @@ class ForkServer:
 
     Args:
         settings: `timeout_s`, `memory_limit_gb`, `preload`, `layers` and `items_per_process` of `_fork_server_main`.
-        start_s: seconds it may take to start, and to take up an item.
+        start_s: seconds it may take to start.
 
     Attributes:
         layers: what of the kernel confines the processes.
@@ -36,7 +36,6 @@ class ForkServer:
     """
 
     def __init__(self, settings: dict[str, Any], start_s: float) -> None:
-        self._start_s = start_s
         self._timeout_s: float = settings["timeout_s"]
         # Not the parent's `__main__`: that is the training program, which would load torch into every worker.
         self._process = subprocess.Popen(
@@ -55,14 +54,19 @@ class ForkServer:
             self.kill()
             raise NotTakenUpError from error
 
-    def run(self, function: Callable[[Any], Any], item: object) -> tuple[bytes, bytes]:
+    def run(self, function: Callable[[Any], Any], item: object, start_s: float) -> tuple[bytes, bytes]:
         """The kind of outcome (`_frames`) and, for VALUE, the JSON that a process which is not trusted replied.
+
+        Args:
+            function: of a module that the server can import.
+            item: its argument.
+            start_s: seconds until it must have taken up the item.
 
         Raises:
             NotTakenUpError: the server is gone, and the item was not begun.
         """
         try:
-            return self._within(self._start_s + self._timeout_s, lambda: self._exchange(function, item))
+            return self._within(start_s + self._timeout_s, lambda: self._exchange(function, item))
         except NotTakenUpError:
             self.kill()
             raise

@@ -9,39 +9,18 @@ to break out of the interpreter; they stop what a policy can stumble upon.
 Imported in the workers, so it must stay light: no torch.
 """
 
-import _imp
 import ctypes
 import importlib
 import os
-import posix
 import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from edge_grpo.rewards import _landlock, _seccomp
+from edge_grpo.rewards import _interpreter, _landlock, _seccomp
 
 _PR_SET_PDEATHSIG = 1
-
-# Imports of these are refused, and those that are loaded are emptied: a walk over loaded modules finds nothing either.
-_BANNED_MODULES = frozenset(
-    "_ctypes _ctypes_test ctypes cffi _cffi_backend _posixsubprocess subprocess pty _socket socket ssl _ssl "
-    "multiprocessing _multiprocessing _posixshmem mmap fcntl termios resource sqlite3 _sqlite3 dbm _dbm _gdbm "
-    "readline curses _curses syslog _testcapi _testinternalcapi _xxsubinterpreters _interpreters".split()
-)
-# Python raises no audit event for these, so they are taken away.
-_UNAUDITED = (
-    "mkfifo mknod nice setpriority sched_setaffinity sched_setparam sched_setscheduler memfd_create eventfd openpty "
-    "posix_openpt login_tty pidfd_open setns unshare chroot copy_file_range sendfile splice sync posix_fallocate "
-    "setpgid setsid tcsetpgrp"
-).split()
-_BANNED_EVENTS = frozenset(
-    "ctypes fcntl gc mmap os pty resource shutil socket sqlite3 subprocess syslog tempfile".split()
-)
-_ALLOWED_EVENTS = frozenset({"os.listdir", "os.scandir"})  # what an import needs
-_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -67,7 +46,7 @@ def preload(modules: Sequence[str]) -> None:
     for name in modules:
         getattr(importlib.import_module(name), "warm_up", lambda: None)()
     for name in sys.builtin_module_names:
-        if name not in _BANNED_MODULES:
+        if name not in _interpreter.BANNED_MODULES:
             importlib.import_module(name)
 
 
@@ -115,8 +94,7 @@ class Sandbox:
         if "seccomp" in self.layers:
             _seccomp.apply(libc)
         del libc
-        _remove_means()
-        sys.addaudithook(_guard())
+        _interpreter.disarm()
 
 
 def _holds(apply: Callable[[], None]) -> bool:
@@ -141,37 +119,3 @@ def _close_others(kept: set[int]) -> None:
         os.closerange(first, descriptor)
         first = descriptor + 1
     os.closerange(first, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65_536))
-
-
-def _remove_means() -> None:
-    """Take from the interpreter what it could reach outside with."""
-    for name in _UNAUDITED:
-        posix.__dict__.pop(name, None)
-        os.__dict__.pop(name, None)
-    importlib.import_module("signal").__dict__.pop("pidfd_send_signal", None)
-    importlib.import_module("_signal").__dict__.pop("pidfd_send_signal", None)
-    for name in [name for name in sys.modules if name.partition(".")[0] in _BANNED_MODULES]:
-        sys.modules.pop(name).__dict__.clear()
-    # It would make a fresh copy of a module that is built in, unseen by the audit hook; `preload` imported them all.
-    del _imp.create_builtin
-
-
-def _guard() -> Callable[[str, tuple[Any, ...]], None]:
-    """The audit hook. Its names are bound here, out of reach of code that changes modules or builtins."""
-    banned_modules, banned_events, allowed_events = _BANNED_MODULES | {"posix"}, _BANNED_EVENTS, _ALLOWED_EVENTS
-    write_flags, is_instance, integer, text = _WRITE_FLAGS, isinstance, int, str
-    permission_error, import_error = PermissionError, ImportError
-
-    def forbid(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open":
-            flags = args[2]
-            if is_instance(flags, integer) and flags & write_flags:
-                raise permission_error("a grading process may not write")
-        elif event == "import":
-            parts = text(args[0]).split(".")
-            if parts[0] in banned_modules or parts[-1] in banned_modules:
-                raise import_error(f"a grading process may not import {args[0]}")
-        elif event == "code.__new__" or (event.partition(".")[0] in banned_events and event not in allowed_events):
-            raise permission_error(f"a grading process may not call {event}")
-
-    return forbid

@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 from edge_grpo.errors import UserError
@@ -27,9 +27,10 @@ _LOST = {_frames.TIMEOUT: "timeout", _frames.ERROR: "error", _frames.CRASH: "cra
 class KillablePool:
     """Runs a function over items in sandboxed processes, each item with a hard time-out.
 
-    A worker is a fork server: it imports `preload` and forks the processes that do the items. Workers start with the first `map`, share nothing with this
-    process but two pipes, and die with it. One that dies or hangs is replaced. Once workers have started, nothing that
-    happens to them raises: the items are lost and counted. May be called from several threads; the calls take turns.
+    A worker is a fork server: it imports `preload` and forks the processes that do the items. Workers start with the
+    first `map`, share nothing with this process but two pipes, and die with it. One that dies or hangs is replaced.
+    Once workers have started, nothing that happens to them raises: the items are lost and counted. May be called from
+    several threads; the calls take turns.
 
     Args:
         workers: number of items at once.
@@ -147,7 +148,7 @@ class KillablePool:
             except IndexError:
                 return
             try:
-                outcomes[row] = self._running(slot).run(function, items[row])
+                outcomes[row] = self._running(slot).run(function, items[row], _START_S)
                 failures = 0
             except NotTakenUpError:
                 self._servers[slot] = None
@@ -210,7 +211,7 @@ def _stop(servers: list[ForkServer | None], threads: ThreadPoolExecutor) -> None
     threads.shutdown()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tell_layers(layers: tuple[str, ...]) -> None:
     """Log once what confines the processes that evaluate answers."""
     missing = [layer for layer in _KERNEL_LAYERS if layer not in layers]

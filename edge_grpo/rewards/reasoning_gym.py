@@ -17,8 +17,9 @@ class ReasoningGymAccuracy:
     r"""Score of the last `\boxed{...}` by the scorer of the generator that made the problem.
 
     Scores lie in [0, 1] and may be partial; only 1 counts as right (`WeightedRewards`). No box, a time-out, a crash
-    or an exception score 0. Several of the scorers evaluate the answer as Python, so they run in killable workers
-    that may not write, start processes or open sockets.
+    or an exception score 0. Several of the scorers evaluate the answer as Python, so each answer gets a process of its
+    own that may not write, start processes or open sockets, and a score outside [0, 1] is taken for an error. An answer
+    that evaluates to code can still give itself any score.
 
     A problem carries `extra = {"generator": name, "entry": entry}`, the entry as reasoning_gym generated it.
 
@@ -75,7 +76,7 @@ class ReasoningGymAccuracy:
         without_answer = len(texts) - len(items)
         for name, n in (("total", len(texts)), ("fast", without_answer), ("unparsed", without_answer)):
             self._counts[name] += n
-        for row, value in zip(rows, self._pool.map(self._score, items, _is_score) if items else [], strict=True):
+        for row, value in zip(rows, self._pool.map(self._score, items, _is_score), strict=True):
             scores[row] = value or 0.0
         return scores
 

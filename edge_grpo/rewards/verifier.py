@@ -16,6 +16,7 @@ Pair = tuple[str | None, tuple[str, ...]]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,30})(?:\.[0-9]{1,30})?")
 _IDLE_SPACE = re.compile(r"\s+(?!\w)|(?<!\w)\s+")  # not between two words or numbers: "1 2" is not "12"
+_VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _CACHE_SIZE = 50_000
 _ITEMS_PER_PROCESS = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
 
@@ -92,7 +93,8 @@ class MathVerifier:
             UserError: the workers cannot start.
         """
         hard = [gold for gold in dict.fromkeys(golds) if _number(gold) is None]
-        readable = dict(zip(hard, self._pool.map(is_readable, hard, lambda value: isinstance(value, bool)) if hard else [], strict=True))
+        found = self._pool.map(is_readable, hard, lambda value: isinstance(value, bool))
+        readable = dict(zip(hard, found, strict=True))
         return [not readable.get(gold, True) for gold in golds]
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,7 +121,7 @@ class MathVerifier:
             key: self._cache[key] for key in hard if key in self._cache
         }
         new = [key for key in dict.fromkeys(hard) if key not in found]
-        for key, verdict in zip(new, self._pool.map(grade, new, get_args(Verdict).__contains__) if new else [], strict=True):
+        for key, verdict in zip(new, self._pool.map(grade, new, _VERDICTS.__contains__), strict=True):
             found[key] = verdict
             if verdict is not None:
                 self._cache[key] = verdict
