@@ -1,0 +1,264 @@
+"""The whole update against loops over rows and tokens that share no code with it: losses, gradients and reports."""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from edge_grpo.advantages.entropy_driven import EntropyDriven
+from edge_grpo.advantages.vanilla import Vanilla
+from edge_grpo.algorithms.metrics import update_metrics
+from edge_grpo.algorithms.rows import computed_rows, kept_rows
+from edge_grpo.algorithms.update import GRPOUpdate
+from edge_grpo.corrections.keep import Keep
+from edge_grpo.losses.base import UpdateSize
+from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.policy.base import Policy
+from edge_grpo.policy.forward import MicrobatchForward
+from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
+
+G, EPOCHS, STEP, TEMPERATURE = 3, 2, 0.3, 0.8
+LOW, HIGH, CLAMP, EPS, MAX_TOKENS = 0.1, 0.2, 1.02, 1e-4, 9
+WEIGHTS = {Provenance.SAMPLED: 1.0, Provenance.INJECTED: 0.5, Provenance.REFERENCE: 0.0}
+PROMPTS = ((65, 66, 67, 68), (70, 71), (72,), (73, 74, 75))
+# Who wrote each token: 0 the policy, 1 a phrase, 2 the reference. The third row of the second group trains nothing.
+WROTE = ("00000", "01", "0001112", "0", "000011", "222", "00", "0012", "000", "001", "00000", "02")
+# Groups: two mixed, one of equal rewards above 0, one all wrong.
+REWARDS = (1.0, 0.0, 0.0, 2.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0)
+ONE, MANY = 1000, 24  # bounds on a micro-batch: everything, or about a group
+
+
+@dataclass(frozen=True)
+class Case:
+    beta: float
+    kl: str
+    refresh: str
+    entropy_of: str
+    microbatch_tokens: int
+    packing: bool = True
+
+
+CASES = {
+    "kl, eda once, one micro-batch": Case(0.3, "k3", "rollout", "response", ONE),
+    "kl, eda every epoch, cut, padded": Case(0.2, "k2", "update", "sampled", MANY, packing=False),
+    "no kl, eda once, cut": Case(0.0, "k3", "rollout", "response", MANY),
+    "kl, eda once, groups cut": Case(0.2, "k1", "rollout", "sampled", 8),
+}
+
+
+def models():
+    """A policy in float64, not so flat as a new one is, and a reference beside it."""
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 261, "bos_token_id": 0, "eos_token_id": 260}
+    model = GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).double()
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(10.0)
+    frozen = deepcopy(model).requires_grad_(False)
+    for parameter in frozen.parameters():
+        parameter += 0.02 * torch.randn_like(parameter)
+    return model, frozen
+
+
+def responses():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (len(wrote),), generator=generator).tolist() for wrote in WROTE]
+
+
+# The reference.
+
+
+def statistics(model, row):
+    """Log-prob and entropy of each response token, from one forward of the row alone."""
+    prompt, response = PROMPTS[row // G], responses()[row]
+    logits = model(torch.tensor([[*prompt, *response]])).logits[0] / TEMPERATURE
+    logp = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    chosen = [logp[t, token] for t, token in enumerate(response)]
+    return chosen, [float(-(p.exp() * p).sum()) for p in logp.detach()]
+
+
+def reference_advantages(entropies, entropy_of):
+    """(r - mean) / (std + eps), times mean(P) / P up to the clamp."""
+    found = []
+    for first in range(0, len(REWARDS), G):
+        group = range(first, first + G)
+        rewards = [REWARDS[row] for row in group]
+        mean = sum(rewards) / G
+        deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (G - 1))
+        counted = {
+            row: [
+                h for h, who in zip(entropies[row], WROTE[row], strict=True) if entropy_of == "response" or who == "0"
+            ]
+            for row in group
+        }
+        p = [sum(counted[row]) / max(len(counted[row]), 1) for row in group]
+        for reward, of_row in zip(rewards, p, strict=True):
+            multiplier = min(sum(p) / G / max(of_row, 1e-8), CLAMP)
+            found.append((reward - mean) / (deviation + EPS) * multiplier)
+    return found
+
+
+def reference_kl(d, estimator):
+    return {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - d - 1}[estimator]
+
+
+def reference_loss(model, frozen, old, advantages, aggregation, case, microbatches):
+    """The loss with graph, and counts over trained tokens: clipped below, above, KL, below where A = 0."""
+    rows, told = [], {"tokens": 0, "low": 0, "high": 0, "kl": 0.0, "idle": 0}
+    for row in range(len(WROTE)):
+        logprobs, _ = statistics(model, row)
+        with torch.no_grad():
+            ref, _ = statistics(frozen, row)
+        terms = []
+        for t, logprob in enumerate(logprobs):
+            weight, a = WEIGHTS[Provenance(int(WROTE[row][t]))], advantages[row]
+            if weight == 0:
+                continue
+            ratio = torch.exp(logprob - old[row][t])
+            bounded = 1 - LOW if ratio < 1 - LOW else 1 + HIGH if ratio > 1 + HIGH else ratio
+            surrogate = ratio * a if ratio * a <= bounded * a else bounded * a
+            kl = reference_kl(ref[t] - logprob, case.kl)
+            terms.append(weight * (-surrogate + case.beta * kl))
+            told["tokens"] += 1
+            told["low"] += bool(ratio < 1 - LOW and a < 0)
+            told["high"] += bool(ratio > 1 + HIGH and a > 0)
+            told["idle"] += bool(ratio < 1 - LOW and a == 0)
+            told["kl"] += float(kl.detach())
+        rows.append(terms)
+    trained = [terms for terms in rows if terms]
+    total = sum(sum(terms) for terms in trained)
+    if aggregation == "grpo":
+        return sum(sum(terms) / len(terms) for terms in trained) / len(trained), told
+    if aggregation == "bnpo":
+        parts = [[term for row in part for term in rows[row]] for part in microbatches]
+        return sum(sum(part) / max(len(part), 1) for part in parts) / len(parts), told
+    if aggregation == "dapo":
+        return total / told["tokens"], told
+    return total / (len(trained) * MAX_TOKENS), told
+
+
+def reference_run(model, frozen, aggregation, case, microbatches):
+    """(loss, gradient, counts) of each epoch; the model is moved down the gradient."""
+    with torch.no_grad():
+        before = [statistics(model, row) for row in range(len(WROTE))]
+    old = [[float(x) for x in logprobs] for logprobs, _ in before]
+    advantages = reference_advantages([entropies for _, entropies in before], case.entropy_of)
+    found = []
+    for epoch in range(EPOCHS):
+        if epoch and case.refresh == "update":
+            with torch.no_grad():
+                entropies = [statistics(model, row)[1] for row in range(len(WROTE))]
+            advantages = reference_advantages(entropies, case.entropy_of)
+        loss, told = reference_loss(model, frozen, old, advantages, aggregation, case, microbatches)
+        model.zero_grad()
+        loss.backward()
+        found.append((float(loss.detach()), descend(model), told))
+    return found
+
+
+def descend(model):
+    """The gradient; the model takes a step of length `STEP` down it."""
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= STEP / gradient.norm() * p.grad
+    return gradient
+
+
+# The project's.
+
+
+def rollout():
+    made = tuple(
+        Response(
+            torch.tensor(ids), torch.zeros(len(ids)), torch.zeros(len(ids)),
+            torch.tensor([int(who) for who in wrote], dtype=torch.int8), "length",
+        )
+        for ids, wrote in zip(responses(), WROTE, strict=True)
+    )  # fmt: skip
+    problems = tuple(Problem(str(i), "?", ("1",), prompt_ids=ids) for i, ids in enumerate(PROMPTS))
+    return Rollout(problems, made, G)
+
+
+class Weighted(Keep):
+    token_weight = WEIGHTS
+
+
+def update_of(model, frozen, aggregation, case, kept=(True,) * len(PROMPTS)):
+    policy = Policy(model=model, tokenizer=byte_tokenizer())
+    batch = kept_rows(rollout(), torch.tensor(kept), Weighted(), policy, torch.device("cpu"))
+    rewards = torch.tensor(REWARDS, dtype=torch.float64)[batch.row_ids]
+    advantage = EntropyDriven(Vanilla(EPS), CLAMP, True, "group", case.entropy_of, case.refresh)
+    loss = ClippedLoss(aggregation, LOW, HIGH, case.beta, case.kl, MAX_TOKENS)
+    return GRPOUpdate(
+        model=model,
+        reference=frozen if case.beta else None,
+        batch=batch,
+        rewards=rewards,
+        computed=computed_rows(batch, rewards, advantage, loss, G),
+        advantage=advantage,
+        loss=loss,
+        num_generations=G,
+        forward=MicrobatchForward(TEMPERATURE, case.microbatch_tokens, chunk_tokens=5, packing=case.packing),
+    )
+
+
+def project_run(update):
+    """Steps and gradients of each epoch."""
+    gradients = []
+
+    def optimise(microbatch_losses):
+        update.model.zero_grad()
+        losses = [microbatch_loss() for microbatch_loss in microbatch_losses]
+        for loss in losses:
+            loss.backward()
+        gradients.append(descend(update.model))
+        return Step(sum(float(loss.detach()) for loss in losses), float(gradients[-1].norm()))
+
+    update.prepare()
+    return update.run(EPOCHS, UpdateSize(*update.size()), optimise), gradients
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("aggregation", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_losses_gradients_and_reports_of_two_epochs(aggregation, case):
+    model, frozen = models()
+    update = update_of(deepcopy(model), frozen, aggregation, case)
+    steps, gradients = project_run(update)
+    # bnpo depends on the cut by definition, so the reference is told it; rows that are in no micro-batch weigh nothing.
+    cut = [rows.tolist() for rows in update.microbatches]
+    expected = reference_run(model, frozen, aggregation, case, cut)
+    assert (len(cut) > 1) == (case.microbatch_tokens != ONE)
+    for step, gradient, (loss, reference, _) in zip(steps, gradients, expected, strict=True):
+        assert float(reference.norm()) > 1e-2
+        assert step.loss == pytest.approx(loss, abs=1e-10)
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-10 * float(reference.norm()))
+    told = expected[1][2]  # the first epoch clips nothing
+    assert told["low"] > told["high"] > 0 < told["idle"]
+    if case.beta:
+        metrics = update_metrics(update, steps)
+        for name, count in (("clip_ratio/low_mean", told["low"]), ("clip_ratio/high_mean", told["high"])):
+            assert metrics[f"train/{name}"] == pytest.approx(count / told["tokens"] / EPOCHS, abs=1e-9)
+        kl = sum(epoch["kl"] / epoch["tokens"] for *_, epoch in expected) / EPOCHS
+        assert metrics["train/kl"] == pytest.approx(kl, abs=1e-9)
+
+
+def test_the_size_counts_what_trains():
+    # One of 12 rows has weight 0 throughout. Tokens of who wrote 0 or 1, row by row: 5 2 6, 1 6 0, 2 3 3, 3 5 1.
+    update = update_of(models()[0], None, "grpo", CASES["no kl, eda once, cut"])
+    assert update.size()[:2] == (11, 5 + 2 + 6 + 1 + 6 + 2 + 3 + 3 + 3 + 5 + 1)
+
+
+def test_where_every_group_is_dropped_the_stand_in_weighs_nothing():
+    model, frozen = models()
+    update = update_of(model, frozen, "grpo", CASES["kl, eda once, one micro-batch"], kept=(False,) * 4)
+    assert update.batch.row_ids.tolist() == [0, 1, 2]
+    assert update.size() == (0, 0, 1)
+    before = deepcopy(model.state_dict())
+    steps, gradients = project_run(update)
+    assert [(step.loss, step.grad_norm) for step in steps] == [(0.0, 0.0)] * EPOCHS
+    assert gradients == []
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
