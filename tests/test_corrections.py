@@ -162,6 +162,16 @@ def test_a_branch_without_room_passes_its_probability_on():
     assert guided(max_response_tokens=15)(scored([WRONG] * 4), tools()).branches == ("no_room",) * 4
 
 
+@pytest.mark.parametrize(("probabilities", "tokens"), [((1, 0, 0), 9 + 31 + 1), ((0, 1, 0), 9 + 85), ((0, 0, 1), 20)])
+def test_a_branch_is_taken_where_it_just_fits(probabilities, tokens):
+    # A reflection needs one token to continue with; lengths as above, EOS included.
+    for limit, fits in ((tokens, True), (tokens - 1, False)):
+        correction = guided(probabilities=probabilities, max_response_tokens=limit)
+        after = correction(scored([WRONG] * 4), tools())
+        assert ("no_room" not in after.branches) == fits
+        assert max(len(response) for response in after.scored.rollout.responses) == (tokens if fits else 10)
+
+
 def test_a_failing_reference_is_never_used():
     before = scored([WRONG] * 64)
     problems = tuple(replace(p, solution_passes=False) for p in before.rollout.problems)

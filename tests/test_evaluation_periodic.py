@@ -4,10 +4,12 @@ import json
 
 import pytest
 from small_runs import composed, metrics_rows, run_small
+from torch import Generator
 
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import describe
+from edge_grpo.rollouts.native import NativeRollout
 
 BENCHMARKS = (
     "experiment=vanilla",
@@ -23,8 +25,29 @@ BENCHMARKS = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_small(tmp_path_factory.mktemp("periodic") / "run", *BENCHMARKS)
+def seeds():
+    """Of the generators of every call of the engine in the run, filled by it."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, seeds):
+    generate = NativeRollout.generate
+
+    def noted(self, policy, prefixes, budgets, sampling, generator):
+        seeds.append([g.initial_seed() for g in ([generator] if isinstance(generator, Generator) else generator)])
+        return generate(self, policy, prefixes, budgets, sampling, generator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NativeRollout, "generate", noted)
+        return run_small(tmp_path_factory.mktemp("periodic") / "run", *BENCHMARKS)
+
+
+def test_no_two_samples_of_a_run_share_a_seed(run, seeds):
+    # Evaluations at steps 0, 1 and 2 of three sets (two problems of three samples), and a rollout before the last two.
+    assert sorted(map(len, seeds)) == [1] * 2 + [6] * 9
+    every = [seed for call in seeds for seed in call]
+    assert len(set(every)) == len(every)
 
 
 def test_held_out_benchmarks_and_their_total_are_logged_at_every_evaluation(run):

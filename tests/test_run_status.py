@@ -8,7 +8,7 @@ import pytest
 from small_runs import run_small
 
 from edge_grpo.callbacks import rollouts
-from edge_grpo.callbacks.step_rows import append_rows
+from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.runs.directory import alone_in
 from edge_grpo.runs.status import RunStatus, read_status, write_status
@@ -135,3 +135,13 @@ def test_rows_that_a_full_disk_refuses_leave_no_half_line(tmp_path, monkeypatch)
     monkeypatch.undo()
     append_rows(path, 2, [{"a": 3}])
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2]
+
+
+def test_rows_of_the_resumed_step_and_later_are_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for step in range(4):
+        append_rows(path, step, [{"a": 1}, {"a": 2}])
+    kept = cut_back(path, 2)
+    assert [row["step"] for row in kept] == [0, 0, 1, 1]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == kept
+    assert cut_back(tmp_path / "absent.jsonl", 2) == []

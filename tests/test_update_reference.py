@@ -187,7 +187,7 @@ class Weighted(Keep):
     token_weight = WEIGHTS
 
 
-def update_of(model, frozen, aggregation, case, kept=(True,) * len(PROMPTS)):
+def update_of(model, frozen, aggregation, case, kept=(True, True, True, True)):
     policy = Policy(model=model, tokenizer=byte_tokenizer())
     batch = kept_rows(rollout(), torch.tensor(kept), Weighted(), policy, torch.device("cpu"))
     rewards = torch.tensor(REWARDS, dtype=torch.float64)[batch.row_ids]
