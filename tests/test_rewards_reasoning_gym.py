@@ -62,7 +62,8 @@ def test_an_answer_that_the_scorer_evaluates_touches_nothing(
 
 
 def test_the_scorer_of_binary_matrix_does_evaluate_the_answer(accuracy: ReasoningGymAccuracy) -> None:
-    # Its score for the right matrix, written as Python instead of as text, is 0.1: else the attempts above attempt nothing.
+    # Its score for the right matrix, written as Python instead of as text, is 0.1: else the attempts above attempt
+    # nothing.
     matrix = problem("binary_matrix", {"question": "?", "answer": "0 1\n1 0", "metadata": {}})
     assert accuracy([matrix], [r"\boxed{[[abs(0), 1], [1, 0]]}"]).tolist() == pytest.approx([0.1])
 

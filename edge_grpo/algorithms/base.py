@@ -4,6 +4,7 @@ import math
 import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,9 @@ class PolicyModule(pl.LightningModule):
         self.bad_steps = 0
         """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
 
+    corrects = False
+    """whether the algorithm has a correction: then it has a method `correct`"""
+
     @property
     def iteration(self) -> int:
         """Updates the policy has had."""
@@ -125,6 +129,25 @@ class PolicyModule(pl.LightningModule):
                     f"{ours.get(name, 'absent')} here: set `model` as it was, or resume=never"
                 )
         self.rewards.load_state_dict(checkpoint["rewards"])
+        if checkpoint.get("optimizer_states"):
+            self._follow_settings(checkpoint)
+
+    def _follow_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Let the settings of now hold, not those that the optimiser's and the schedule's state bring along.
+
+        Moments stay. Learning rate, weight decay and the like are those of the config, and the rate is where the
+        config's schedule is after the iterations done. Without a change of settings all of it is as it was, bit for
+        bit.
+        """
+        fresh = self.configure_optimizers()
+        optimizer, scheduler = fresh["optimizer"], fresh["lr_scheduler"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.. before .optimizer.step.*")
+            for _ in range(checkpoint["lr_schedulers"][0]["last_epoch"]):
+                scheduler.step()
+        for saved, ours in zip(checkpoint["optimizer_states"][0]["param_groups"], optimizer.param_groups, strict=True):
+            saved |= {name: value for name, value in ours.items() if name != "params"}
+        checkpoint["lr_schedulers"] = [scheduler.state_dict()]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The injected optimiser and scheduler."""

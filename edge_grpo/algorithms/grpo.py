@@ -63,6 +63,8 @@ class GRPOModule(PolicyModule):
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
 
+    corrects = True
+
     @property
     def required_fields(self) -> frozenset[str]:
         """What training problems must have."""

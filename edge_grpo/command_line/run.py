@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ def asset(name: str) -> str:
     if not path.exists():
         raise UserError(f"edge_grpo has no asset {name}")
     return str(path)
+
+
+@functools.cache
+def _typed_at() -> datetime:
+    return datetime.now()
+
+
+def typed_at(pattern: str) -> str:
+    """When the command was typed (`${typed_at:%Y-%m-%d}`).
+
+    Hydra's `${now:}` is another instant whenever a config is composed, and a run's is composed twice: to be checked,
+    and to run.
+    """
+    return _typed_at().strftime(pattern)
 
 
 def run_dir(resumed: str | None, fresh: str) -> str:
@@ -119,6 +134,8 @@ def option_list(*groups: str) -> str:
 
 for _resolver in (asset, run_dir, job_subdir, evaluation_dir, option_list):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
+# Cached in the config, so that a job that a launcher pickles keeps the time of its sweep.
+OmegaConf.register_new_resolver("typed_at", typed_at, use_cache=True, replace=True)
 
 
 def run(
@@ -137,6 +154,7 @@ def run(
         injected: see `check_config`.
         check_directory: called with the run directory of a single run and its plain config, before Hydra writes there.
     """
+    _typed_at.cache_clear()
     job = _Job(task, injected)
     sys.argv[1:] = [quoted_path(text) for text in sys.argv[1:]]
     try:

@@ -1,5 +1,6 @@
 """The data stage: problems with their prompts as tokens, checked before any work starts."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -119,6 +120,13 @@ class ProblemDataModule(pl.LightningDataModule):
             train = self._graded(train, grade)
         self.train_problems, self.held_out_problems = tuple(train), tuple(held_out)
 
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the loaded training and held-out problems, so that a resumed run notices that a file changed."""
+        return {
+            "training problems": _fingerprint(self.train_problems),
+            "held-out problems": _fingerprint(self.held_out_problems),
+        }
+
     def problems_at(self, iteration: int, *, rank: int = 0, world_size: int = 1) -> list[Problem]:
         """This rank's problems of an iteration.
 
@@ -206,6 +214,13 @@ class ProblemDataModule(pl.LightningDataModule):
     def template_for(self, problem: Problem) -> PromptTemplate:
         """The template of one problem; the same for all unless a subclass mixes them."""
         return self.template
+
+
+def _fingerprint(problems: Sequence[Problem]) -> str:
+    digest = hashlib.sha256()
+    for p in problems:
+        digest.update(repr((p.id, p.question, p.answers, p.solution, p.correctness_rate)).encode())
+    return digest.hexdigest()
 
 
 class IterationBatches:

@@ -91,8 +91,8 @@ class _Run:
             self.entropy.check(self.policy)
         self.evaluation.load(self.policy, template)
         self._tell_ungradable()
-        OmegaConf.save(cfg, self.folder / CONFIG, resolve=True)
         (self.folder / POLICY).write_text(json.dumps(about | {"info": run_info()}, indent=1) + "\n")
+        OmegaConf.save(cfg, self.folder / CONFIG, resolve=True)
         self._sample()
         sets = self.evaluation.sets
         completions = self.store.finish([(name, p.id) for name, problems in sets.items() for p in problems])
@@ -101,6 +101,11 @@ class _Run:
     def _check_earlier(self, about: dict[str, Any]) -> None:
         """Refuse to mix completions of different weights or settings."""
         path = self.folder / CONFIG
+        if path.exists() and not (self.folder / POLICY).exists():
+            raise UserError(
+                f"{path} is of no evaluation ({POLICY} is not beside it) and would be overwritten: choose another "
+                "folder (name or hydra.run.dir)"
+            )
         if not path.exists() or self.store.load().empty:
             return
         before, now = to_dict(DictConfig(OmegaConf.load(path))), to_dict(self.cfg)

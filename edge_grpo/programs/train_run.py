@@ -22,12 +22,12 @@ from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
 from edge_grpo.policy.base import Policy
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.runs.checkpoints import STATE, iteration_of, read_manifest
-from edge_grpo.runs.directory import alone_in, is_first_rank
+from edge_grpo.runs.checkpoints import STATE, read_manifest
+from edge_grpo.runs.directory import alone_in, check_ours, empty, is_first_rank
 from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
-from edge_grpo.runs.resume import drop_later, find_checkpoint
-from edge_grpo.runs.settings import check_settings
+from edge_grpo.runs.resume import drop_later, find_checkpoint, finished_accuracy
+from edge_grpo.runs.settings import check_data, check_settings
 from edge_grpo.runs.status import write_status
 from edge_grpo.runs.summary_table import show_summary
 from edge_grpo.runs.training_figure import draw_training_figure
@@ -35,10 +35,6 @@ from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
 
-FILES_OF_A_RUN = (
-    *("metrics.csv", "samples.jsonl", "rollouts*.jsonl", "bad_steps*.jsonl", "bad_rows.txt"),
-    *("failed_references.jsonl", "summary.json"),
-)
 STAGES = ("correction", "group_filter", "advantage", "loss")
 
 
@@ -55,12 +51,14 @@ def run_experiment(cfg: DictConfig) -> float:
     folder = Path(cfg.paths.run_dir)
     # The other ranks of this run share its directory.
     with alone_in(folder) if is_first_rank() else nullcontext(), saving_signal_ignored():
+        if is_first_rank():
+            check_ours(folder)
         try:
             return _run(cfg, folder)
         except Exception as error:
             if is_first_rank() and not (folder / "metrics.csv").exists():  # a report lists what never began too
-                (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
                 write_status(folder, "failed", message_of(error))
+                (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
             raise
 
 
@@ -68,7 +66,8 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     resumed = None if cfg.resume.start_over else find_checkpoint(folder / "checkpoints")
     if resumed is not None:
         check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
-        accuracy = _finished(resumed, folder, cfg.trainer.max_iterations)
+    if not cfg.resume.start_over:
+        accuracy = finished_accuracy(folder, resumed, to_dict(cfg), cfg.trainer.max_iterations)
         if accuracy is not None:
             if is_first_rank():  # its process may have died after the summary was written
                 write_status(folder, "finished")
@@ -81,15 +80,17 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     module = build_module(cfg)
-    if evaluation.correct and not hasattr(module, "correct"):
-        raise UserError("evaluation.correct=true, but algorithm=sft has no correction: set evaluation=greedy")
+    if evaluation.correct and not module.corrects:
+        raise UserError("evaluation.correct=true, but this algorithm has no correction: set evaluation=greedy")
     _prepare(data, module, evaluation)
+    if resumed is not None:
+        check_data(resumed, data.fingerprints(), str(cfg.data.get("path", "")), allow_changes=cfg.resume.allow_changes)
     if is_first_rank():  # nothing of an earlier run is touched before all is checked
         _take_over(cfg, folder, resumed)
         _report_data(data, folder)
     with _status(folder):
         loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-        about = _about(cfg, folder)
+        about = {**_about(cfg, folder), "data": data.fingerprints()}
         checkpointing = instantiate(cfg.checkpoint, about=about)
         trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
         failed = True
@@ -143,33 +144,15 @@ def build_module(cfg: DictConfig) -> Any:
     return module
 
 
-def _finished(resumed: Path, folder: Path, max_iterations: int) -> float | None:
-    """The accuracy of a run that has nothing left to do; None where there is something.
-
-    Raises:
-        UserError: the run is longer already than it shall be.
-    """
-    done = iteration_of(resumed)
-    if done > max_iterations:
-        raise UserError(
-            f"trainer.max_iterations={max_iterations}, but {resumed} has done {done}: raise it, or resume=never"
-        )
-    summary = folder / "summary.json"
-    known = json.loads(summary.read_text()) if summary.exists() else {}
-    if done < max_iterations or known.get("iterations") != done:
-        return None
-    log.info("%s is finished: nothing is left of trainer.max_iterations=%d", folder, done)
-    return float(known["accuracy"]["after"])
-
-
 def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     """Make the directory this run's: drop what it does not go on from, write its config."""
     identity, config = folder / WANDB_RUN_ID, folder / "config.yaml"
     written = OmegaConf.to_yaml(cfg, resolve=True)
+    write_status(folder, "running")  # before any other file: it says whose folder this is
     if resumed is None:
-        for path in (path for pattern in FILES_OF_A_RUN for path in folder.glob(pattern)):
-            path.unlink()
-        shutil.rmtree(folder / "evaluation", ignore_errors=True)  # of weights that are no more
+        empty(folder)
+        if cfg.resume.start_over:  # evaluations of weights that are no more
+            shutil.rmtree(folder / "evaluation", ignore_errors=True)
         # A run that was killed before its first checkpoint begins again as the same W&B run.
         if cfg.resume.start_over or not config.exists() or config.read_text() != written:
             identity.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ Imported by the command line, so it must stay light: no torch.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ FREE = (
     "evaluation.every_n_iterations",
 )
 FREE_ENDINGS = (".workers", ".memory_limit_gb")
+FIXED = ("optimizer._target_", "algorithm._target_")
+"""settings that a checkpoint's state belongs to"""
+_ASSET = re.compile(r".*/edge_grpo/assets/")
 
 
 def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes: bool) -> None:
@@ -44,14 +48,60 @@ def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes
         before = read_manifest(checkpoint).get("config", {})
     except ValueError:
         return
+    refuse_changes(checkpoint, before, config, allow_changes=allow_changes)
+
+
+def check_data(checkpoint: Path, fingerprints: Mapping[str, str], path: str, *, allow_changes: bool) -> None:
+    """Hold the loaded problems against those that the checkpoint was trained on.
+
+    Args:
+        checkpoint: its folder.
+        fingerprints: what is loaded -> SHA-256.
+        path: the file that they come from; "" where there is none.
+        allow_changes: only warn.
+
+    Raises:
+        UserError: a file behind the settings has changed.
+    """
+    before = read_manifest(checkpoint).get("data", {})
+    changed = [name for name, digest in fingerprints.items() if before.get(name, digest) != digest]
+    if not changed:
+        return
+    where = f"data.path={path}: " if path else ""
+    message = f"{where}the {' and the '.join(changed)} are not those that {checkpoint} was trained with"
+    if not allow_changes:
+        raise UserError(
+            f"{message}: put the file back, or go on all the same with resume.allow_changes=true, or resume=never"
+        )
+    log.warning("%s: going on all the same", message)
+
+
+def refuse_changes(
+    source: Path, before: Mapping[str, Any], config: Mapping[str, Any], *, allow_changes: bool = False
+) -> None:
+    """Hold a config against an earlier one.
+
+    Args:
+        source: what was written under the earlier one.
+        before, config: resolved and plain.
+        allow_changes: only warn.
+
+    Raises:
+        UserError: a setting differs that changes the result; one of `FIXED` whatever is allowed.
+    """
     changed = {key: pair for key, pair in differences(before, config).items() if not is_free(key)}
     if not changed:
         return
     lines = changes(changed)
     if not allow_changes:
         raise UserError(
-            f"{checkpoint} was written under other settings, which would change the result:\n{lines}\n"
+            f"{source} was written under other settings, which would change the result:\n{lines}\n"
             "undo the change, or go on all the same with resume.allow_changes=true"
+        )
+    if fixed := [key for key in changed if key in FIXED]:
+        raise UserError(
+            f"{source} holds the state of another {fixed[0].partition('.')[0]}, which this one cannot go on from:\n"
+            f"{lines}\nundo the change, or start over with resume=never"
         )
     log.warning("going on under other settings than before:\n%s", lines)
 
@@ -63,8 +113,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     {'a.c.1': (2, 3)}
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
-    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    pairs = {key: (_portable(old.get(key)), _portable(new.get(key))) for key in sorted(old.keys() | new.keys())}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b and (a == a or b == b)}  # NaN is no change of NaN
+
+
+def _portable(value: Any) -> Any:
+    """A path of the package's assets without the checkout that it lies in, which may have moved.
+
+    >>> _portable("/home/me/old/edge_grpo/assets/tiny_base"), _portable("data/mine.jsonl")
+    ('asset:tiny_base', 'data/mine.jsonl')
+    """
+    return _ASSET.sub("asset:", value) if isinstance(value, str) else value
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

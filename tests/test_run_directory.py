@@ -1,0 +1,196 @@
+"""Whose folder it is, what is kept of a finished run, and what a resumed run goes on with."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_runs
+import torch
+from small_runs import REPO, SMALL_GRPO, command, run_small, weights
+from torch.optim.lr_scheduler import ExponentialLR
+
+from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.errors import UserError
+from edge_grpo.runs.status import write_status
+
+
+def rates(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        found = [row["train/learning_rate"] for row in csv.DictReader(file)]
+    return [float(rate) for rate in found if rate]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two iterations with somebody's evaluation of it."""
+    folder = run_small(tmp_path_factory.mktemp("finished") / "run", "experiment=vanilla")
+    (folder / "evaluation" / "paper").mkdir(parents=True)
+    (folder / "evaluation" / "paper" / "results.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def bare(finished, tmp_path):
+    """The same after its owner has deleted the checkpoints to save the disk."""
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    return tmp_path / "run"
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+@pytest.mark.parametrize("state", ["finished", "running"])
+def test_a_finished_run_without_its_checkpoints_stays_as_it_is(bare, state):
+    write_status(bare, state)  # its process may have died after the summary was written
+    before = files(bare)
+    run_small(bare, "experiment=vanilla")
+    assert json.loads((bare / "status.json").read_text())["state"] == "finished"
+    before.pop("status.json")
+    assert {name: content for name, content in files(bare).items() if name != "status.json"} == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("trainer.max_iterations=3", "finished after 2 iterations and its checkpoints are gone"),
+        ("trainer.max_iterations=1", r"max_iterations=1, but .* has done 2"),
+        ("optimizer.lr=0.5", r"optimizer.lr: 4e-05 -> 0.5"),
+    ],
+)
+def test_one_that_shall_do_something_else_is_refused(bare, setting, message):
+    before = files(bare)
+    with pytest.raises(UserError, match=message):
+        run_small(bare, "experiment=vanilla", setting)
+    assert files(bare) == before
+
+
+def test_starting_over_deletes_its_evaluations(bare):
+    run_small(bare, "experiment=vanilla", "resume=never", "trainer.max_iterations=1")
+    assert not (bare / "evaluation").exists()
+    assert len(rates(bare)) == 1
+
+
+def test_evaluations_of_a_run_that_lost_its_checkpoints_are_not_deleted(bare):
+    (bare / "summary.json").unlink()  # it was stopped before its end
+    with pytest.raises(UserError, match="holds evaluations of an earlier run, whose checkpoints are gone"):
+        run_small(bare, "experiment=vanilla")
+    assert (bare / "evaluation" / "paper" / "results.json").exists()
+
+
+@pytest.mark.parametrize("name", ["evaluation/mine.txt", "summary.json", "config.yaml", "model/weights", "metrics.csv"])
+def test_a_foreign_folder_is_refused_before_anything_is_written(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"it holds {name.partition('/')[0]}, which a run would overwrite"):
+        run_small(tmp_path, "experiment=vanilla")
+    assert files(tmp_path) == {name: b"mine"}
+
+
+def test_the_command_line_refuses_it_too_and_other_files_may_lie_there(tmp_path):
+    (tmp_path / "mine" / "evaluation").mkdir(parents=True)
+    process = command(*SMALL_GRPO, f"hydra.run.dir={tmp_path / 'mine'}")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "which a run would overwrite" in output.splitlines()[-1]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [".lock", "evaluation"]
+    (tmp_path / "README.md").write_text("mine")
+    run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=1")
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_run_leaves_one_folder(tmp_path):
+    argv = [sys.executable, "-m", "edge_grpo.programs.train", *SMALL_GRPO, "trainer.max_iterations=1"]
+    subprocess.run(
+        argv,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    (one,) = (tmp_path / "outputs" / "train").iterdir()
+    assert (one / "summary.json").exists()
+
+
+ALLOWED = "resume.allow_changes=true"
+
+
+def test_a_changed_rate_is_the_rate(tmp_path):
+    run_small(tmp_path, "experiment=vanilla", "optimizer.lr=0.001")
+    changed = ("optimizer.lr=0.00001", "optimizer.weight_decay=0.5", "trainer.max_iterations=4", ALLOWED)
+    run_small(tmp_path, "experiment=vanilla", *changed)
+    assert rates(tmp_path) == [0.001, 0.001, 0.00001, 0.00001]
+    state = torch.load(tmp_path / "checkpoints/iteration-000004/state.ckpt", weights_only=True)["optimizer_states"][0]
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.5}
+    assert {int(moments["step"]) for moments in state["state"].values()} == {4}  # moments went on
+
+
+def test_a_lengthened_schedule_is_followed_from_the_iteration_reached(tmp_path):
+    settings = ("experiment=vanilla", "scheduler=linear", "optimizer.lr=0.01")
+    run_small(tmp_path, *settings)
+    assert rates(tmp_path) == [0.01, 0.005]
+    run_small(tmp_path, *settings, "trainer.max_iterations=4", ALLOWED)
+    # Of the schedule over four iterations: 4/4 and 3/4 are past, 2/4 and 1/4 are left.
+    assert rates(tmp_path) == pytest.approx([0.01, 0.005, 0.005, 0.0025])
+
+
+def test_a_schedule_that_multiplies_its_rate_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        PolicyModule,
+        "configure_optimizers",
+        lambda self: {
+            "optimizer": (optimizer := self._make_optimizer(self.model.parameters())),
+            "lr_scheduler": ExponentialLR(optimizer, 0.7),
+        },
+    )
+    settings = ("experiment=vanilla", "optimizer.lr=0.01")
+    run_small(tmp_path / "whole", *settings, "trainer.max_iterations=3")
+    run_small(tmp_path / "parts", *settings, "trainer.max_iterations=2")
+    run_small(tmp_path / "parts", *settings, "trainer.max_iterations=3")
+    assert rates(tmp_path / "parts") == rates(tmp_path / "whole")
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_state_of_another_optimiser_is_refused_whatever_is_allowed(tmp_path):
+    run_small(tmp_path, "experiment=vanilla")
+    sgd = ("~optimizer", "+optimizer={_target_: torch.optim.SGD, _partial_: true, lr: 0.1}")
+    with pytest.raises(UserError, match="holds the state of another optimizer"):
+        run_small(tmp_path, "experiment=vanilla", *sgd, "trainer.max_iterations=3", ALLOWED)
+
+
+def test_a_changed_data_file_is_noticed(tmp_path, caplog):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"id": str(i), "question": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ("experiment=vanilla", "data=file", "data/template=question", f"data.path={path}")
+    run = tmp_path / "run"
+
+    def go(*more: str) -> Path:
+        return run_file(run, *settings, "data.held_out_count=2", "data.problems_per_iteration=2", *more)
+
+    go()
+    rows[0]["answer"] = "7"
+    rows[1]["answer"] = "7"
+    rows[2]["answer"] = "7"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=rf"data.path={path}: the training problems .*are not those"):
+        go("trainer.max_iterations=3")
+    go("trainer.max_iterations=3", ALLOWED)
+    assert "going on all the same" in caplog.text
+
+
+def run_file(folder: Path, *settings: str) -> Path:
+    """`run_small` without what only the embedded problems have."""
+    kept = tuple(s for s in SMALL_GRPO if s not in ("data.train_count=8", "data.correctness_rates=null"))
+    before, small_runs.SMALL_GRPO = small_runs.SMALL_GRPO, kept
+    try:
+        return run_small(folder, *settings)
+    finally:
+        small_runs.SMALL_GRPO = before
