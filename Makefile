@@ -1,9 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test smoke chaos slow format
+.PHONY: install train test smoke chaos mutants slow format
 
 KILLS := 20
+SAMPLE := 0
 SWEEPS := $(filter-out %/common.sh,$(wildcard multirun_scripts/*.sh))
 
 install: .venv/installed
@@ -38,6 +39,10 @@ smoke: $(SWEEPS:.sh=.smoke)
 # Minutes: a run that is killed KILLS times ends as the one that is not.
 chaos: .venv/installed-test
 	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS)
+
+# Minutes: the share of the faults of tests/mutants.toml that the tests notice. Eight of them: make mutants SAMPLE=8
+mutants: .venv/installed-test
+	$(BIN)/python tests/mutants.py --sample $(SAMPLE)
 
 # Minutes: the tests marked slow: the recipe of the tiny base model reproduces the one that ships; two ranks resume.
 slow: .venv/installed-test

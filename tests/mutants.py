@@ -80,7 +80,7 @@ def read(path: Path) -> tuple[list[Mutant], list[str]]:
 
 
 def faults(mutants: Sequence[Mutant], tree: Path) -> list[str]:
-    """Faults of the list, a line each: names used twice, texts that do not stand once, tests that are not there."""
+    """What is wrong with the list, a line each: a name twice, a text that is not there once, tests that are missing."""
     names = [mutant.name for mutant in mutants]
     twice = sorted({name for name in names if names.count(name) > 1})
     return [f"two mutants are called {name}" for name in twice] + [

@@ -38,9 +38,10 @@ def test_vanilla_float64_by_hand():
 
 
 @pytest.mark.parametrize("advantage", BASES, ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1 + 0.2])
-def test_collapsed_group_is_exactly_zero(advantage, reward):
-    assert advantage(inputs([reward] * G))[0].tolist() == [0.0] * G
+@pytest.mark.parametrize(("reward", "g"), [(0.0, G), (1.0, G), (0.1 + 0.2, G), (0.1, 3)])
+def test_collapsed_group_is_exactly_zero(advantage, reward, g):
+    # The mean of three times 0.1 is not 0.1 in floating point.
+    assert advantage(inputs([reward] * g, g=g))[0].tolist() == [0.0] * g
 
 
 @pytest.mark.parametrize("advantage", BASES, ids=lambda a: type(a).__name__)

@@ -42,9 +42,10 @@ def breaking(iterations, value=math.nan):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_bad_step_is_skipped_counted_and_its_rows_written(tmp_path, value):
+def test_a_bad_step_is_skipped_counted_and_its_rows_written(tmp_path, caplog, value):
     folder = run_small(tmp_path, *GEC, *breaking([1, 3], value))
     assert [row["train/skipped_steps"] for row in metrics_rows(folder)[:5]] == ["0.0", "1.0", "0.0", "1.0", "0.0"]
+    assert sum("step skipped, 1 in a row" in message for message in caplog.messages) == 2
     assert all(v.isfinite().all() for v in weights(folder).values())
     rows = [json.loads(line) for line in (folder / "bad_steps.jsonl").read_text().splitlines()]
     # One micro-batch holds both groups of two; only its first row is broken.

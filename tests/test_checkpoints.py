@@ -5,6 +5,7 @@ import json
 import pytest
 
 from edge_grpo.runs.checkpoints import checkpoints, damage, read_manifest, remove, write_checkpoint
+from edge_grpo.runs.resume import drop_later, find_checkpoint
 
 
 def write(folder, iteration, text="state"):
@@ -67,6 +68,20 @@ def test_a_checkpoint_replaces_the_damaged_one_of_the_same_iteration(tmp_path):
     (write(tmp_path, 3) / "state.ckpt").write_text("")
     assert damage(write(tmp_path, 3, "again")) is None
     assert [p.name for p in checkpoints(tmp_path)] == ["iteration-000003"]
+
+
+def test_the_newest_whole_checkpoint_is_found_and_later_ones_are_dropped(tmp_path):
+    for iteration in (1, 2, 3):
+        write(tmp_path, iteration)
+    (tmp_path / "iteration-000003" / "state.ckpt").write_text("half")
+    (tmp_path / ".iteration-000004.tmp").mkdir()
+    found = find_checkpoint(tmp_path)
+    assert found == tmp_path / "iteration-000002"
+    drop_later(tmp_path, found)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iteration-000001", "iteration-000002"]
+    drop_later(tmp_path, None)
+    assert list(tmp_path.iterdir()) == []
+    assert find_checkpoint(tmp_path) is None
 
 
 def test_order_is_by_iteration_and_removal_leaves_no_trace(tmp_path):

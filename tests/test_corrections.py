@@ -106,6 +106,9 @@ def test_right_rows_are_untouched():
     for row in (0, 2):
         assert after.scored.rollout.responses[row] is before.rollout.responses[row]
         assert after.branches[row] is None
+    # Right is what accuracy says, however low the reward is.
+    poor = replace(before, scores=replace(before.scores, rewards=before.scores.rewards / 2))
+    assert [branch is None for branch in guided()(poor, tools()).branches] == [True, False, True, False]
 
 
 def test_deterministic_per_seed():
@@ -135,6 +138,17 @@ def test_tokens_and_provenance_of_a_branch(probabilities, text, kinds, ends):
     written = response.provenance != Provenance.SAMPLED
     assert (response.sampling_logprobs[written] == 0).all()  # put there with probability one
     assert after.scored.scores.correct.all()
+
+
+@pytest.mark.parametrize("probabilities", [(0, 1, 0), (0, 0, 1)])
+def test_without_keep_eos_a_branch_ends_without_it(probabilities):
+    after = guided(probabilities=probabilities, keep_eos=False)(scored([WRONG] * 4), tools())
+    assert not any(EOS in response.token_ids.tolist() for response in after.scored.rollout.responses)
+
+
+def test_a_response_that_was_cut_keeps_its_last_token():
+    after = guided(probabilities=(0, 1, 0))(scored([WRONG] * 4, eos=False), tools())
+    assert after.scored.texts == (WRONG + ANSWER.replace("{answer}", "7"),) * 4
 
 
 def test_only_rows_that_reflect_are_generated():
@@ -172,11 +186,14 @@ def test_a_branch_is_taken_where_it_just_fits(probabilities, tokens):
         assert max(len(response) for response in after.scored.rollout.responses) == (tokens if fits else 10)
 
 
-def test_a_failing_reference_is_never_used():
-    before = scored([WRONG] * 64)
+def test_a_failing_reference_is_never_used_and_its_probability_passed_on():
+    before = scored([WRONG] * 1000)
     problems = tuple(replace(p, solution_passes=False) for p in before.rollout.problems)
     before = replace(before, rollout=replace(before.rollout, problems=problems))
-    assert set(guided()(before, tools()).branches) == {"reflect", "answer"}
+    counts = Counter(guided()(before, tools()).branches)
+    assert set(counts) == {"reflect", "answer"}
+    # 1/2 of 3/4; the standard deviation of the share is 0.015.
+    assert counts["reflect"] / 1000 == pytest.approx(2 / 3, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +204,13 @@ def test_triggers(trigger, corrected):
     groups = [[WRONG] * 4, [RIGHT, WRONG, WRONG, WRONG], [RIGHT, RIGHT, WRONG, RIGHT], [RIGHT] * 4]
     branches = guided(trigger=trigger)(scored([t for g in groups for t in g]), tools()).branches
     assert [sum(b is not None for b in branches[i : i + 4]) for i in range(0, 16, 4)] == corrected
+
+
+def test_the_wrong_response_that_is_left_is_drawn():
+    branches = guided(trigger="leave_one_wrong")(scored([WRONG] * 4 * 32), tools()).branches
+    left = [row % 4 for row, branch in enumerate(branches) if branch is None]
+    assert len(left) == 32
+    assert set(left) == {0, 1, 2, 3}
 
 
 def test_required_fields():

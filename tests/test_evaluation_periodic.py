@@ -66,6 +66,16 @@ def test_held_out_benchmarks_and_their_total_are_logged_at_every_evaluation(run)
     assert float(rows[0]["eval/total/mean_length"]) == pytest.approx(sum(both) / 2)
 
 
+def test_the_total_weighs_sets_by_their_problems():
+    cfg, _ = composed("train", *BENCHMARKS)
+    evaluation = instantiate(cfg.evaluation)
+    evaluation.sets = {"held_out": (None,) * 9, "chain2": (None,), "chain6": (None,) * 3}
+    names = evaluation._names
+    scores = {"held_out": dict.fromkeys(names, 9.0), "chain2": dict.fromkeys(names, 1.0)}
+    scores["chain6"] = dict.fromkeys(names, 0.0)
+    assert evaluation._total(scores) == dict.fromkeys(names, 1 / 4)
+
+
 def test_the_summary_has_held_out_avg_at_n(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["accuracy"]["after"] == float(metrics_rows(run)[-1]["eval/held_out/avg@3"])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_runs import SMALL_GRPO, composed
 
 from edge_grpo.advantages.entropy_driven import METRICS as EDA_METRICS
 from edge_grpo.algorithms.metrics import (
@@ -24,6 +25,7 @@ from edge_grpo.loggers.metrics import METRICS, describe
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.metric import StrategyMetric
 from edge_grpo.programs.metrics_page import as_markdown
+from edge_grpo.programs.train_run import build_module
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -83,6 +85,26 @@ def test_collapse_by_hand():
             "collapse/created_by_correction": 1 / 3,
         }
     )
+
+
+def test_what_correction_revives_is_not_what_it_creates():
+    # Three groups: two all wrong ones get a right answer, a mixed one becomes all right.
+    before, after = [0, 0, 0, 0, 1, 0], [1, 0, 1, 0, 1, 1]
+    metrics = collapse_metrics(scored(before, before), scored(after, after))
+    assert metrics["collapse/revived_by_correction"] == pytest.approx(2 / 3)
+    assert metrics["collapse/created_by_correction"] == pytest.approx(1 / 3)
+
+
+def test_ranks_become_one_as_each_metric_says(monkeypatch):
+    mine = {"train/reward": 1.0, "train/completions/min_length": 3.0, "train/completions/max_length": 5.0}
+    other = {"train/reward": 2.0, "train/completions/min_length": 2.0, "train/completions/max_length": 9.0}
+    counts = {"correction/reflect/count": 4.0}  # a branch that one rank took
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda out, _: out.extend([mine, other | counts]))
+    cfg, _ = composed("train", *SMALL_GRPO)
+    module = build_module(cfg)
+    module._trainer = SimpleNamespace(world_size=2)
+    expected = {"train/reward": 1.5, "train/completions/min_length": 2, "train/completions/max_length": 9}
+    assert module._over_ranks(mine) == expected | counts
 
 
 def test_zero_variance_is_of_rewards_and_all_wrong_of_answers():

@@ -231,6 +231,8 @@ def test_settings_that_change_no_number_may_change():
 def test_only_what_matters_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "config": {"seed": 1, "name": "a"}}))
     check_settings(tmp_path, {"seed": 1, "name": "b"}, allow_changes=False)
+    with pytest.raises(UserError, match="names: None -> c"):  # starts as a free one does
+        check_settings(tmp_path, {"seed": 1, "name": "b", "names": "c"}, allow_changes=False)
     with pytest.raises(UserError, match="seed: 1 -> 2"):
         check_settings(tmp_path, {"seed": 2, "name": "b"}, allow_changes=False)
 
@@ -301,7 +303,7 @@ def test_global_generators_and_a_strategys_state_survive(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         signal_once(patch, PolicyModule, "optimise", 2, signal.SIGTERM)  # after the strategy's third call
         with pytest.raises(Stopped):
-            run_small(tmp_path / "cut", *settings)
+            run_small(tmp_path / "cut", *settings, SELDOM)
     torch.rand(7), np.random.rand(7), random.random()
     run_small(tmp_path / "cut", *settings)
     assert_same(tmp_path / "cut", whole)

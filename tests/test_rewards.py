@@ -100,6 +100,10 @@ def test_weighted_sum_and_right_by_accuracy_alone() -> None:
     assert scores.rewards.tolist() == [2.5, 0.5, 0.0, 2.5]  # 2 * accuracy + 0.5 * format
     assert scores.correct.tolist() == [True, False, False, True]  # the second has a box and is still wrong
     assert rewards.max_reward == 2.5
+    generous = WeightedRewards(
+        {"accuracy": Accuracy(SameText()), "format": BoxedFormat()}, rewards.weights | {"format": 9}
+    )
+    assert generous(PROBLEMS, TEXTS).correct.tolist() == [True, False, False, True]  # a reward of 9 is not right either
 
 
 def test_no_rows_are_no_scores() -> None:

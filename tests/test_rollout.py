@@ -6,7 +6,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
-from edge_grpo.rollouts.base import Sampling, choose, token_distribution
+from edge_grpo.rollouts.base import Sampling, check_rows, choose, token_distribution
 from edge_grpo.rollouts.hf import HFRollout
 from edge_grpo.rollouts.native import NativeRollout, _Decoding
 from edge_grpo.seeding import stage_generator
@@ -225,6 +225,7 @@ def test_what_cannot_be_generated_is_refused(policy):
     with pytest.raises(UserError, match="exceed the model's context of 4096"):
         made.generate(policy, [[65] * 4090], [12], made.sampling, generator)
     assert made.generate(policy, [], [], made.sampling, generator) == []
+    check_rows(policy, [[65] * 4084], [12])  # fits exactly
 
 
 @pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2.0}, {"top_k": -1}])

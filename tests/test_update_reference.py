@@ -46,6 +46,7 @@ CASES = {
     "kl, eda once, one micro-batch": Case(0.3, "k3", "rollout", "response", ONE),
     "kl, eda every epoch, cut, padded": Case(0.2, "k2", "update", "sampled", MANY, packing=False),
     "no kl, eda once, cut": Case(0.0, "k3", "rollout", "response", MANY),
+    "kl, eda every epoch, groups above the bound": Case(0.2, "k3", "update", "response", 8),
     "kl, eda once, groups cut": Case(0.2, "k1", "rollout", "sampled", 8),
 }
 
@@ -228,10 +229,11 @@ def test_losses_gradients_and_reports_of_two_epochs(aggregation, case):
     model, frozen = models()
     update = update_of(deepcopy(model), frozen, aggregation, case)
     steps, gradients = project_run(update)
-    # bnpo depends on the cut by definition, so the reference is told it; rows that are in no micro-batch weigh nothing.
+    # bnpo depends on the cut by definition, so the reference is told it: all rows, or those of the groups that differ.
     cut = [rows.tolist() for rows in update.microbatches]
     expected = reference_run(model, frozen, aggregation, case, cut)
     assert (len(cut) > 1) == (case.microbatch_tokens != ONE)
+    assert sorted(row for rows in cut for row in rows) == list(range(12 if case.beta or aggregation == "bnpo" else 6))
     for step, gradient, (loss, reference, _) in zip(steps, gradients, expected, strict=True):
         assert float(reference.norm()) > 1e-2
         assert step.loss == pytest.approx(loss, abs=1e-10)
