@@ -76,7 +76,7 @@ def test_eda_float64_by_hand():
 
 def test_official_eda_by_hand():
     # The released code: A_i / (P_i / mean(P)), P over the whole padded width, mean over the micro-batch (two groups
-    # here), and a graph through P. P = (0.5, 0.2, 0.3, 0.2), mean 0.3.
+    # here), and a graph through P_i. P = (0.5, 0.2, 0.3, 0.2), mean 0.3.
     entropy = torch.tensor([[0.1, 0.9], [0.1, 0.3], [0.3, 0.3], [0.1, 0.3]], dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, False], [True, True], [True, True], [True, False]])
     official = eda(detach=False, scope="microbatch", mask="padded", refresh="update")
@@ -86,9 +86,9 @@ def test_official_eda_by_hand():
     a = 0.5 / (math.sqrt(0.5) + 1e-4)  # each group (1, 0): deviations 1/2, std sqrt(1/2)
     expected = torch.tensor([a * 0.3 / 0.5, -a * 0.3 / 0.2, -a * 0.3 / 0.3, a * 0.3 / 0.2], dtype=torch.float64)
     torch.testing.assert_close(taken, expected, atol=1e-12, rtol=0)
-    # d taken_0 / d P_0 = a (1/4 P_0 - mean) / P_0^2 = a (0.125 - 0.3) / 0.25, and each token carries half of it.
+    # The mean is a constant: d taken_0 / d P_0 = -a mean / P_0^2 = -a 0.3 / 0.25, and each token carries half of it.
     (gradient,) = torch.autograd.grad(taken[0], entropy)
-    assert gradient[0, 1].item() == pytest.approx(a * (0.125 - 0.3) / 0.25 / 2, abs=1e-12)
+    assert gradient[0, 1].item() == pytest.approx(-a * 0.3 / 0.25 / 2, abs=1e-12)
 
 
 def test_detached_eda_has_no_graph():

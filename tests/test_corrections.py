@@ -236,8 +236,10 @@ def test_official_loses_every_eos_and_leading_tokens():
     assert not any(EOS in r.token_ids.tolist() for r in after.scored.rollout.responses)
     assert len(calls[0][0]) == 8  # the whole batch is continued
     # The first group's prompts are one token shorter: its responses lose their first token.
-    assert after.scored.texts[1] == RIGHT[1:]
-    assert after.scored.texts[5] == RIGHT
+    assert decode(after.scored.rollout.responses[1].token_ids) == RIGHT[1:]
+    assert decode(after.scored.rollout.responses[5].token_ids) == RIGHT
+    # What is graded is the whole text all the same.
+    assert after.scored.texts[1] == after.scored.texts[5] == RIGHT
     assert after.branches[1] is None
 
 

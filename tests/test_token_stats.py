@@ -1,5 +1,7 @@
 """Log-probs and entropies against the naive computation on full logits in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -200,6 +202,19 @@ def test_every_position_reaches_past_the_end():
     assert (stats.entropy > 0).all()  # an untrained model is never certain
     with pytest.raises(ValueError, match="no positions past"):
         stats_of(MODELS["llama"](), batch(), packing=True, every_position=True)
+
+
+def test_positions_past_the_end_are_those_of_the_row_padded_alone():
+    # The last row has the longest prompt (5) and two tokens; T = 6, so its padding reaches to 5 + 6 > 8 tokens.
+    model, rows = MODELS["llama"]().double(), batch(pad_id=7)
+    rows = replace(rows, tokens=torch.where(rows.attention_mask.bool(), rows.tokens, 7))
+    stats = stats_of(model, rows, packing=False, every_position=True)
+    for row in range(4):
+        s, t = int(rows.prompt_lengths[row]), int(rows.response_lengths[row])
+        ids = torch.cat([rows.tokens[row, : s + t], torch.full((6 - t,), 7)])[None]
+        shown = (torch.arange(s + 6) < s + t).long()[None]
+        logp = model(ids, attention_mask=shown).logits[0, s - 1 : s + 5].log_softmax(-1)
+        torch.testing.assert_close(stats.entropy[row], -(logp.exp() * logp).sum(-1), atol=1e-6, rtol=0)
 
 
 def test_selected_rows_keep_their_numbers():

@@ -161,6 +161,7 @@ def test_a_run_cannot_become_shorter_than_it_is(tmp_path):
 def test_without_a_checkpoint_nothing_of_an_earlier_run_is_mixed_in(tmp_path):
     run_small(tmp_path, "experiment=edge_grpo", *SHORT)
     shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "summary.json").unlink()  # as if it had been killed before its first checkpoint
     run_small(tmp_path, "experiment=vanilla")
     assert not [name for row in metrics_rows(tmp_path) for name in row if name.startswith(("eda/", "correction/s"))]
 

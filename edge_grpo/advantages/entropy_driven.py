@@ -112,7 +112,8 @@ class EntropyDriven:
         if self.detach:
             p = p.detach()
         groups = p.view(-1, num_generations) if self.scope == "group" else p[None]
-        mean = groups.mean(1, keepdim=True)
+        # The released code gathers P over ranks, which detaches it: only 1 / P_i ever carries a graph.
+        mean = groups.mean(1, keepdim=True).detach()
         multiplier = torch.where(mean > MIN_ENTROPY, mean / groups.clamp(min=MIN_ENTROPY), 1.0)
         if self.clamp is not None:
             multiplier = multiplier.clamp(max=self.clamp)

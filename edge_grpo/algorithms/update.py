@@ -42,7 +42,9 @@ class GRPOUpdate:
         self.model, self.reference, self.batch, self.rewards = model, reference, batch, rewards
         self.computed, self.advantage, self.loss = computed, advantage, loss
         self.num_generations, self.forward = num_generations, forward
-        self.microbatches = forward.microbatches(batch, computed, num_generations if advantage.inside_update else None)
+        # The padded width is a micro-batch's own, so what reads padding is taken there.
+        whole = num_generations if advantage.inside_update or advantage.reads_padding else None
+        self.microbatches = forward.microbatches(batch, computed, whole)
         # Where micro-batches hold whole groups the update's own forward pass has the entropies that EDA needs.
         self.in_forward = advantage.inside_update or (
             advantage.reads_entropy and hold_whole_groups(self.microbatches, num_generations)

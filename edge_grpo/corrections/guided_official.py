@@ -1,6 +1,7 @@
 """GEC as the released code does it: departures 7 to 12 of docs/departures.md, for comparison only."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ class OfficialGuidedCorrection(GuidedCorrection):
 
     - The whole batch goes through text: decoded without special tokens and encoded again, so that *every* response
       loses its EOS and ids may change (7); encoded tokens keep the provenance of the response as a whole.
-    - Text is cut at the width of the longest prompt: a row whose prompt is k tokens shorter loses its first k
-      response tokens (8).
+    - Tokens are cut at the width of the longest prompt: a row whose prompt is k tokens shorter loses its first k
+      response tokens; what is graded is the whole text (8).
     - "Wrong" means below the highest possible reward (9).
     - Nothing is corrected if a prompt of the batch has `max_batch_prompt_tokens` or more (10).
     - Every row of the batch is continued when any reflects, and what is not needed is thrown away (11).
@@ -45,11 +46,13 @@ class OfficialGuidedCorrection(GuidedCorrection):
         if width >= self.max_batch_prompt_tokens:
             return Corrected(scored=scored, branches=(None,) * rollout.num_rows)
         edited, branches = self._edit(scored, self._triggered(scored, tools), tools)
-        rows = {
-            row: _through_text(edited.get(row, response), width - len(rollout.problem_of(row).prompt_ids), tools)
-            for row, response in enumerate(rollout.responses)
-        }
-        return Corrected(scored=rescored(scored, rows, tools), branches=branches)
+        whole = {row: _through_text(edited.get(row, r), tools) for row, r in enumerate(rollout.responses)}
+        graded = rescored(scored, whole, tools)
+        cut = tuple(
+            _without_first(response, width - len(rollout.problem_of(row).prompt_ids))
+            for row, response in enumerate(graded.rollout.responses)
+        )
+        return Corrected(replace(graded, rollout=replace(graded.rollout, responses=cut)), branches)
 
     def _wrong(self, scored: ScoredRollout, tools: CorrectionTools) -> torch.Tensor:
         return scored.scores.rewards < tools.max_reward
@@ -68,13 +71,24 @@ class OfficialGuidedCorrection(GuidedCorrection):
         return {row: continued[row] for row in reflecting}
 
 
-def _through_text(response: Response, lost: int, tools: CorrectionTools) -> Response:
-    """Decode without special tokens, encode again, and drop the first `lost` tokens.
+def _without_first(response: Response, lost: int) -> Response:
+    """The response without its first `lost` tokens."""
+    return Response(
+        response.token_ids[lost:],
+        response.sampling_logprobs[lost:],
+        response.entropies[lost:],
+        response.provenance[lost:],
+        response.finish_reason,
+    )
+
+
+def _through_text(response: Response, tools: CorrectionTools) -> Response:
+    """Decode without special tokens and encode again.
 
     A response of one provenance keeps it; a mixed one counts as sampled up to where the injected text can no longer
     be told apart, which is to say everywhere.
     """
-    ids = torch.tensor(tools.encode(tools.decode(response.token_ids))[lost:], dtype=torch.long)
+    ids = torch.tensor(tools.encode(tools.decode(response.token_ids)), dtype=torch.long)
     kinds = set(response.provenance.tolist())
     kind = kinds.pop() if len(kinds) == 1 else Provenance.SAMPLED
     return written_response(ids, Provenance(kind), "length")

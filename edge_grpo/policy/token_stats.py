@@ -4,10 +4,11 @@ The head runs on the hidden states that predict response tokens only: no positio
 projected to the vocabulary, and logits exist for one chunk of tokens at a time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edge_grpo.policy.head import Head
@@ -56,7 +57,7 @@ def token_stats(
     if packing and every_position:
         raise ValueError("a packed forward has no positions past a response's end")
     wanted = torch.ones_like(batch.completion_mask) if every_position else batch.completion_mask
-    hidden, source = _packed(model, batch) if packing else _padded(model, batch)
+    hidden, source = _packed(model, batch) if packing else _padded(model, _widened(batch) if every_position else batch)
     states = hidden.index_select(0, source[wanted])  # [M, H]
     head = Head.of(model, temperature, chunk_tokens)
     # Under DDP the gradient has to pass the reducer's hooks, so it is returned.
@@ -67,6 +68,13 @@ def token_stats(
         in_place=head.weight.is_leaf and not torch.distributed.is_initialized(),
     )
     return TokenStats(_scatter(logprobs, wanted), _scatter(entropies, wanted))
+
+
+def _widened(batch: UpdateBatch) -> UpdateBatch:
+    """With padding enough that every row, the one with the longest prompt too, has T positions behind its prompt."""
+    width = int(batch.prompt_lengths.max()) + batch.token_weights.shape[1]
+    missing = max(width - batch.tokens.shape[1], 0)
+    return replace(batch, tokens=F.pad(batch.tokens, (0, missing), value=batch.pad_id))
 
 
 def _padded(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
