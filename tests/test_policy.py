@@ -1,11 +1,13 @@
 """The byte tokenizer, the policy's checks, and loading what was saved."""
 
 import json
+import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from edge_grpo.errors import UserError
@@ -169,3 +171,77 @@ def test_a_folder_that_holds_no_causal_model_is_refused_in_one_line(policy, tmp_
     message = str(caught.value)
     assert message.startswith(f"model.path={tmp_path}: cannot be loaded as a causal language model: ")
     assert "\n" not in message
+
+
+def changed_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def damaged(name, folder):
+    """A saved policy (two layers, intermediate size 64, hidden size 32) whose weights are not what its config says."""
+    file = folder / "model.safetensors"
+    if name == "cut off":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif name == "empty":
+        file.write_bytes(b"")
+    elif name == "a weight is missing":
+        weights = load_file(file)
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, file, metadata={"format": "pt"})
+    elif name == "a layer is missing":
+        changed_config(folder, num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    elif name == "another shape":
+        changed_config(folder, intermediate_size=96)
+    elif name == "quantised":
+        changed_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    elif name == "tokenizer cut off":
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text()[:-100])
+
+
+DAMAGE = {
+    "cut off": r"a file of its weights is cut off or damaged \(.+\): get it again",
+    "empty": r"a file of its weights is cut off or damaged \(.+\): get it again",
+    "a weight is missing": r"1 weights that its config\.json .* model\.layers\.1\.mlp\.up_proj\.weight, and .*",
+    # Query, key and value with biases, output, three of the MLP, two norms: 3 x 2 + 1 + 3 + 2 = 12.
+    "a layer is missing": r"12 weights .* first is model\.layers\.2\.input_layernorm\.weight, and would be random.*",
+    # gate, up and down of two layers; down maps 64 to 32.
+    "another shape": r"6 weights .*layers\.0\.mlp\.down_proj\.weight, \(32, 64\) in the files and \(32, 96\) by.*",
+    "quantised": r"its config asks for bitsandbytes quantisation \(.+\): install that, or take a model without",
+    "tokenizer cut off": r"cannot be loaded as a causal language model: .+",
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGE)
+def test_weights_that_are_not_whole_are_refused_in_one_line(policy, tmp_path, fault):
+    policy.save(tmp_path)
+    damaged(fault, tmp_path)
+    with pytest.raises(UserError, match=rf"^model\.path={re.escape(str(tmp_path))}: {DAMAGE[fault]}$"):
+        load_policy(str(tmp_path), **SETTINGS)
+
+
+def test_tied_weights_need_not_be_in_the_files(policy, tmp_path):
+    policy.save(tmp_path)
+    assert policy.model.config.tie_word_embeddings
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    head = load_policy(str(tmp_path), **SETTINGS).model.get_output_embeddings().weight
+    assert torch.equal(head, policy.model.get_input_embeddings().weight)
+
+
+def test_a_home_folder_is_found(policy, tmp_path, monkeypatch):
+    policy.save(tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_policy("~/model", **SETTINGS).model.config.vocab_size == 261
+
+
+def test_generation_settings_that_no_engine_applies_are_refused_or_dropped(policy, tmp_path):
+    policy.model.generation_config.update(repetition_penalty=1.1, temperature=0.7, top_k=20)
+    policy.save(tmp_path)
+    with pytest.raises(UserError, match=r"repetition_penalty=1\.1, .*\.ignored_generation_settings=\[repetition_p"):
+        load_policy(str(tmp_path), **SETTINGS)
+    loaded = load_policy(str(tmp_path), **SETTINGS, ignored_generation_settings=["repetition_penalty"])
+    assert loaded.model.generation_config.repetition_penalty == 1.0
+    assert loaded.model.generation_config.top_k == 20
+    with pytest.raises(UserError, match="ignored_generation_settings: top_k is none of suppress_tokens, "):
+        load_policy(str(tmp_path), **SETTINGS, ignored_generation_settings=["top_k"])

@@ -6,6 +6,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.finite import NotFiniteError
+from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rollouts.base import Sampling, check_rows, choose, token_distribution
 from edge_grpo.rollouts.hf import HFRollout
 from edge_grpo.rollouts.native import NativeRollout, _Decoding
@@ -232,3 +234,76 @@ def test_what_cannot_be_generated_is_refused(policy):
 def test_sampling_out_of_range_is_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+REFUSED = {
+    "suppress_tokens": [3],
+    "begin_suppress_tokens": [3],
+    "bad_words_ids": [[3, 4]],
+    "sequence_bias": [[[3], 1.0]],
+    "forced_eos_token_id": 7,
+    "min_length": 3,
+    "min_new_tokens": 3,
+    "repetition_penalty": 1.1,
+    "no_repeat_ngram_size": 2,
+    "stop_strings": ["a"],
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_generation_setting_that_changes_the_logits_is_refused_by_both_engines(policy, name):
+    setattr(policy.model.generation_config, name, REFUSED[name])
+    told = set()
+    for kind in (NativeRollout, HFRollout):
+        with pytest.raises(UserError, match=rf"sets {name}=.*model\.ignored_generation_settings=\[{name}\]") as caught:
+            engine(kind).generate(policy, [[65]], [12], Sampling(), stage_generator(0, "test"))
+        told.add(str(caught.value))
+    assert len(told) == 1
+
+
+def test_how_the_model_would_draw_by_itself_is_read_by_no_engine(policy):
+    prefixes = [policy.encode(p) for p in PROMPTS]
+
+    def tokens(kind):
+        out = engine(kind).generate(policy, prefixes, [12] * 4, Sampling(), stage_generator(0, "test"))
+        return [r.token_ids.tolist() for r in out]
+
+    expected = tokens(NativeRollout)
+    own = {
+        "do_sample": True,
+        "temperature": 0.1,
+        "top_k": 1,
+        "num_beams": 3,
+        "max_length": 5,
+        "num_return_sequences": 2,
+    }
+    policy.model.generation_config.update(**own, return_dict_in_generate=True, renormalize_logits=True)
+    assert tokens(NativeRollout) == tokens(HFRollout) == expected
+    assert policy.model.generation_config.num_beams == 3  # what is exported stays the model's own
+
+
+@pytest.mark.parametrize("kind", [NativeRollout, HFRollout])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_name_the_model_and_what_they_may_come_from(policy, kind, temperature):
+    check_packed(policy.model)  # of the model as it was: here the weights break later
+    policy.model.get_input_embeddings().weight.data[70] = torch.nan
+    policy.model.config.name_or_path = "models/broken"
+    with pytest.raises(UserError, match=r"^models/broken: its logits are NaN or infinite.*optimizer\.lr"):
+        engine(kind).generate(policy, [[65], [70]], [2] * 2, Sampling(temperature), stage_generator(0, "test"))
+
+
+@pytest.mark.parametrize("check", [check_packed, lambda model: check_head(model, chunk_tokens=64)])
+def test_a_model_whose_weights_are_not_finite_is_told_so_and_not_that_it_cannot_be_packed(policy, check):
+    policy.model.get_input_embeddings().weight.data[70] = torch.nan
+    with pytest.raises(UserError, match=r"^Qwen2ForCausalLM: its logits are NaN or infinite"):
+        check(policy.model)
+
+
+def test_single_impossible_tokens_are_fine_and_only_they():
+    possible = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
+    assert choose(possible, torch.tensor([0.5]), Sampling()).tokens.tolist() == [1]
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(NotFiniteError):
+            choose(torch.tensor([[0.0, bad, 1.0]]), torch.tensor([0.5]), Sampling())
+    with pytest.raises(NotFiniteError):
+        choose(torch.full((1, 3), -torch.inf), torch.tensor([0.5]), Sampling())

@@ -23,6 +23,12 @@ def causal_head(model: Any) -> Any:
     return head
 
 
+def decoder(model: Any) -> Any:
+    """The module that turns tokens into the hidden states that the head reads."""
+    found = model.get_decoder()
+    return model.model if found is model else found  # Llama 4 calls the whole model its decoder
+
+
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """Inside, without dropout; afterwards as before, whatever happened."""
@@ -71,7 +77,7 @@ class Policy:
     @property
     def context_length(self) -> int | None:
         """Longest prompt + response in tokens; None if the model sets no bound."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Text -> ids, no special tokens added (those written in the text are recognised)."""

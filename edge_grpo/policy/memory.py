@@ -17,7 +17,12 @@ def out_of_memory(*settings: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain class
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"out of memory: lower {', '.join(settings)}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator raised it: torch.OutOfMemoryError on a GPU, a plain RuntimeError on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

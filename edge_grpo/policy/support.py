@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.policy.base import causal_head, eval_mode
+from edge_grpo.policy.base import causal_head, decoder, eval_mode
+from edge_grpo.policy.finite import check_finite, finite_logits
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.kv_cache import RowCache
 from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
@@ -24,7 +25,8 @@ def check_packed(model: Any) -> None:
         model: causal language model; the second call for the same one costs nothing.
 
     Raises:
-        UserError: no causal head, layers with a state other than keys and values, or other numbers come out.
+        UserError: no causal head, layers with a state other than keys and values, logits that are not finite, or other
+            numbers come out.
     """
     if model in _checked:
         return
@@ -38,6 +40,8 @@ def check_packed(model: Any) -> None:
             expected, packed = _own_logits(model), _packed_logits(model)
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise UserError(f"{name} does not run on flat tokens ({error}): {_WAY_OUT}") from error
+    with finite_logits(model):
+        check_finite(expected.amax(-1))
     difference = float((packed - expected).abs().max() / expected.std().clamp(min=1e-6))
     if not difference < _tolerance(expected):
         raise UserError(f"{name} gives other logits on flat tokens (off by {difference:.2g}): {_WAY_OUT}")
@@ -49,13 +53,15 @@ def check_head(model: Any, chunk_tokens: int) -> None:
     """Compare the log-probs of a few tokens with those of the model's own logits.
 
     Raises:
-        UserError: see `Head.of`, or the model does more to its logits than `Head` knows.
+        UserError: see `Head.of`, logits that are not finite, or the model does more to its logits than `Head` knows.
     """
     head = Head.of(model, temperature=1.0, chunk_tokens=chunk_tokens)
     ids = torch.tensor([[1, 5, 3, 2]], device=model.device)
     with eval_mode(model):
-        states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        states = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
         logits = model(input_ids=ids).logits[0]
+    with finite_logits(model):
+        check_finite(logits.amax(-1))
     logprobs, _ = head(states, ids[0], entropy_grad=False, in_place=False)
     expected = logits.to(logprobs.dtype).log_softmax(-1).gather(-1, ids.T).squeeze(-1)
     difference = float((logprobs - expected).abs().max())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_grpo.policy.base import decoder
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.packed_attention import TreesLayout
 from edge_grpo.types import UpdateBatch
@@ -79,7 +80,7 @@ def _widened(batch: UpdateBatch) -> UpdateBatch:
 
 def _padded(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     """Hidden states [N * W, H], and the position [N, T] that predicts each response token."""
-    hidden = model.get_decoder()(
+    hidden = decoder(model)(
         input_ids=batch.tokens, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state
     n, width = batch.tokens.shape
@@ -112,7 +113,7 @@ def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     position = position[: len(prompts)] + [
         p + offset for p, offset in zip(position[len(prompts) :], offsets, strict=True)
     ]
-    hidden = model.get_decoder()(
+    hidden = decoder(model)(
         input_ids=torch.cat(pieces)[None],
         position_ids=torch.cat(position)[None].to(device),
         use_cache=False,

@@ -11,6 +11,8 @@ from transformers import StopStringCriteria
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, eval_mode
+from edge_grpo.policy.finite import check_finite, finite_logits
+from edge_grpo.policy.generation_settings import refuse_settings
 from edge_grpo.policy.memory import out_of_memory
 from edge_grpo.types import FinishReason, Provenance, Response
 
@@ -141,10 +143,11 @@ class SamplingEngine(ABC):
         """See `RolloutEngine.generate`."""
         if not prefixes:
             return []
+        refuse_settings(policy.model)
         check_rows(policy, prefixes, budgets)
         uniforms = _uniforms(len(prefixes), max(budgets), generator)
         settings = ("rollout.max_batch_rows", "rollout.max_new_tokens", "algorithm.num_generations")
-        with eval_mode(policy.model), out_of_memory(*settings):
+        with eval_mode(policy.model), out_of_memory(*settings), finite_logits(policy.model):
             return self._decode(policy, Rows(prefixes, budgets, uniforms, sampling))
 
     @abstractmethod
@@ -246,9 +249,13 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
     Args:
         logits: [n, V].
         uniforms: [n] in [0, 1); unused when greedy.
+
+    Raises:
+        NotFiniteError: a row whose largest logit is NaN or infinite (single tokens may be at -inf).
     """
     if sampling.greedy:
-        tokens = logits.argmax(-1)
+        top, tokens = logits.max(-1)
+        check_finite(top)
         certain = torch.zeros(tokens.shape, device=logits.device, dtype=torch.float32)
         return Drawn(tokens, certain, certain)
     # On the CPU a block of rows is worked on in its cache; on a GPU one launch does all.
@@ -259,7 +266,9 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
 
 def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
     scores = logits.float() / sampling.temperature
-    scores -= scores.amax(-1, keepdim=True)
+    top = scores.amax(-1, keepdim=True)
+    check_finite(top)
+    scores -= top
     weights = scores.exp()
     total = weights.sum(-1)
     entropies = total.log() - torch.linalg.vecdot(weights, scores) / total

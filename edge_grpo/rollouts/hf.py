@@ -1,10 +1,12 @@
 """Rollout through transformers' `generate`: the slow reference for any model that `generate` can decode."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from edge_grpo.policy.base import Policy, causal_head
 from edge_grpo.rollouts.base import Drawn, Ends, Rows, Sampling, SamplingEngine, choose, sampled_response
@@ -40,20 +42,14 @@ class HFRollout(SamplingEngine):
         ids = torch.tensor([[policy.pad_id] * (width - len(p)) + list(p) for p in prefixes], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prefixes], device=device)
         draw = _Draw(rows.uniforms.to(device), rows.sampling)
-        out = policy.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max(budgets),
-            do_sample=False,
-            logits_processor=LogitsProcessorList([draw]),
-            eos_token_id=list(policy.eos_ids),
-            pad_token_id=policy.pad_id,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=None,
-            **self._stopping(policy),
-        )
+        with _own_settings(policy, max(budgets)) as settings:
+            out = policy.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([draw]),
+                **self._stopping(policy),
+            )
         tokens = out[:, width:].cpu()
         logprobs, entropies = (torch.stack(x, dim=1).cpu() for x in (draw.logprobs, draw.entropies))
         ends = Ends(policy, self.stop_strings)
@@ -69,6 +65,20 @@ class HFRollout(SamplingEngine):
         if not self.stop_strings:
             return {}
         return {"stop_strings": list(self.stop_strings), "tokenizer": policy.tokenizer}
+
+
+@contextmanager
+def _own_settings(policy: Policy, budget: int) -> Iterator[GenerationConfig]:
+    """Inside, the model's generation config is ours: `generate` fills from it what it is not told (beams, say)."""
+    model = policy.model
+    before = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=budget, do_sample=False, eos_token_id=list(policy.eos_ids), pad_token_id=policy.pad_id
+    )
+    try:
+        yield model.generation_config
+    finally:
+        model.generation_config = before
 
 
 class _Draw(LogitsProcessor):
