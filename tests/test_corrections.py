@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edge_grpo.corrections.base import CorrectionTools
-from edge_grpo.corrections.guided import GuidedCorrection
+from edge_grpo.corrections.base import UNIFORM_WEIGHT, CorrectionTools, longest_responses
+from edge_grpo.corrections.guided import BRANCHES, GuidedCorrection
 from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.errors import UserError
@@ -42,7 +42,7 @@ def score(problems, texts):
     return Scores(rewards=right.float(), parts={"accuracy": right.float()}, correct=right)
 
 
-def tools(seed=0, continuation=" so \\boxed{7}", calls=None):
+def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200, context_length=None):
     def generate(prefixes, budgets):
         if calls is not None:
             calls.append((prefixes, budgets))
@@ -55,8 +55,9 @@ def tools(seed=0, continuation=" so \\boxed{7}", calls=None):
         decode=decode,
         eos_ids=(EOS,),
         generator=torch.Generator().manual_seed(seed),
-        max_new_tokens=200,
+        max_new_tokens=max_new_tokens,
         max_reward=1.0,
+        context_length=context_length,
     )
 
 
@@ -184,6 +185,70 @@ def test_a_branch_is_taken_where_it_just_fits(probabilities, tokens):
         after = correction(scored([WRONG] * 4), tools())
         assert ("no_room" not in after.branches) == fits
         assert max(len(response) for response in after.scored.rollout.responses) == (tokens if fits else 10)
+
+
+def test_a_branch_without_room_in_the_models_context_is_not_taken():
+    # The prompt has 9 tokens. A reflection needs 40 and one to continue with, the answer 94, the reference 20.
+    for context, branches in ((9 + 94, set(BRANCHES)), (9 + 93, {"reflect", "solution"}), (9 + 40, {"solution"})):
+        assert set(guided()(scored([WRONG] * 64), tools(context_length=context)).branches) == branches
+    assert guided()(scored([WRONG] * 4), tools(context_length=28)).branches == ("no_room",) * 4
+    # Behind 9 + 40 tokens of 60 a reflection of 64 has room for 11.
+    calls = []
+    after = guided(probabilities=(1, 0, 0))(scored([WRONG] * 4), tools(calls=calls, context_length=60))
+    assert after.branches == ("reflect",) * 4
+    assert calls[0][1] == [11] * 4
+
+
+def test_official_continues_the_rows_that_have_room_in_the_context():
+    # A right row of 40 tokens fills the context of 49 and cannot be continued; the wrong ones have 40 + 9 > 48.
+    calls = []
+    correction = guided(OfficialGuidedCorrection, (1, 0, 0), keep_eos=False, max_batch_prompt_tokens=256)
+    texts = [WRONG, "x" * 30 + RIGHT + ".", RIGHT, WRONG]
+    after = correction(scored(texts), tools(calls=calls, context_length=9 + 41))
+    assert after.branches == ("reflect", None, None, "reflect")
+    assert calls[0][1] == [1, 41 - 10, 1]  # RIGHT has 9 bytes and an EOS
+
+
+def bound(correction, max_new_tokens=200, **changes):
+    (problem,) = {p.id: p for p in scored([WRONG] * 4).rollout.problems}.values()
+    return longest_responses(correction, [replace(problem, **changes)], max_new_tokens, encode)
+
+
+def test_how_long_a_response_can_become():
+    # Phrase 31, answer phrase 31 + 43 + 9 + 1, reference 19, EOS 1, reflection 64; a response cut at 200 has no EOS.
+    assert bound(Keep()) == [200]
+    assert bound(guided(probabilities=(0, 1, 0), max_response_tokens=1000)) == [200 + 84 + 1]
+    assert bound(guided(probabilities=(1, 0, 0), max_response_tokens=1000)) == [200 + 31 + 64]
+    assert bound(guided()) == [200 + 64]  # its own bound
+    assert bound(guided(probabilities=(0, 0, 1))) == [200]
+    assert bound(guided(probabilities=(0, 0, 1)), max_new_tokens=10) == [20]
+    assert bound(guided(probabilities=(0, 0, 1)), max_new_tokens=10, solution_passes=False) == [10]
+    official = {"keep_eos": False, "max_batch_prompt_tokens": 256}
+    assert bound(guided(OfficialGuidedCorrection, **official)) == [200 + 31 + 64]
+    assert bound(guided(OfficialGuidedCorrection, (0, 1, 0), **official)) == [200 + 84]
+
+
+@pytest.mark.parametrize("probabilities", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.25, 0.25)])
+@pytest.mark.parametrize("limit", [None, 100, 60])
+def test_no_response_becomes_longer_than_was_said(probabilities, limit):
+    correction = guided(probabilities=probabilities, max_response_tokens=limit)
+    longest = 30  # a right response is left alone
+    for length in range(1, 31):
+        after = correction(scored(["x" * length] * 16, eos=False), tools(continuation="y" * 100, max_new_tokens=30))
+        longest = max(longest, *map(len, after.scored.rollout.responses))
+    (said,) = bound(correction, max_new_tokens=30)
+    assert longest <= said
+    assert longest == said or limit is not None  # the bound is reached where nothing else bounds
+
+
+def test_a_correction_that_does_not_say_how_long_it_gets_works_and_is_told_of(caplog):
+    class Mine:
+        token_weight, required_fields = UNIFORM_WEIGHT, frozenset()
+
+    with caplog.at_level("INFO"):
+        assert bound(Mine()) == [200]
+    (message,) = caplog.messages
+    assert message.startswith("Mine has no method longest_response")
 
 
 def test_a_failing_reference_is_never_used_and_its_probability_passed_on():

@@ -3,6 +3,7 @@
 A correction never imports another stage: what it needs of rollout and grading is handed to it as `CorrectionTools`.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +11,11 @@ from typing import Protocol
 import torch
 
 from edge_grpo.types import Problem, Provenance, Response, ScoredRollout, Scores
+
+log = logging.getLogger(__name__)
+
+Encode = Callable[[str], tuple[int, ...]]
+"""text -> token ids, no special tokens added"""
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,18 @@ class CorrectionTools:
         generator: CPU generator of this stage and iteration.
         max_new_tokens: the rollout's budget.
         max_reward: the reward of a perfect response.
+        context_length: longest prompt + response that the model takes, in tokens; None if it sets no bound.
     """
 
     generate: Callable[[list[list[int]], list[int]], list[Response]]
     score: Callable[[Sequence[Problem], Sequence[str]], Scores]
-    encode: Callable[[str], tuple[int, ...]]
+    encode: Encode
     decode: Callable[[torch.Tensor], str]
     eos_ids: tuple[int, ...]
     generator: torch.Generator
     max_new_tokens: int
     max_reward: float
+    context_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,31 @@ class Correction(Protocol):
         """Fields of `Problem` that the correction reads, so that every training problem must have them."""
         ...
 
+    def longest_response(self, problem: Problem, max_new_tokens: int, encode: Encode) -> int:
+        """Tokens of a response to this problem after correction, at most.
+
+        It is held against the model's context before any work. A correction without this method is taken to make no
+        response longer than `max_new_tokens`, the rollout's budget.
+        """
+        ...
+
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected: ...
+
+
+def longest_responses(
+    correction: Correction, problems: Sequence[Problem], max_new_tokens: int, encode: Encode
+) -> list[int]:
+    """Tokens that a response to each problem can have, sampled or corrected (see `Correction.longest_response`)."""
+    bound = getattr(correction, "longest_response", None)
+    if bound is None:
+        log.info(
+            "%s has no method longest_response: of its rows only rollout.max_new_tokens=%d is held against the model's "
+            "context",
+            type(correction).__name__,
+            max_new_tokens,
+        )
+        return [max_new_tokens] * len(problems)
+    return [max(max_new_tokens, bound(problem, max_new_tokens, encode)) for problem in problems]
 
 
 UNIFORM_WEIGHT: Mapping[Provenance, float] = dict.fromkeys(Provenance, 1.0)

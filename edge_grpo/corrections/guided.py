@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from edge_grpo.corrections.base import Corrected, CorrectionTools
+from edge_grpo.corrections.base import Corrected, CorrectionTools, Encode
 from edge_grpo.errors import UserError
 from edge_grpo.responses import append, join, reference_response, without_eos
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout
@@ -21,9 +21,9 @@ class GuidedCorrection:
         answer    its tokens without EOS + `answer_phrase` with the gold answer, EOS
         solution  the reference solution, EOS
 
-    Edited rows are graded again. A branch that cannot be taken by a row (no room for it within
-    `max_response_tokens`; no reference, or one that fails its own grading) passes its probability to the row's
-    other branches; a row without any branch is left alone as "no_room". Degenerate case: where every wrong row of
+    Edited rows are graded again. A branch that cannot be taken by a row (no room for it within `max_response_tokens` or
+    the model's context; no reference, or one that fails its own grading) passes its probability to the row's other
+    branches; a row without any branch is left alone as "no_room". Degenerate case: where every wrong row of
     a group is repaired the correction has itself made the group uniform (`collapse/created_by_correction`).
 
     Args:
@@ -67,6 +67,18 @@ class GuidedCorrection:
         """`answers` and `solution` only where their branch can be drawn."""
         fields = {"answer": "answers", "solution": "solution"}
         return frozenset(field for branch, field in fields.items() if self.probabilities[branch] > 0)
+
+    def longest_response(self, problem: Problem, max_new_tokens: int, encode: Encode) -> int:
+        """See `Correction.longest_response`. A wrong response that its budget cut has no EOS to lose."""
+        end, limit = int(self.keep_eos), self._limit(max_new_tokens)
+        lengths = {"reflect": max_new_tokens + len(encode(self.reflect_phrase)) + self.reflection_tokens}
+        if self.probabilities["answer"] > 0:
+            lengths["answer"] = max_new_tokens + len(encode(self._answer(problem))) + end
+        if problem.solution_ids and problem.solution_passes:
+            lengths["solution"] = len(problem.solution_ids) + end
+        taken = (length for branch, length in lengths.items() if self.probabilities[branch] > 0)
+        longest = max(taken, default=max_new_tokens)
+        return longest if limit is None else min(longest, limit)
 
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected:
         """Edit the triggered rows and grade them again."""
@@ -120,37 +132,50 @@ class GuidedCorrection:
 
     def _candidates(self, problem: Problem, response: Response, tools: CorrectionTools) -> dict[str, Response]:
         """Branch -> edited response (a reflection's without its continuation), for the branches that fit."""
-        limit = self._limit(tools)
+        room = self._room(problem, tools)
         end = tools.eos_ids[:1] if self.keep_eos else ()
         kept = without_eos(response, tools.eos_ids)
-        answer = self.answer_phrase.replace("{answer}", problem.answers[0])
         made = {
             "reflect": (append(kept, tools.encode(self.reflect_phrase)), 1),  # one token to continue with, at least
-            "answer": (append(kept, (*tools.encode(answer), *end)), 0),
+            "answer": (append(kept, (*tools.encode(self._answer(problem)), *end)), 0),
         }
         if problem.solution_ids and problem.solution_passes:
             made["solution"] = (reference_response((*problem.solution_ids, *end)), 0)
         return {
             branch: edit
             for branch, (edit, extra) in made.items()
-            if self.probabilities[branch] > 0 and (limit is None or len(edit) + extra <= limit)
+            if self.probabilities[branch] > 0 and (room is None or len(edit) + extra <= room)
         }
 
-    def _limit(self, tools: CorrectionTools) -> int | None:
+    def _answer(self, problem: Problem) -> str:
+        return self.answer_phrase.replace("{answer}", problem.answers[0])
+
+    def _limit(self, max_new_tokens: int) -> int | None:
         """Bound on a corrected response, in tokens."""
-        return self.max_response_tokens or tools.max_new_tokens + self.reflection_tokens
+        return self.max_response_tokens or max_new_tokens + self.reflection_tokens
+
+    def _room(self, problem: Problem, tools: CorrectionTools) -> int | None:
+        """The same, where the model's context does not hold as much."""
+        limit = self._limit(tools.max_new_tokens)
+        if tools.context_length is None:
+            return limit
+        left = tools.context_length - len(problem.prompt_ids)
+        return left if limit is None else min(limit, left)
+
+    def _budget(self, problem: Problem, response: Response, tools: CorrectionTools) -> int:
+        """New tokens of a reflection behind `response`."""
+        room = self._room(problem, tools)
+        return self.reflection_tokens if room is None else min(self.reflection_tokens, room - len(response))
 
     def _reflect(
         self, rollout: Rollout, reflecting: Mapping[int, Response], tools: CorrectionTools
     ) -> dict[int, Response]:
         """Let the policy continue the rows that reflect, and only those."""
-        limit = self._limit(tools)
         prefixes, budgets = [], []
         for row, response in reflecting.items():
-            prefixes.append([*rollout.problem_of(row).prompt_ids, *response.token_ids.tolist()])
-            budgets.append(
-                self.reflection_tokens if limit is None else min(self.reflection_tokens, limit - len(response))
-            )
+            problem = rollout.problem_of(row)
+            prefixes.append([*problem.prompt_ids, *response.token_ids.tolist()])
+            budgets.append(self._budget(problem, response, tools))
         continuations = tools.generate(prefixes, budgets)
         return {
             row: join(response, continuation)

@@ -23,7 +23,7 @@ class OfficialGuidedCorrection(GuidedCorrection):
     - "Wrong" means below the highest possible reward (9).
     - Nothing is corrected if a prompt of the batch has `max_batch_prompt_tokens` or more (10).
     - Every row of the batch is continued when any reflects, and what is not needed is thrown away (11).
-    - The corrected response is bounded by nothing but the two budgets (12).
+    - The corrected response is bounded by nothing but the two budgets (12), and by the model's context.
 
     Args:
         max_batch_prompt_tokens: the released code's 256.
@@ -57,7 +57,7 @@ class OfficialGuidedCorrection(GuidedCorrection):
     def _wrong(self, scored: ScoredRollout, tools: CorrectionTools) -> torch.Tensor:
         return scored.scores.rewards < tools.max_reward
 
-    def _limit(self, tools: CorrectionTools) -> int | None:
+    def _limit(self, max_new_tokens: int) -> int | None:
         return None
 
     def _reflect(
@@ -67,6 +67,7 @@ class OfficialGuidedCorrection(GuidedCorrection):
         if not reflecting:
             return {}
         everything = {row: reflecting.get(row, response) for row, response in enumerate(rollout.responses)}
+        everything = {row: r for row, r in everything.items() if self._budget(rollout.problem_of(row), r, tools) > 0}
         continued = super()._reflect(rollout, everything, tools)
         return {row: continued[row] for row in reflecting}
 

@@ -1,7 +1,7 @@
 """No correction: the rollout as it was sampled."""
 
-from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected, CorrectionTools
-from edge_grpo.types import ScoredRollout
+from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected, CorrectionTools, Encode
+from edge_grpo.types import Problem, ScoredRollout
 
 
 class Keep:
@@ -12,3 +12,7 @@ class Keep:
 
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected:
         return Corrected(scored=scored, branches=(None,) * scored.rollout.num_rows)
+
+    def longest_response(self, problem: Problem, max_new_tokens: int, encode: Encode) -> int:
+        """See `Correction.longest_response`."""
+        return max_new_tokens
