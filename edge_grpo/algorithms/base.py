@@ -5,6 +5,7 @@ import resource
 import statistics
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,12 @@ class PolicyModule(pl.LightningModule):
 
     corrects = False
     """whether the algorithm has a correction: then it has a method `correct`"""
+    shorter_responses: str
+    """what the user can do about a response that outgrows the model's context"""
+
+    @abstractmethod
+    def longest_responses(self, problems: Sequence[Problem]) -> list[int]:
+        """Tokens that a response to each of these training problems can have."""
 
     @property
     def iteration(self) -> int:

@@ -13,7 +13,7 @@ from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
 from edge_grpo.algorithms.rows import computed_rows, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
-from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools
+from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, longest_responses
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import GroupFilter
 from edge_grpo.losses.base import Loss, UpdateSize
@@ -64,6 +64,13 @@ class GRPOModule(PolicyModule):
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
 
     corrects = True
+    shorter_responses = (
+        "lower rollout.max_new_tokens, correction.reflection_tokens or correction.max_response_tokens, or drop the row"
+    )
+
+    def longest_responses(self, problems: Sequence[Problem]) -> list[int]:
+        """See `PolicyModule.longest_responses`."""
+        return longest_responses(self.correction, problems, self.rollout.max_new_tokens, self.policy.encode)
 
     @property
     def required_fields(self) -> frozenset[str]:
@@ -122,6 +129,7 @@ class GRPOModule(PolicyModule):
             generator=self._generator("correction"),
             max_new_tokens=self.rollout.max_new_tokens,
             max_reward=self.rewards.max_reward,
+            context_length=self.policy.context_length,
         )
         return self.correction(scored, tools)
 

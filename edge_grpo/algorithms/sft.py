@@ -1,5 +1,6 @@
 """Supervised fine-tuning on reference solutions: the paper's baseline, and the recipe of the tiny base model."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -17,6 +18,11 @@ class SFTModule(PolicyModule):
     """Token-mean cross-entropy on each problem's reference solution followed by EOS; the prompt is not trained on."""
 
     required_fields = frozenset({"solution"})
+    shorter_responses = "drop the row, or take a model with a longer context"
+
+    def longest_responses(self, problems: Sequence[Problem]) -> list[int]:
+        """See `PolicyModule.longest_responses`."""
+        return [len(self._reference(problem)) for problem in problems]
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
         """One optimiser step on the references of these problems (those that pass their own grading)."""

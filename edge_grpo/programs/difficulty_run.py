@@ -10,6 +10,7 @@ from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.bad_rows import report_bad_rows
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.subject import on_device
+from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.rewards.base import score_rollout
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.seeding import stage_generator
@@ -48,13 +49,15 @@ def measure_difficulty(cfg: DictConfig) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     report_bad_rows(data.bad_rows, folder)
     problems: tuple[Problem, ...] = data.train_problems
+    budget = engine.max_new_tokens
+    check_context(problems, policy, [budget] * len(problems), "lower rollout.max_new_tokens, or drop the row")
+    warn_of_small_budget(data, budget)
     rates: list[float] = []
     for start in range(0, len(problems), cfg.problems_per_batch):
         batch = problems[start : start + cfg.problems_per_batch]
         prefixes = [p.prompt_ids for p in batch for _ in range(cfg.num_samples)]
         generator = stage_generator(cfg.seed, "difficulty", iteration=start)
-        budgets = [engine.max_new_tokens] * len(prefixes)
-        responses = engine.generate(policy, prefixes, budgets, engine.sampling, generator)
+        responses = engine.generate(policy, prefixes, [budget] * len(prefixes), engine.sampling, generator)
         rollout = Rollout(batch, tuple(responses), cfg.num_samples)
         right = score_rollout(rollout, rewards, policy.decode).scores.correct
         rates += right.view(-1, cfg.num_samples).float().mean(1).tolist()

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
 from edge_grpo.policy.base import Policy
+from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.runs.checkpoints import STATE, read_manifest
 from edge_grpo.runs.directory import alone_in, check_ours, empty, is_first_rank
@@ -177,19 +178,10 @@ def _prepare(data: Any, module: Any, evaluation: PeriodicEvaluation) -> None:
         grade=module.grade,
         ungradable=module.ungradable,
     )
-    _check_context(data.train_problems, module.policy, module.rollout.max_new_tokens)
+    problems = data.train_problems
+    check_context(problems, module.policy, module.longest_responses(problems), module.shorter_responses)
+    warn_of_small_budget(data, module.rollout.max_new_tokens)
     evaluation.prepare(module.policy, data.template, data.held_out_problems)
-
-
-def _check_context(problems: Sequence[Problem], policy: Policy, max_new_tokens: int) -> None:
-    """Refuse a budget that the model's context cannot hold, before anything is generated."""
-    longest = max(problems, key=lambda p: len(p.prompt_ids))
-    limit = policy.context_length
-    if limit is not None and len(longest.prompt_ids) + max_new_tokens > limit:
-        raise UserError(
-            f"{longest.origin}: {len(longest.prompt_ids)} prompt tokens + rollout.max_new_tokens={max_new_tokens} "
-            f"exceed the model's context of {limit}: lower rollout.max_new_tokens"
-        )
 
 
 def _state_of(checkpoint: Path | None, info: Mapping[str, Any]) -> Path | None:

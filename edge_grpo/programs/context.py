@@ -1,0 +1,49 @@
+"""Whether the model's context holds every prompt with its longest response, asked before any work."""
+
+import logging
+from collections.abc import Sequence
+
+from edge_grpo.data.arithmetic import ArithmeticDataModule
+from edge_grpo.data.base import ProblemDataModule
+from edge_grpo.errors import UserError
+from edge_grpo.policy.base import Policy
+from edge_grpo.types import Problem
+
+log = logging.getLogger(__name__)
+
+ARITHMETIC_BUDGET = 128
+"""rollout.max_new_tokens where nobody sets it: a worked chain of the embedded arithmetic with room to spare"""
+
+
+def check_context(problems: Sequence[Problem], policy: Policy, longest: Sequence[int], way_out: str) -> None:
+    """Refuse a run in which a row could outgrow the model's context.
+
+    Args:
+        problems: with their prompts as tokens.
+        policy: whose context it is.
+        longest: tokens of a response to each problem, at most.
+        way_out: what makes responses shorter.
+
+    Raises:
+        UserError: names the row that is over by most.
+    """
+    limit = policy.context_length
+    if limit is None:
+        return
+    rows = zip(problems, longest, strict=True)
+    problem, tokens = max(rows, key=lambda row: len(row[0].prompt_ids) + row[1])
+    if len(problem.prompt_ids) + tokens > limit:
+        raise UserError(
+            f"{problem.origin}: {len(problem.prompt_ids)} prompt tokens + up to {tokens} response tokens exceed the "
+            f"model's context of {limit}: {way_out}"
+        )
+
+
+def warn_of_small_budget(data: ProblemDataModule, max_new_tokens: int) -> None:
+    """Tell of a budget that holds a chain of the embedded arithmetic and hardly a solution of anything else."""
+    if max_new_tokens <= ARITHMETIC_BUDGET and not isinstance(data, ArithmeticDataModule):
+        log.warning(
+            "rollout.max_new_tokens=%d suits the embedded arithmetic: most responses to other problems will be cut and "
+            "count as wrong; raise rollout.max_new_tokens",
+            max_new_tokens,
+        )
