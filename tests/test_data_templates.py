@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from tokenizers.processors import TemplateProcessing
 
 from edge_grpo.command_line.check import instantiate
+from edge_grpo.data.base import prompt_tokens
 from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
@@ -36,6 +38,60 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="data/template=plain"):
         ChatTemplate("", "system")("1+1", tokenizer)
+
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+FORGETS = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("written", "why"), [(REFUSES + FORGETS, "System role not supported"), (FORGETS, "leaves out")]
+)
+def test_a_chat_template_without_a_system_turn_is_told_the_template_that_needs_none(written: str, why: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = written
+    with pytest.raises(UserError, match=rf"^the tokenizer's chat template .*{why}.*: choose data/template=chat_user, "):
+        configured("chat")("1+1", tokenizer)
+    assert configured("chat_user")("1+1", tokenizer) == f"1+1\n{BOXED}"
+    assert configured("question")("1+1", tokenizer) == "1+1"
+
+
+def test_a_chat_template_that_takes_no_prompt_at_all_is_told_the_templates_without_one() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('use the processor') }}"
+    with pytest.raises(UserError, match=r"\(use the processor\): choose data/template=plain, qwen_math or r1$"):
+        configured("chat_user")("1+1", tokenizer)
+
+
+def bos_tokenizer(adds: bool) -> Any:
+    """As Llama's, whose post-processor puts the BOS before every text; or one that only knows such a token."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>"})
+    if adds:
+        bos = ("<|begin_of_text|>", tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["plain", "qwen_math", "r1"])
+def test_a_text_begins_with_the_bos_that_the_tokenizer_adds_and_only_then(name: str, caplog: Any) -> None:
+    adds, knows = bos_tokenizer(True), bos_tokenizer(False)
+    template = configured(name)
+    with caplog.at_level("INFO"):
+        ids = [prompt_tokens(question, template, adds) for question in ("Q", "1+1")]
+    assert caplog.messages == ["prompts begin with <|begin_of_text|>, which the tokenizer adds to every text"]
+    # The same ids as of the official programs, which hand the tokenizer the text.
+    assert ids[0] == tuple(adds(configured(name)("Q", None))["input_ids"])
+    assert [row.count(adds.bos_token_id) for row in ids] == [1, 1]
+    assert ids[0][1:] == prompt_tokens("Q", template, knows)
+
+
+def test_a_bos_that_is_written_out_is_not_doubled() -> None:
+    tokenizer = bos_tokenizer(True)
+    ids = prompt_tokens("Q", configured("llama"), tokenizer)
+    assert ids.count(tokenizer.bos_token_id) == 1
+    tokenizer.chat_template = "<|begin_of_text|>{{ messages[0]['content'] }}"
+    assert prompt_tokens("Q", configured("question"), tokenizer).count(tokenizer.bos_token_id) == 1
 
 
 def test_braces_of_latex_stay_as_they_are() -> None:
