@@ -2,8 +2,8 @@
 
 FOLDER (default: ../shared/official beside the checkout) holds a model and `released.npz`: what the released trainer
 computed in float64 on scripted rollouts. For every scenario the released prompt and completion tokens, masks and
-rewards go through `GRPOUpdate` with the strategies of `experiment=edge_grpo_official`, and the largest difference of
-each quantity is printed. What comes before the update (texts, tokens and rewards after correction) is not compared: see
+rewards go through `GRPOUpdate` with the advantage of `experiment=edge_grpo_official` or of its launched layout, and
+the largest difference of each quantity is printed. What comes before the update (texts, tokens and rewards after correction) is not compared: see
 "Not reproduced" in docs/departures.md.
 
 Layouts: `one_batch`, all rows padded in one process; `row_a_rank`, one row a process, as the released script launches
@@ -13,10 +13,12 @@ it, which has no padding. There bnpo is a mean over rows of their token means, s
 import json
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from small_runs import composed
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +26,7 @@ from edge_grpo.advantages.base import AdvantageInputs
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.update import GRPOUpdate
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
@@ -99,8 +102,9 @@ class Given:
 
 
 def official(base, padded: bool) -> EntropyDriven:
-    mask = "padded" if padded else "response"
-    return EntropyDriven(base, clamp=None, detach=False, scope="microbatch", mask=mask, refresh="update")
+    """The advantage of the preset for this layout, over `base`."""
+    cfg, _ = composed("train", f"experiment=edge_grpo_official{'' if padded else '_launched'}")
+    return replace(instantiate(cfg.advantage), base=base)
 
 
 class Backward:
@@ -143,8 +147,11 @@ def run(model, released: Released, loss: str, advantage, max_length: int):
 
 
 def gap(ours, theirs) -> float:
+    """Largest difference; infinite where shapes differ or anything is not finite."""
     ours, theirs = (torch.as_tensor(x, dtype=torch.float64) for x in (ours, theirs))
-    return float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+    if ours.shape != theirs.shape or not (ours.isfinite().all() and theirs.isfinite().all()):
+        return float("inf")
+    return float((ours - theirs).abs().max())
 
 
 def differences(folder: Path = FOLDER) -> dict[str, float]:
