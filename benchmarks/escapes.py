@@ -4,7 +4,7 @@ An attempt is a Python expression for `eval`, as a scorer evaluates an answer. N
 `Surroundings`: FOLDER, CANARY (a file there that does not exist), KEPT and SECRET (files that do), VICTIM (a process),
 PORT (a listening socket on this machine), ABSTRACT (a listening Unix socket) and SHARED (a name in shared memory). An
 attempt has left a trace if any of these is not as it was before, if it returns the word of SECRET or "escaped", or if
-the answer after it is not graded as it should be. The two memory bombs need a little more than 1 GiB.
+the answer after it is not graded as it should be. The two memory bombs need 0.625 GiB.
 """
 
 import json
@@ -173,8 +173,8 @@ ESCAPES = (
     Escape("abstract socket", _import("socket", "socket(1).connect('\\0ABSTRACT')")),
     Escape("urllib", _import("urllib.request", "request.urlopen('http://127.0.0.1:PORT', timeout=0.2)")),
     # memory
-    Escape("memory bomb", "bytearray(9 << 27) and 'escaped'"),
-    Escape("memory bomb in pieces", "[bytearray(64 << 20) for _ in range(18)] and 'escaped'", None, False),
+    Escape("memory bomb", "bytearray(5 << 27) and 'escaped'"),
+    Escape("memory bomb in pieces", "[bytearray(64 << 20) for _ in range(10)] and 'escaped'", None, False),
     Escape(
         "memory in a file",
         _call(_import("os", "memfd_create('x')"), " and __import__('os').write(f, b'x') and 'escaped'"),

@@ -107,7 +107,7 @@ def escapes(memory_limit_gb: float) -> tuple[int, int]:
             if attempt.is_controlled:
                 possible += bool(surroundings.traces(*unprotected.run(surroundings.source(attempt)), wait_s=2.0))
                 surroundings.restore()
-            result, after = (pool.map(eval, [text], bool)[0] for text in (surroundings.source(attempt), NEXT))
+            result, after = pool.map(eval, [surroundings.source(attempt)], _any)[0], pool.map(eval, [NEXT], _any)[0]
             if traces := surroundings.traces(result, after):
                 print(f"escape: {attempt.name}: {traces}")
                 surroundings.restore()
@@ -115,6 +115,10 @@ def escapes(memory_limit_gb: float) -> tuple[int, int]:
     unprotected.close()
     pool.close()
     return left, possible
+
+
+def _any(value: object) -> bool:
+    return True
 
 
 def by_kind(made: Sequence[Completion], verdicts: Sequence[bool], plain: dict[int, bool]) -> list[dict[str, Any]]:
@@ -164,7 +168,7 @@ def main() -> None:
         rewards.rewards["accuracy"].verifier.close()  # its workers live in the folder that goes away
         executed = executions(Path(folder))
         os.chdir("/")
-    escaped, possible = escapes(memory_limit_gb=1.0)
+    escaped, possible = escapes(memory_limit_gb=0.5)
     print(f"attempts to escape: {len(ESCAPES)}, of which {possible} leave a trace where nothing protects")
     plain = {row: plain_verdict(c) for row, c in enumerate(made) if not c.is_hostile}
     counts = rewards.counts

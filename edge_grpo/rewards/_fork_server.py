@@ -29,7 +29,7 @@ class ForkServer:
         start_s: seconds it may take to start.
 
     Attributes:
-        layers: what of the kernel confines the processes.
+        layers: what confines the processes (see `Sandbox`).
 
     Raises:
         NotTakenUpError: it does not start.

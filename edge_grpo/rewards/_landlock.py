@@ -1,6 +1,7 @@
 """A Landlock ruleset: a process may read what Python imports from, and touch no other file, port or process.
 
-See landlock(7). Our own calls, because the libraries for Python are pre-releases or less than a year old.
+See landlock(7). Our own calls, because the libraries for Python are pre-releases or months old, and sandlock needs
+Linux 6.7.
 """
 
 import ctypes

@@ -52,10 +52,10 @@ def preload(modules: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """The layers that the kernel offers, found out by trying, and those that need nothing of it.
+    """The layers that confine a process: limits and closed descriptors always, and those named here.
 
     Attributes:
-        layers: of "landlock" and "seccomp" those that hold.
+        layers: of "landlock", "seccomp" (found out by trying) and "interpreter" those that hold.
         ruleset: descriptor of the Landlock ruleset, or None.
     """
 
@@ -64,7 +64,7 @@ class Sandbox:
 
     @classmethod
     def of_this_kernel(cls, wanted: Sequence[str]) -> "Sandbox":
-        """Those of the wanted layers that a child process could put in force. Call it where there is one thread."""
+        """Those of the wanted layers that a child process can put in force. Call it where there is one thread."""
         libc = ctypes.CDLL(None, use_errno=True)
         layers, ruleset = [], None
         if "landlock" in wanted and sys.platform == "linux":
@@ -76,6 +76,8 @@ class Sandbox:
                 layers.append("landlock")
         if "seccomp" in wanted and sys.platform == "linux" and _holds(lambda: _seccomp.apply(libc)):
             layers.append("seccomp")
+        if "interpreter" in wanted:
+            layers.append("interpreter")
         return cls(tuple(layers), ruleset if "landlock" in layers else None)
 
     def enter(self, pipes: set[int]) -> None:
@@ -94,7 +96,8 @@ class Sandbox:
         if "seccomp" in self.layers:
             _seccomp.apply(libc)
         del libc
-        _interpreter.disarm()
+        if "interpreter" in self.layers:
+            _interpreter.disarm()
 
 
 def _holds(apply: Callable[[], None]) -> bool:

@@ -3,8 +3,8 @@
 Everything that is not named here fails with EPERM: starting processes and threads, sockets, signals, writing to the
 file system, shared memory, changing other processes. Files open for reading only. See seccomp(2).
 
-Our own filter, because no library that is kept installs without compiled parts of the system: pyseccomp's last release
-is from 2021 and needs libseccomp.so. An allow-list needs no names beyond these.
+Our own filter, because no library would do: pyseccomp's last release is from 2021 and needs libseccomp.so, seccompy is
+months old, and sandlock starts the process itself. An allow-list needs no numbers beyond these.
 """
 
 import ctypes

@@ -66,7 +66,7 @@ class KillablePool:
         self.items_per_process = items_per_process
         self.preload = preload
         self.counts = {"timeout": 0, "error": 0, "crash": 0}
-        self._layers = _KERNEL_LAYERS  # of which a worker uses those that its kernel offers
+        self._layers = (*_KERNEL_LAYERS, "interpreter")  # of which a worker uses those that its kernel offers
         self._has_started = False
         self._servers: list[ForkServer | None] = [None] * workers
         self._threads: ThreadPoolExecutor | None = None
@@ -214,13 +214,14 @@ def _stop(servers: list[ForkServer | None], threads: ThreadPoolExecutor) -> None
 @cache
 def _tell_layers(layers: tuple[str, ...]) -> None:
     """Log once what confines the processes that evaluate answers."""
+    found = [layer for layer in _KERNEL_LAYERS if layer in layers]
     missing = [layer for layer in _KERNEL_LAYERS if layer not in layers]
     if not missing:
-        log.info("answers are graded in processes that the kernel confines (%s)", ", ".join(layers))
+        log.info("answers are graded in processes that the kernel confines (%s)", " and ".join(found))
         return
     log.warning(
         "answers are graded in processes that the kernel confines by %s; this kernel offers no %s, so %s",
-        ", ".join(layers) or "nothing",
+        "".join(found) or "nothing",
         " and no ".join(missing),
         "they can read the files of this user"
         if missing == ["landlock"]
