@@ -70,6 +70,11 @@ ESCAPES = (
     Escape("fork_exec", _import("_posixsubprocess", "fork_exec") + _FORK_EXEC),
     Escape("fork_exec of subprocess", _import("subprocess", "_fork_exec") + _FORK_EXEC),
     Escape(
+        "fork_exec, by a class's globals",
+        "[c for c in object.__subclasses__() if c.__name__ == 'Popen'][0].__init__.__globals__['_fork_exec']"
+        + _FORK_EXEC,
+    ),
+    Escape(
         "fork_exec, by gc",
         "[o for o in __import__('gc').get_objects() if getattr(o, '__name__', 0) == 'fork_exec'][0]" + _FORK_EXEC,
     ),

@@ -100,9 +100,9 @@ def executions(folder: Path) -> int:
 def escapes(memory_limit_gb: float) -> tuple[int, int]:
     """How many attempts left a trace, and how many would have, had nothing protected."""
     pool = KillablePool(1, timeout_s=5.0, memory_limit_gb=memory_limit_gb, preload=(grading.__name__,))
-    unprotected = Unprotected()
     left = possible = 0
     with Surroundings() as surroundings:
+        unprotected = Unprotected()
         for attempt in ESCAPES:
             if attempt.is_controlled:
                 possible += bool(surroundings.traces(*unprotected.run(surroundings.source(attempt)), wait_s=2.0))
@@ -112,7 +112,7 @@ def escapes(memory_limit_gb: float) -> tuple[int, int]:
                 print(f"escape: {attempt.name}: {traces}")
                 surroundings.restore()
                 left += 1
-    unprotected.close()
+        unprotected.close()
     pool.close()
     return left, possible
 

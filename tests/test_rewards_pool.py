@@ -79,6 +79,7 @@ def test_a_value_that_is_no_result_is_an_error(pool: KillablePool, item: str) ->
     before = pool.counts["error"]
     assert pool.map(eval, [item, "2"], lambda value: isinstance(value, int)) == [None, 2]
     assert pool.counts["error"] == before + 1
+    assert lost(pool, "[1] * 3000") == {"timeout": 0, "error": 1, "crash": 0}  # more than 4096 bytes of JSON
 
 
 def test_a_process_does_as_many_items_as_it_may() -> None:

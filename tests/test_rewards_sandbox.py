@@ -134,6 +134,11 @@ def test_imports_that_a_scorer_does_late_go_on(workers: KillablePool) -> None:
     assert evaluate(workers, loaded) == [True] * 4
 
 
+@pytest.mark.parametrize("source", ["__import__('gc').get_objects()", "(lambda: 1).__code__.replace(co_consts=())"])
+def test_the_interpreter_refuses_what_leads_out_of_it(workers: KillablePool, source: str) -> None:
+    assert evaluate(workers, f"{source} and 1") == (None if "interpreter" in workers._layers else 1)
+
+
 def test_an_answer_cannot_reply_what_is_no_score() -> None:
     assert all(map(_is_score, (0.0, 0.5, 1.0)))
     assert not any(map(_is_score, (float("nan"), 2.0, -1.0, float("inf"), "1.0", None, [1.0], True)))

@@ -49,7 +49,7 @@ def disarm() -> None:
 
 def _audit_hook() -> Callable[[str, tuple[Any, ...]], None]:
     """The hook. Its names are bound here, out of reach of code that changes modules or builtins."""
-    banned_modules, banned_events, allowed_events = BANNED_MODULES | {"posix"}, _BANNED_EVENTS, _ALLOWED_EVENTS
+    banned_modules, banned_events, allowed_events = BANNED_MODULES, _BANNED_EVENTS, _ALLOWED_EVENTS
     write_flags, is_instance, integer, text = _WRITE_FLAGS, isinstance, int, str
     permission_error, import_error = PermissionError, ImportError
 
