@@ -3,8 +3,8 @@
 FOLDER (default: ../shared/official beside the checkout) holds a model and `released.npz`: what the released trainer
 computed in float64 on scripted rollouts. For every scenario the released prompt and completion tokens, masks and
 rewards go through `GRPOUpdate` with the advantage of `experiment=edge_grpo_official` or of its launched layout, and
-the largest difference of each quantity is printed. What comes before the update (texts, tokens and rewards after correction) is not compared: see
-"Not reproduced" in docs/departures.md.
+the largest difference of each quantity is printed. What comes before the update (texts, tokens and rewards after
+correction) is not compared: see "Not reproduced" in docs/departures.md.
 
 Layouts: `one_batch`, all rows padded in one process; `row_a_rank`, one row a process, as the released script launches
 it, which has no padding. There bnpo is a mean over rows of their token means, so it is our loss=grpo.

@@ -88,11 +88,11 @@ class App:
         (folder / "conf/hydra").mkdir()
         shutil.copy(REPO / "conf/hydra/default.yaml", folder / "conf/hydra/default.yaml")
 
-    def __call__(self, *argv: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "train.py", *argv],
             cwd=self.folder,
-            env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"},
+            env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin", **environment},
             capture_output=True,
             text=True,
             timeout=60,
@@ -329,3 +329,19 @@ def test_a_path_that_exists_needs_no_quotes(tmp_path: Path) -> None:
         "-m",
     ):
         assert cli.quoted_path(text) == text
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.expanded_home("data.path=~/a.jsonl") == f"data.path={tmp_path}/a.jsonl"
+    assert cli.expanded_home("runs=[~/a,~/b, ~]") == f"runs=[{tmp_path}/a,{tmp_path}/b, {tmp_path}]"
+    assert cli.expanded_home("hydra.run.dir=~") == f"hydra.run.dir={tmp_path}"
+    for text in ("~data.path", "~data.path=~x", "name=a~/b", "name='~/b'", "-m", "--config-dir"):
+        assert cli.expanded_home(text) == text
+
+
+def test_the_data_and_the_folder_of_a_run_may_lie_at_home(app: App) -> None:
+    done = app("data.path=~/problems.jsonl", "hydra.run.dir=~/mine", HOME=str(app.folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == [f"{app.folder}/problems.jsonl", f"{app.folder}/mine"]
+    assert (app.folder / "mine").is_dir()

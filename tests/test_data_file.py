@@ -1,6 +1,7 @@
 """Problems from files: every format says the same, every bad row says where it stands."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,12 @@ def test_gsm8k() -> None:
         "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May.\n\\boxed{72}"
     )
     assert not any("<<" in (p.solution or "<<") for p in problems)
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "problems.jsonl").write_text(json.dumps({"question": "1 + 1", "answer": "2"}) + "\n")
+    (problem,) = read_problems("~/problems.jsonl", COLUMNS, [])
+    assert problem.origin == f"{tmp_path / 'problems.jsonl'}:1"
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/problem\.jsonl: no such file"):
+        read_problems("~/problem.jsonl", COLUMNS, [])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 import small_runs
@@ -329,6 +330,54 @@ def test_samples_of_a_step_that_wandb_has_are_not_sent_again(nobody, monkeypatch
     (row,) = server.rows[2:]
     assert row[0] == 2
     assert [data[0] for data in row[1]["samples"].data] == [2]
+
+
+@pytest.fixture
+def no_home(nobody, monkeypatch):
+    """An account whose HOME cannot be written, and that has not told W&B another place."""
+    monkeypatch.setenv("HOME", "/dev/null/home")
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+
+
+def logged(folder):
+    """A run of two steps with samples, offline; it has been closed."""
+    logger = WandbMetrics(folder=str(folder), mode="auto", **SETTINGS)
+    for step in (0, 1):
+        logger.log_samples([sample(step)], step)
+        logger.log_metrics({"train/reward": 1.5}, step=step)
+    logger.save()
+    logger.close(failed=False)
+
+
+def test_wandb_needs_no_home(no_home, tmp_path):
+    for name in ("a", "b"):  # two runs of one process, as in a sweep
+        logged(tmp_path / name)
+        assert [row["samples"] for row in offline_history(tmp_path / name)] == [None, None]  # tables, read as None
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / name / "wandb" / "data")
+        assert (tmp_path / name / "wandb" / "data" / "artifacts" / "staging").is_dir()
+        assert (tmp_path / name / "wandb" / "cache").is_dir()
+
+
+def test_where_the_users_own_folder_cannot_be_written_wandb_goes_on_without_samples(
+    no_home, monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/data")
+    logged(tmp_path)
+    (message,) = [m for m in caplog.messages if "without samples" in m]
+    assert "/dev/null/data" in message
+    assert offline_history(tmp_path) == [{"iteration": step, "train/reward": 1.5} for step in (0, 1)]
+    assert os.environ["WANDB_DATA_DIR"] == "/dev/null/data"
+
+
+def test_without_a_readable_netrc_there_is_no_key(nobody, monkeypatch, caplog):
+    def locked(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.is_file", locked)
+    assert resolve_mode("auto") == "offline"
+    assert "cannot be read (Permission denied)" in caplog.messages[0]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import argparse
 import functools
 import hashlib
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -103,6 +104,15 @@ def evaluation_dir(run: str | None, name: str, fresh: str) -> str:
     return str(folder / "evaluation" / name)
 
 
+def expanded_home(override: str) -> str:
+    """`key=~/path`, or a list of such, with the home folder written out.
+
+    A shell expands `~` at the beginning of a word only, and Hydra's grammar has no value that begins with it.
+    """
+    key, equals, value = override.partition("=")
+    return key + equals + re.sub(r"(?<![^,\[\s])~(?=[/,\]]|$)", lambda _: os.path.expanduser("~"), value)
+
+
 def quoted_path(override: str) -> str:
     """`key=path` in quotes where Hydra would read the path as something else: jobs' folders hold `=` and `,`.
 
@@ -156,7 +166,7 @@ def run(
     """
     _typed_at.cache_clear()
     job = _Job(task, injected)
-    sys.argv[1:] = [quoted_path(text) for text in sys.argv[1:]]
+    sys.argv[1:] = [quoted_path(expanded_home(text)) for text in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
         _replay_resumed(args)

@@ -110,7 +110,7 @@ class ArithmeticDataModule(ProblemDataModule):
     def _rates(self) -> dict[str, float]:
         if self.correctness_rates is None:
             return {}
-        path = Path(self.correctness_rates)
+        path = Path(self.correctness_rates).expanduser()
         if not path.is_file():
             raise UserError(f"data.correctness_rates={path}: no such file")
         try:

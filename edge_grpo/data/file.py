@@ -74,7 +74,7 @@ def read_problems(
     Raises:
         UserError: cannot be read, or has no such column.
     """
-    where = _existing(Path(path))
+    where = _existing(Path(path).expanduser())
     if where.is_dir():
         where = _split_folder(where, split)
         rows = _number(_read_saved(where))

@@ -1,5 +1,6 @@
 """Who a run is to W&B: its id, its group and tags, and whether there is a key."""
 
+import logging
 import netrc
 import os
 import secrets
@@ -11,6 +12,8 @@ from omegaconf import OmegaConf
 
 from edge_grpo.command_line.compose import key_of, parse
 from edge_grpo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 WANDB_RUN_ID = "wandb_run_id"
 """the file in the run directory that keeps the id"""
@@ -36,11 +39,14 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    path = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))  # Path's own fails without a HOME
     try:
         return path.is_file() and host in netrc.netrc(path).hosts
     except netrc.NetrcParseError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}; mend it or set logger.wandb.mode=offline") from error
+    except OSError as error:
+        log.warning("%s cannot be read (%s): without a key W&B stays offline", path, error.strerror)
+        return False
 
 
 def run_id(folder: Path) -> str:

@@ -16,6 +16,7 @@ from edge_grpo.loggers.hooks import Row, RunLogger
 from edge_grpo.loggers.identity import MAX_TAG, Mode, config_of, group_of, resolve_mode, run_id, tags_of
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.loggers.samples import as_html
+from edge_grpo.loggers.wandb_folders import keep_in
 from edge_grpo.metric import Metric
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class WandbMetrics(RunLogger, WandbLogger):
     (`metrics.csv` has them); an online run that goes on offline has its earlier steps in that file again. Of a resumed
     online run we do not know whether W&B's `max`, `min` and `mean` count the steps before. W&B shows the last 100
     increments of a table, and a server of one's own must be 0.70 or newer for it. Files of an offline run's artifacts
-    stay where they were (the model) or lie in W&B's data directory (samples): sync it on the same machine. None of
+    lie in the run's folder (see `wandb_folders`) and are found by their absolute path: sync it where it ran. None of
     this was tried against a real server.
 
     Args:
@@ -76,6 +77,7 @@ class WandbMetrics(RunLogger, WandbLogger):
         self._sent = -1
         self._recorded_to = -1
         self._samples: Any = None
+        self._takes_files = True
         self._defined: set[str] = set()
         self._definitions: Mapping[str, Metric] = {}
         super().__init__(
@@ -132,7 +134,7 @@ class WandbMetrics(RunLogger, WandbLogger):
     def log_samples(self, rows: Sequence[Row], step: int) -> None:
         """Add the rows to the run's table of samples."""
         row = self._open(step)
-        if row is None:
+        if row is None or not self._takes_files:
             return
         if self._samples is None:
             columns = [name for name in rows[0] if name != "pieces"]
@@ -154,10 +156,17 @@ class WandbMetrics(RunLogger, WandbLogger):
 
     def _log_files(self, kind: str, paths: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         artifact = wandb.Artifact(f"{kind}-{self.version}", type=kind, metadata=dict(metadata))
-        for path in filter(Path.is_file, paths):
-            # Not copied: an offline run's files are read when it is synced.
-            artifact.add_file(str(path), policy="immutable")
-        self.experiment.log_artifact(artifact)
+        try:
+            for path in filter(Path.is_file, paths):
+                # Not copied: an offline run's files are read when it is synced.
+                artifact.add_file(str(path), policy="immutable")
+            self.experiment.log_artifact(artifact)
+        except OSError as error:
+            self._without(f"the {kind}", error)
+
+    def _without(self, what: str, error: OSError) -> None:
+        reason = str(error).splitlines()[0]
+        log.warning("W&B goes on without %s, for its files cannot be written: %s", what, reason)
 
     @rank_zero_only
     def save(self) -> None:
@@ -185,6 +194,7 @@ class WandbMetrics(RunLogger, WandbLogger):
                 shutil.rmtree(segment)
         # A run of this process that nobody ended would be taken for this one.
         wandb.finish()
+        keep_in(self._folder)
         resume = None if self._run_mode == "offline" else "allow"
         settings = {**self._wandb_init, "mode": self._run_mode, "resume": resume}
         settings.pop("anonymous", None)  # Lightning still sets what W&B warns of
@@ -218,7 +228,15 @@ class WandbMetrics(RunLogger, WandbLogger):
     def _send(self, step: int, row: Mapping[str, Any]) -> None:
         for name in sorted(row.keys() - self._defined):
             self._define(name)
-        self.experiment.log({"iteration": step, **row}, step=step)
+        try:
+            self.experiment.log({"iteration": step, **row}, step=step)
+        except OSError as error:
+            if "samples" not in row:
+                raise
+            self._without("samples", error)
+            self._takes_files = False
+            rest = {name: value for name, value in row.items() if name != "samples"}
+            self.experiment.log({"iteration": step, **rest}, step=step)
         self._sent = step
 
     def _define(self, name: str) -> None:

@@ -1,16 +1,21 @@
 """Where a run came from: code, packages, machine."""
 
+import functools
 import importlib.metadata
+import logging
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("edge-grpo", "torch", "transformers", "pytorch-lightning", "hydra-core", "math-verify", "wandb")
 
 
 def run_info() -> dict[str, Any]:
-    """Git commit (null outside a checkout), package versions, Python and machine."""
+    """Git commit (null outside a checkout and where there is no git), package versions, Python and machine."""
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
@@ -21,9 +26,20 @@ def run_info() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Git's answer about the checkout that this package lies in; None for an installed package."""
+    """Git's answer about the checkout that this package lies in; None for an installed package, or without git."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    answer = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    git = _program()
+    if git is None:
+        return None
+    answer = subprocess.run([git, *arguments], cwd=root, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
+
+
+@functools.cache  # told once
+def _program() -> str | None:
+    found = shutil.which("git")
+    if found is None:
+        log.warning("no git on PATH: the commit of this checkout is not recorded")
+    return found
