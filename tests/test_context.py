@@ -8,7 +8,8 @@ from small_runs import SHORT, composed, metrics_rows, run_small
 
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
-from edge_grpo.programs.context import warn_of_small_budget
+from edge_grpo.programs.context import check_context, warn_of_small_budget
+from edge_grpo.types import Problem
 
 # Rows of wrong answers take the answer branch: 8 sampled tokens, 84 of the phrase with the shortest gold answer, EOS.
 ANSWER = (*SHORT, "correction.probabilities={reflect: 0.0, answer: 1.0, solution: 0.0}", "model.context_length=64")
@@ -25,6 +26,15 @@ def test_a_correction_that_would_outgrow_the_context_is_refused_and_one_token_mo
     assert not (tmp_path / "less" / "metrics.csv").exists()
     folder = run_small(tmp_path / "enough", "experiment=gec", *ANSWER, f"model.context_length={prompt + response}")
     assert float(metrics_rows(folder)[0]["correction/answer/count"]) > 0
+
+
+def test_the_row_that_is_over_by_most_is_named_whichever_prompt_is_longest(policy):
+    prompts = {"long:1": 30, "short:1": 10}
+    problems = [Problem(name, "", ("1",), origin=name, prompt_ids=(65,) * n) for name, n in prompts.items()]
+    policy.model.config.max_position_embeddings = 50
+    check_context(problems, policy, [20, 40], "way out")  # 50 and 50
+    with pytest.raises(UserError, match=r"^short:1: 10 prompt tokens \+ up to 41 .* context of 50: way out$"):
+        check_context(problems, policy, [20, 41], "way out")
 
 
 def test_a_rollout_without_correction_needs_its_budget_alone(tmp_path):

@@ -171,6 +171,13 @@ def test_every_algorithm_takes_its_stages_from_the_config(option):
     assert module.required_fields <= {"answers", "solution"}
 
 
+def test_float16_weights_are_refused_and_the_types_that_train_are_named():
+    cfg = chosen("model", "hf")
+    cfg.model.dtype = "float16"
+    with pytest.raises(UserError, match=r"^model\.dtype=float16: expected Literal\['float32', 'bfloat16'\]$"):
+        check_config(cfg, INJECTED)
+
+
 def test_the_random_model_is_as_large_as_its_config_says():
     cfg = chosen("model", "tiny_random")
     policy = instantiate(cfg.model)
