@@ -72,7 +72,7 @@ def task(cfg):
     return float(cfg.seed)
 
 
-cli.run(task, "train")
+cli.run(task, "train", check_directory=lambda folder, config: folder.mkdir(parents=True, exist_ok=True))
 """,
 }
 
@@ -187,6 +187,14 @@ def test_a_run_writes_to_outputs_and_a_bug_keeps_its_traceback(app: App) -> None
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "RuntimeError: boom" in done.stderr
+
+
+def test_a_run_has_the_directory_that_was_checked(app: App) -> None:
+    now = "${now:%Y-%m-%d_%H-%M-%S-%f}"
+    app.runs(rf"hydra.run.dir='it\'s, {now}'", "-cn", "train")
+    assert len(list(app.folder.glob("it's, *"))) == 1
+    app.runs("-cn", "train")
+    assert len(list((app.folder / "outputs/train").iterdir())) == 1
 
 
 def test_an_additional_config_dir_is_respected(app: App) -> None:

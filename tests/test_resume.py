@@ -1,6 +1,5 @@
 """Runs that are stopped, broken or changed, and what they go on with: real signals, files and processes."""
 
-import json
 import os
 import random
 import signal
@@ -30,7 +29,7 @@ from edge_grpo.errors import Stopped, UserError
 from edge_grpo.rollouts.native import NativeRollout
 from edge_grpo.runs.checkpoints import checkpoints
 from edge_grpo.runs.directory import alone_in
-from edge_grpo.runs.settings import check_settings, differences
+from edge_grpo.runs.settings import differences, refuse_changes
 
 FOUR = ("experiment=edge_grpo", *SHORT, "trainer.max_iterations=4", "scheduler=linear", "optimizer.lr=0.01")
 SELDOM = "checkpoint.every_n_iterations=100"
@@ -229,12 +228,13 @@ def test_settings_that_change_no_number_may_change():
 
 
 def test_only_what_matters_is_refused(tmp_path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "config": {"seed": 1, "name": "a"}}))
-    check_settings(tmp_path, {"seed": 1, "name": "b"}, allow_changes=False)
+    before = {"seed": 1, "name": "a"}
+    assert refuse_changes(tmp_path, before, {"seed": 1, "name": "b"}) == ""
     with pytest.raises(UserError, match="names: None -> c"):  # starts as a free one does
-        check_settings(tmp_path, {"seed": 1, "name": "b", "names": "c"}, allow_changes=False)
+        refuse_changes(tmp_path, before, {"seed": 1, "name": "b", "names": "c"})
     with pytest.raises(UserError, match="seed: 1 -> 2"):
-        check_settings(tmp_path, {"seed": 2, "name": "b"}, allow_changes=False)
+        refuse_changes(tmp_path, before, {"seed": 2, "name": "b"})
+    assert refuse_changes(tmp_path, before, {"seed": 2, "name": "b"}, allow_changes=True) == "  seed: 1 -> 2"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.errors import UserError
+from edge_grpo.programs.difficulty import WRITTEN
+from edge_grpo.runs.ownership import check_ours, check_results_ours
 from edge_grpo.runs.status import write_status
 
 
@@ -71,6 +73,54 @@ def test_one_that_shall_do_something_else_is_refused(bare, setting, message):
     assert files(bare) == before
 
 
+def test_changes_that_are_allowed_leave_it_finished(bare, caplog):
+    before = files(bare)
+    run_small(bare, "experiment=vanilla", "optimizer.lr=0.5", ALLOWED)
+    assert files(bare) == before
+    assert "optimizer.lr: 4e-05 -> 0.5" in caplog.text
+
+
+def test_one_whose_checkpoints_are_all_damaged_is_finished_too(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for path in run.glob("checkpoints/*/*"):
+        path.write_text("")
+    before = files(run)
+    run_small(run, "experiment=vanilla")
+    assert files(run) == before
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        run_small(run, "experiment=vanilla", "trainer.max_iterations=3")
+
+
+@pytest.mark.parametrize("summary", [None, '{"iterations": 2, "acc', "[]"])
+def test_one_whose_summary_is_gone_or_broken_does_not_begin_again(bare, summary):
+    shutil.rmtree(bare / "evaluation")
+    (bare / "summary.json").unlink()
+    if summary is not None:
+        (bare / "summary.json").write_text(summary)
+    before = files(bare)
+    with pytest.raises(UserError, match=r"is finished as status\.json says, but summary\.json cannot be read"):
+        run_small(bare, "experiment=vanilla")
+    assert files(bare) == before
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped", "running"])
+def test_one_that_never_finished_begins_again(bare, state):
+    shutil.rmtree(bare / "evaluation")
+    (bare / "summary.json").unlink()
+    write_status(bare, state)
+    run_small(bare, "experiment=vanilla", "trainer.max_iterations=1")
+    assert len(rates(bare)) == 1
+
+
+def test_a_refusal_at_the_command_line_changes_nothing(bare):
+    before = files(bare)
+    process = command(*SMALL_GRPO, "experiment=vanilla", "trainer.max_iterations=3", f"hydra.run.dir={bare}")
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, output.count("\n")) == (2, 1), output
+    assert "its checkpoints are gone, so it cannot go on to trainer.max_iterations=3" in output
+    assert files(bare) == before  # what was typed for the run (.hydra) among them
+
+
 def test_starting_over_deletes_its_evaluations(bare):
     run_small(bare, "experiment=vanilla", "resume=never", "trainer.max_iterations=1")
     assert not (bare / "evaluation").exists()
@@ -78,7 +128,8 @@ def test_starting_over_deletes_its_evaluations(bare):
 
 
 def test_evaluations_of_a_run_that_lost_its_checkpoints_are_not_deleted(bare):
-    (bare / "summary.json").unlink()  # it was stopped before its end
+    (bare / "summary.json").unlink()
+    write_status(bare, "stopped")
     with pytest.raises(UserError, match="holds evaluations of an earlier run, whose checkpoints are gone"):
         run_small(bare, "experiment=vanilla")
     assert (bare / "evaluation" / "paper" / "results.json").exists()
@@ -93,13 +144,54 @@ def test_a_foreign_folder_is_refused_before_anything_is_written(tmp_path, name):
     assert files(tmp_path) == {name: b"mine"}
 
 
+OURS = '{"state": "finished", "error": null}'
+RUNS = "algorithm: {}\ntrainer: {}\nresume: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "config"),
+    [
+        ('{"state": "ok", "error": null}', RUNS),
+        ('{"state": "running"}', RUNS),
+        ("[]", RUNS),
+        (OURS, None),
+        (OURS, "algorithm: {}\n"),
+        (None, RUNS),
+    ],
+)
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_folder_is_ours_by_its_status_and_its_config(tmp_path, status, config, resume):
+    found = {"status.json": status, "config.yaml": config, "evaluation/mine.txt": "mine", "summary.json": "{}"}
+    (tmp_path / "evaluation").mkdir()
+    for name in (name for name, text in found.items() if text is not None):
+        (tmp_path / name).write_text(found[name])
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"it holds .*evaluation, .*which a run would overwrite"):
+        run_small(tmp_path, "experiment=vanilla", f"resume={resume}")
+    assert files(tmp_path) == before
+
+
+def test_a_kill_between_status_and_config_leaves_a_folder_of_ours(tmp_path):
+    write_status(tmp_path, "running")
+    check_ours(tmp_path)
+
+
+def test_hydras_record_of_another_program_is_not_overwritten(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra:\n  help:\n    app_name: mine\n")
+    with pytest.raises(UserError, match=r"it holds \.hydra, which a run would overwrite"):
+        check_ours(tmp_path)
+    with pytest.raises(UserError, match=r"it holds \.hydra, which it would overwrite"):
+        check_results_ours(tmp_path, "difficulty", WRITTEN)
+
+
 def test_the_command_line_refuses_it_too_and_other_files_may_lie_there(tmp_path):
-    (tmp_path / "mine" / "evaluation").mkdir(parents=True)
+    (tmp_path / "mine" / "evaluation").mkdir(parents=True)  # empty, but somebody's
     process = command(*SMALL_GRPO, f"hydra.run.dir={tmp_path / 'mine'}")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "which a run would overwrite" in output.splitlines()[-1]
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [".lock", "evaluation"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["evaluation"]
     (tmp_path / "README.md").write_text("mine")
     run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=1")
     assert (tmp_path / "README.md").read_text() == "mine"
@@ -116,6 +208,11 @@ def test_a_run_leaves_one_folder(tmp_path):
     )
     (one,) = (tmp_path / "outputs" / "train").iterdir()
     assert (one / "summary.json").exists()
+    # Hydra's record says which program of ours wrote there.
+    (one / "problems.jsonl").write_text("mine")
+    check_results_ours(one, "train", WRITTEN)
+    with pytest.raises(UserError, match=r"edge-grpo-difficulty has not written there before, but it holds problems"):
+        check_results_ours(one, "difficulty", WRITTEN)
 
 
 ALLOWED = "resume.allow_changes=true"
@@ -165,6 +262,30 @@ def test_the_state_of_another_optimiser_is_refused_whatever_is_allowed(tmp_path)
         run_small(tmp_path, "experiment=vanilla", *sgd, "trainer.max_iterations=3", ALLOWED)
 
 
+def test_what_the_state_belongs_to_is_refused_whatever_is_allowed(tmp_path, caplog):
+    run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=1")
+    with pytest.raises(UserError, match=r"another optimizer, .*\n  optimizer\.amsgrad: None -> True\n"):
+        run_small(tmp_path, "experiment=vanilla", "+optimizer.amsgrad=true", "optimizer.lr=0.5", ALLOWED)
+    betas = ("optimizer.betas=[0.5,0.6]", "optimizer.eps=0.001", "model.seed=7")
+    run_small(tmp_path, "experiment=vanilla", *betas, ALLOWED)
+    (state,) = torch.load(tmp_path / "checkpoints/iteration-000002/state.ckpt", weights_only=True)["optimizer_states"]
+    assert {(*group["betas"], group["eps"]) for group in state["param_groups"]} == {(0.5, 0.6, 0.001)}
+    assert "the weights are the checkpoint's" in caplog.text
+
+
+def test_a_checkout_that_moved_goes_on(tmp_path):
+    rates_of = "data.correctness_rates=${asset:tiny_base/correctness_rates.json}"
+    run_small(tmp_path, "experiment=vanilla", rates_of, "trainer.max_iterations=1")
+    manifest = tmp_path / "checkpoints" / "iteration-000001" / "manifest.json"
+    text = manifest.read_text().replace(f"{REPO}/edge_grpo/assets", "/gone/edge_grpo/assets")
+    assert "/gone/" in text
+    manifest.write_text(text)
+    run_small(tmp_path, "experiment=vanilla", rates_of, "trainer.max_iterations=2")
+    assert len(rates(tmp_path)) == 2
+    with pytest.raises(UserError, match=r"data\.correctness_rates: .*asset:tiny_base.* -> None"):
+        run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=3")
+
+
 def test_a_changed_data_file_is_noticed(tmp_path, caplog):
     path = tmp_path / "mine.jsonl"
     rows = [{"id": str(i), "question": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(8)]
@@ -180,10 +301,20 @@ def test_a_changed_data_file_is_noticed(tmp_path, caplog):
     rows[1]["answer"] = "7"
     rows[2]["answer"] = "7"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=rf"data.path={path}: the training problems .*are not those"):
+    with pytest.raises(UserError, match=rf"the training problems .*are not those of .*come from data\.path={path}"):
         go("trainer.max_iterations=3")
     go("trainer.max_iterations=3", ALLOWED)
     assert "going on all the same" in caplog.text
+
+
+def test_a_changed_benchmark_is_noticed(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "1 + 1 = ?", "answer": "2"}\n')
+    benchmark = ("experiment=vanilla", "evaluation=file", f"evaluation.benchmarks.file.path={path}")
+    run_small(tmp_path / "run", *benchmark, "trainer.max_iterations=1")
+    path.write_text('{"question": "1 + 2 = ?", "answer": "3"}\n')
+    with pytest.raises(UserError, match=r"the problems of evaluation\.benchmarks\.file are not those of"):
+        run_small(tmp_path / "run", *benchmark)
 
 
 def run_file(folder: Path, *settings: str) -> Path:

@@ -4,7 +4,6 @@ import math
 import resource
 import statistics
 import time
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.algorithms.reports import declared
+from edge_grpo.algorithms.schedules import take_settings
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.metrics import describe
@@ -38,6 +38,8 @@ REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min,
 class PolicyModule(pl.LightningModule):
     """A policy under manual optimisation, one iteration a Lightning epoch.
 
+    A subclass sets `corrects` where it has a correction and with it a method `correct`.
+
     Args:
         policy: model and tokenizer.
         rollout: engine for training and evaluation.
@@ -55,6 +57,8 @@ class PolicyModule(pl.LightningModule):
     Raises:
         UserError: a value out of range.
     """
+
+    corrects = False
 
     def __init__(
         self,
@@ -89,8 +93,6 @@ class PolicyModule(pl.LightningModule):
         self.bad_steps = 0
         """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
 
-    corrects = False
-    """whether the algorithm has a correction: then it has a method `correct`"""
     shorter_responses: str
     """what the user can do about a response that outgrows the model's context"""
 
@@ -122,7 +124,7 @@ class PolicyModule(pl.LightningModule):
             logger.save()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model; hand the rewards what they kept.
+        """Refuse a checkpoint of another model; hand the rewards what they kept; let the settings of now hold.
 
         Raises:
             UserError: names the first parameter that is missing, unexpected or of another shape.
@@ -137,24 +139,8 @@ class PolicyModule(pl.LightningModule):
                 )
         self.rewards.load_state_dict(checkpoint["rewards"])
         if checkpoint.get("optimizer_states"):
-            self._follow_settings(checkpoint)
-
-    def _follow_settings(self, checkpoint: dict[str, Any]) -> None:
-        """Let the settings of now hold, not those that the optimiser's and the schedule's state bring along.
-
-        Moments stay. Learning rate, weight decay and the like are those of the config, and the rate is where the
-        config's schedule is after the iterations done. Without a change of settings all of it is as it was, bit for
-        bit.
-        """
-        fresh = self.configure_optimizers()
-        optimizer, scheduler = fresh["optimizer"], fresh["lr_scheduler"]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.. before .optimizer.step.*")
-            for _ in range(checkpoint["lr_schedulers"][0]["last_epoch"]):
-                scheduler.step()
-        for saved, ours in zip(checkpoint["optimizer_states"][0]["param_groups"], optimizer.param_groups, strict=True):
-            saved |= {name: value for name, value in ours.items() if name != "params"}
-        checkpoint["lr_schedulers"] = [scheduler.state_dict()]
+            fresh = self.configure_optimizers()
+            take_settings(checkpoint, fresh["optimizer"], fresh["lr_scheduler"])
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The injected optimiser and scheduler."""
@@ -172,6 +158,10 @@ class PolicyModule(pl.LightningModule):
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor:
         """[n] bool: which texts answer their problem right."""
         return self.rewards(problems, texts).correct
+
+    def remarks(self) -> list[str]:
+        """What of the settings has an effect that may surprise, a sentence each."""
+        return []
 
     def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
         """What is wrong with the gold answers of each problem; None where they can be graded."""

@@ -37,6 +37,8 @@ class GRPOModule(PolicyModule):
         UserError: G below 2, mu below 1, or two strategies that define the same metric.
     """
 
+    corrects = True
+
     def __init__(
         self,
         correction: Correction,
@@ -63,7 +65,6 @@ class GRPOModule(PolicyModule):
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
 
-    corrects = True
     shorter_responses = (
         "lower rollout.max_new_tokens, correction.reflection_tokens or correction.max_response_tokens, or drop the row"
     )
@@ -76,6 +77,11 @@ class GRPOModule(PolicyModule):
     def required_fields(self) -> frozenset[str]:
         """What training problems must have."""
         return self.correction.required_fields
+
+    def remarks(self) -> list[str]:
+        """See `PolicyModule.remarks`."""
+        idle = "the importance ratio is exactly 1, so loss.epsilon_low and epsilon_high do nothing"
+        return [f"update_epochs=1: {idle}"] if self.update_epochs == 1 else []
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
         """One iteration on P problems; Lightning hands what is returned to the callbacks."""

@@ -1,6 +1,8 @@
-"""Learning-rate schedules that neither torch nor transformers has."""
+"""Learning-rate schedules that neither torch nor transformers has, and where a schedule stands after a resume."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,3 +31,24 @@ def phased_decay(optimizer: torch.optim.Optimizer, phases: Sequence[Mapping[str,
         return 0.0
 
     return LambdaLR(optimizer, factor)
+
+
+def take_settings(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Put the settings of now into a checkpoint, in the place of those that it was written under.
+
+    Moments stay. Learning rate, weight decay, betas and epsilon become those of `optimizer`, and the rate is where
+    `scheduler` is after the iterations done: a schedule follows from the settings and the iteration, so nothing of its
+    former state is needed. Where no setting has changed every number is what it was, bit for bit.
+
+    Args:
+        checkpoint: Lightning's, changed in place.
+        optimizer: new, as the settings of now make it.
+        scheduler: of `optimizer`, not stepped yet; each of its steps is an iteration.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*`lr_scheduler.step.+ before `optimizer.step.*")
+        for _ in range(checkpoint["lr_schedulers"][0]["last_epoch"]):
+            scheduler.step()
+    for saved, ours in zip(checkpoint["optimizer_states"][0]["param_groups"], optimizer.param_groups, strict=True):
+        saved |= {name: value for name, value in ours.items() if name != "params"}
+    checkpoint["lr_schedulers"] = [scheduler.state_dict()]

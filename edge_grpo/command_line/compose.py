@@ -52,23 +52,30 @@ def check_command_line(
     config_name: str,
     injected: Mapping[str, frozenset[str]],
     check_directory: Callable[[Path, Mapping[str, Any]], None] | None = None,
-) -> None:
-    """Compose all that was typed; for a run, resolve it and hold it against the constructors and its directory too."""
+) -> str | None:
+    """Compose all that was typed; for a run, resolve it and hold it against the constructors and its directory too.
+
+    Returns:
+        The directory of a single run; None for a sweep, whose jobs have their own, and where nothing is run.
+    """
     if args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
-        return
+        return None
     if args.cfg and args.multirun:
         raise UserError("--cfg prints the config of one run: leave out --multirun")
     with _composer(args, task, conf, config_name) as composer:
         variants = _variants(composer, args)
         if args.cfg:
-            return
+            return None
         for cfg in variants:  # all of what is cheap comes before the first import of a target
             to_dict(_as_job(cfg))
         for cfg in variants:
             check_config(_as_job(cfg), injected)
-        if check_directory is not None and not (args.multirun or variants[0].hydra.mode == RunMode.MULTIRUN):
-            folder = Path(variants[0].hydra.run.dir)
-            check_directory(folder, to_dict(_as_job(variants[0])))
+        if args.multirun or variants[0].hydra.mode == RunMode.MULTIRUN:
+            return None
+        folder = str(variants[0].hydra.run.dir)
+        if check_directory is not None:
+            check_directory(Path(folder), to_dict(_as_job(variants[0])))
+        return folder
 
 
 @contextmanager

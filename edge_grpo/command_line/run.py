@@ -12,9 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import (
@@ -52,20 +51,6 @@ def asset(name: str) -> str:
     if not path.exists():
         raise UserError(f"edge_grpo has no asset {name}")
     return str(path)
-
-
-@functools.cache
-def _typed_at() -> datetime:
-    return datetime.now()
-
-
-def typed_at(pattern: str) -> str:
-    """When the command was typed (`${typed_at:%Y-%m-%d}`).
-
-    Hydra's `${now:}` is another instant whenever a config is composed, and a run's is composed twice: to be checked,
-    and to run.
-    """
-    return _typed_at().strftime(pattern)
 
 
 def run_dir(resumed: str | None, fresh: str) -> str:
@@ -144,8 +129,6 @@ def option_list(*groups: str) -> str:
 
 for _resolver in (asset, run_dir, job_subdir, evaluation_dir, option_list):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
-# Cached in the config, so that a job that a launcher pickles keeps the time of its sweep.
-OmegaConf.register_new_resolver("typed_at", typed_at, use_cache=True, replace=True)
 
 
 def run(
@@ -164,15 +147,17 @@ def run(
         injected: see `check_config`.
         check_directory: called with the run directory of a single run and its plain config, before Hydra writes there.
     """
-    _typed_at.cache_clear()
     job = _Job(task, injected)
     sys.argv[1:] = [quoted_path(expanded_home(text)) for text in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
         _replay_resumed(args)
-        check_command_line(args, job, config_dir(), config_name, injected, check_directory)
+        folder = check_command_line(args, job, config_dir(), config_name, injected, check_directory)
     except UserError as error:
         _exit(error)
+    if folder is not None:
+        # Hydra composes anew, and `${now:}` would be another instant: a second folder beside the one that was checked.
+        _type(args, [*args.overrides, f"hydra.run.dir={_quoted(folder)}"])
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
     finally:
@@ -182,7 +167,7 @@ def run(
         raise SystemExit(1)
 
 
-def _exit(error: UserError) -> None:
+def _exit(error: UserError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from error
 
@@ -249,5 +234,20 @@ def _replay_resumed(args: argparse.Namespace) -> None:
     saved = [text for text in saved if key_of(text) not in typed and key_of(text).partition(".")[0] != "resume"]
     # A job of a sweep is continued alone, even if its experiment asks for a sweep.
     now = [f"resume.directory={o.partition('=')[2]}" if o == text else o for o in args.overrides]
-    position = sys.argv.index(args.overrides[0], 1)
-    sys.argv[position : position + len(now)] = args.overrides[:] = [*saved, "hydra.mode=RUN", *now]
+    _type(args, [*saved, "hydra.mode=RUN", *now])
+
+
+def _type(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Put these in the place of the overrides that were typed."""
+    position = sys.argv.index(args.overrides[0], 1) if args.overrides else len(sys.argv)
+    sys.argv[position : position + len(args.overrides)] = overrides
+    args.overrides[:] = overrides
+
+
+def _quoted(text: str) -> str:
+    """As a value in Hydra's grammar, where a backslash counts before a quote only.
+
+    >>> print(_quoted("runs/seed=1"), _quoted("it's"))
+    'runs/seed=1' 'it\\'s'
+    """
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

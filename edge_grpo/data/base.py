@@ -123,8 +123,8 @@ class ProblemDataModule(pl.LightningDataModule):
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of the loaded training and held-out problems, so that a resumed run notices that a file changed."""
         return {
-            "training problems": _fingerprint(self.train_problems),
-            "held-out problems": _fingerprint(self.held_out_problems),
+            "training problems": fingerprint(self.train_problems),
+            "held-out problems": fingerprint(self.held_out_problems),
         }
 
     def problems_at(self, iteration: int, *, rank: int = 0, world_size: int = 1) -> list[Problem]:
@@ -216,7 +216,8 @@ class ProblemDataModule(pl.LightningDataModule):
         return self.template
 
 
-def _fingerprint(problems: Sequence[Problem]) -> str:
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """SHA-256 of what a run reads of problems, in their order."""
     digest = hashlib.sha256()
     for p in problems:
         digest.update(repr((p.id, p.question, p.answers, p.solution, p.correctness_rate)).encode())

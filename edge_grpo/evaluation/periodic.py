@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from edge_grpo.data.base import PromptTemplate
+from edge_grpo.data.base import PromptTemplate, fingerprint
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.results import problem_values
@@ -57,6 +57,23 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         """
         self.load(policy, template)
         self.sets = {HELD_OUT: tuple(held_out[: self.limit]), **self.sets}
+
+    def check_module(self, module: Any) -> None:
+        """Refuse to correct evaluated responses where the algorithm cannot.
+
+        Raises:
+            UserError: the module has no correction.
+        """
+        if self.correct and not module.corrects:
+            raise UserError("evaluation.correct=true, but this algorithm has no correction: set evaluation=greedy")
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of each benchmark's problems; the held-out ones are the data's."""
+        return {
+            f"problems of evaluation.benchmarks.{name}": fingerprint(self.sets[name])
+            for name in self.sets
+            if name != HELD_OUT
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The accuracies survive a resume."""

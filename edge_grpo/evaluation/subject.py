@@ -16,6 +16,7 @@ from edge_grpo.data.base import PromptTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.runs.checkpoints import MANIFEST, STATE, damage, iteration_of, read_manifest
+from edge_grpo.runs.settings import portable
 
 LOADER = "edge_grpo.policy.load.load_policy"
 TRUSTED = {"model": ("edge_grpo.policy",), "template": ("edge_grpo.data.templates",)}
@@ -179,7 +180,8 @@ def _checkpointed(checkpoint: Path, config: Mapping[str, Any], allowed: list[str
 
 def _built(config: Mapping[str, Any], key: str, allowed: list[str], source: Path) -> Any:
     """One node of a recorded config, checked as a typed one is."""
-    cfg = OmegaConf.create({key: config[key], "allowed_targets": allowed})
+    # Assets are this checkout's: the one of the run may be gone.
+    cfg = OmegaConf.create({key: portable(config[key]), "allowed_targets": allowed})
     try:
         check_config(cfg, trusted=TRUSTED[key])
         return instantiate(cfg[key])

@@ -7,7 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
-from edge_grpo.runs.directory import check_writable
+from edge_grpo.runs.directory import check_tool_directory
+
+WRITTEN = (
+    *("analysis.json", "analysis.md"),
+    *(f"{question}.*" for question in ("reflection", "entropy", "collapse", "branches", "multipliers")),
+)
 
 
 def analyze(cfg: DictConfig) -> None:
@@ -26,7 +31,7 @@ def check_settings(folder: Path, config: Mapping[str, Any]) -> None:
 
     find_source(str(config["source"]))
     check_iterations(config["iterations"])
-    check_writable(folder)
+    check_tool_directory(folder, "analyze", WRITTEN)
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
-from edge_grpo.runs.directory import check_writable
+from edge_grpo.runs.directory import check_tool_directory
+
+WRITTEN = ("workspace.json", "report.json")
 
 
 def dashboard(cfg: DictConfig) -> None:
@@ -25,7 +27,11 @@ def dashboard(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    run(dashboard, "dashboard", check_directory=lambda folder, config: check_writable(folder))
+    run(
+        dashboard,
+        "dashboard",
+        check_directory=lambda folder, config: check_tool_directory(folder, "dashboard", WRITTEN),
+    )
 
 
 if __name__ == "__main__":

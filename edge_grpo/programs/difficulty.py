@@ -3,7 +3,9 @@
 from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
-from edge_grpo.runs.directory import check_writable
+from edge_grpo.runs.directory import check_tool_directory
+
+WRITTEN = ("problems.jsonl", "correctness_rates.json", "bad_rows.txt")
 
 
 def difficulty(cfg: DictConfig) -> float:
@@ -15,7 +17,11 @@ def difficulty(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    run(difficulty, "difficulty", check_directory=lambda folder, config: check_writable(folder))
+    run(
+        difficulty,
+        "difficulty",
+        check_directory=lambda folder, config: check_tool_directory(folder, "difficulty", WRITTEN),
+    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,12 @@ from omegaconf import DictConfig
 from edge_grpo.command_line.run import run, typed
 from edge_grpo.errors import UserError
 from edge_grpo.runs.checkpoints import MANIFEST, checkpoints
-from edge_grpo.runs.directory import check_writable
+from edge_grpo.runs.directory import check_tool_directory
 
+WRITTEN = (
+    *("config.yaml", "policy.json", "completions.parquet", ".parts", "results.json", "results.md"),
+    "failed_golds.jsonl",
+)
 OF_TRAINING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens")
 """settings of a rollout that the evaluation's own replace"""
 
@@ -36,7 +40,7 @@ def check_settings(folder: Path, config: Mapping[str, Any]) -> None:
     """
     if config["run"] is not None:
         check_run(Path(config["run"]))
-    check_writable(folder)
+    check_tool_directory(folder, "evaluate", WRITTEN)
 
 
 def check_run(place: Path) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
-from edge_grpo.runs.directory import check_writable
+from edge_grpo.runs.directory import check_tool_directory, check_writable
+
+WRITTEN = (
+    *("index.html", "figures"),
+    *(f"{table}.*" for table in ("table", "learning", "differences", "metrics")),
+)
 
 
 def report(cfg: DictConfig) -> float | None:
@@ -26,6 +31,7 @@ def check_runs(folder: Path, config: Mapping[str, Any]) -> None:
 
     for root in folders_among(config["runs"]):
         run_folders(root)
+    check_tool_directory(folder, "report", WRITTEN)
     check_writable(Path(config["out"]))
 
 

@@ -1,38 +1,31 @@
 """One run, from a composed config to files on disk."""
 
-import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 
 from edge_grpo.callbacks.iteration_checkpoint import saving_signal_ignored
 from edge_grpo.command_line.check import instantiate, to_dict
-from edge_grpo.data.bad_rows import report_bad_rows
-from edge_grpo.errors import Stopped, UserError, message_of
+from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
-from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
-from edge_grpo.policy.base import Policy
 from edge_grpo.programs.context import check_context, warn_of_small_budget
-from edge_grpo.rewards.boxed import last_boxed
+from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.runs.checkpoints import STATE, read_manifest
-from edge_grpo.runs.directory import alone_in, check_ours, empty, is_first_rank
+from edge_grpo.runs.directory import alone_in, is_first_rank
+from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
 from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
-from edge_grpo.runs.resume import drop_later, find_checkpoint, finished_accuracy
-from edge_grpo.runs.settings import check_data, check_settings
-from edge_grpo.runs.status import write_status
-from edge_grpo.runs.summary_table import show_summary
-from edge_grpo.runs.training_figure import draw_training_figure
-from edge_grpo.types import Problem
+from edge_grpo.runs.resume import drop_later, what_is_left
+from edge_grpo.runs.settings import check_data
+from edge_grpo.runs.status import saying_status, write_status, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +50,23 @@ def run_experiment(cfg: DictConfig) -> float:
         try:
             return _run(cfg, folder)
         except Exception as error:
-            if is_first_rank() and not (folder / "metrics.csv").exists():  # a report lists what never began too
+            begun = any((folder / name).exists() for name in ("metrics.csv", SUMMARY))
+            if is_first_rank() and not begun:  # a report lists what never began too
                 write_status(folder, "failed", message_of(error))
-                (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+                write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
             raise
 
 
 def _run(cfg: DictConfig, folder: Path) -> float:
-    resumed = None if cfg.resume.start_over else find_checkpoint(folder / "checkpoints")
-    if resumed is not None:
-        check_settings(resumed, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
-    if not cfg.resume.start_over:
-        accuracy = finished_accuracy(folder, resumed, to_dict(cfg), cfg.trainer.max_iterations)
-        if accuracy is not None:
-            if is_first_rank():  # its process may have died after the summary was written
-                write_status(folder, "finished")
-            return accuracy
+    """Check everything, and train where something is left to do; the accuracy afterwards."""
+    left = what_is_left(folder, to_dict(cfg))
+    if left.changes:
+        log.warning("going on under other settings than before:\n%s", left.changes)
+    if left.accuracy is not None:
+        log.info("%s is finished: nothing is left of trainer.max_iterations=%d", folder, cfg.trainer.max_iterations)
+        if is_first_rank():  # its process may have died after the summary was written
+            write_status(folder, "finished")
+        return left.accuracy
     if cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be at least 0")
     pl.seed_everything(cfg.seed, verbose=False)
@@ -81,53 +75,53 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     module = build_module(cfg)
-    if evaluation.correct and not module.corrects:
-        raise UserError("evaluation.correct=true, but this algorithm has no correction: set evaluation=greedy")
+    evaluation.check_module(module)
     _prepare(data, module, evaluation)
-    if resumed is not None:
-        check_data(resumed, data.fingerprints(), str(cfg.data.get("path", "")), allow_changes=cfg.resume.allow_changes)
+    problems = {**data.fingerprints(), **evaluation.fingerprints()}
+    if left.checkpoint is not None:
+        check_data(left.checkpoint, problems, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
     if is_first_rank():  # nothing of an earlier run is touched before all is checked
-        _take_over(cfg, folder, resumed)
-        _report_data(data, folder)
-    with _status(folder):
-        loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-        about = {**_about(cfg, folder), "data": data.fingerprints()}
-        checkpointing = instantiate(cfg.checkpoint, about=about)
-        trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
-        failed = True
-        try:
-            for logger in loggers:
-                logger.log_hyperparams(about)
-            with checkpointing.answering_signals():
-                trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed, about["info"]), weights_only=True)
-            for logger in loggers:
-                logger.save()
-            summary = _finish(folder, cfg, module, evaluation)
-            for logger in run_loggers(loggers):
-                logger.log_artifacts(summary)
-            failed = False
-        finally:
-            for logger in run_loggers(loggers):
-                logger.close(failed=failed)
-        return float(summary["accuracy"]["after"])
+        _take_over(cfg, folder, left.checkpoint)
+        report_data(data, folder)
+    with saying_status(folder) if is_first_rank() else nullcontext():
+        return _fit(cfg, folder, _Parts(data, evaluation, callbacks, module), left.checkpoint, problems)
 
 
-@contextmanager
-def _status(folder: Path) -> Iterator[None]:
-    """Say in the run's folder that it runs, and how it ends."""
-    if not is_first_rank():
-        yield
-        return
-    write_status(folder, "running")
+class _Parts(NamedTuple):
+    """What a run is made of, checked and with its problems loaded."""
+
+    data: Any
+    evaluation: PeriodicEvaluation
+    callbacks: Sequence[pl.Callback]
+    module: Any
+
+
+def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, problems: Mapping[str, str]) -> float:
+    """Train from `resumed` on and write the results, with loggers that are closed however it ends."""
+    data, evaluation, callbacks, module = parts
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    about = {**_about(cfg, folder), "problems": problems}  # after the loggers: W&B's gives the run its id
+    checkpointing = instantiate(cfg.checkpoint, about=about)
+    trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
+    failed = True
     try:
-        yield
-    except (Stopped, KeyboardInterrupt):
-        write_status(folder, "stopped")
-        raise
-    except BaseException as error:
-        write_status(folder, "failed", message_of(error))
-        raise
-    write_status(folder, "finished")
+        for logger in loggers:
+            logger.log_hyperparams(about)
+        with checkpointing.answering_signals():
+            trainer.fit(module, datamodule=data, ckpt_path=_state_of(resumed, about["info"]), weights_only=True)
+        for logger in loggers:
+            logger.save()
+        accuracy = {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after}
+        done = {"name": cfg.name, "seed": cfg.seed, "accuracy": accuracy, "iterations": trainer.current_epoch}
+        done |= {"metrics_last": module.metrics, **about["info"]}
+        summary = write_results(folder, module.policy, done, here=trainer.is_global_zero)
+        for logger in run_loggers(loggers):
+            logger.log_artifacts(summary)
+        failed = False
+    finally:
+        for logger in run_loggers(loggers):
+            logger.close(failed=failed)
+    return float(summary["accuracy"]["after"])
 
 
 def build_module(cfg: DictConfig) -> Any:
@@ -140,14 +134,14 @@ def build_module(cfg: DictConfig) -> Any:
         "scheduler": instantiate(cfg.scheduler),
     }
     module = instantiate(cfg.algorithm, policy=instantiate(cfg.model), **shared, **stages)
-    if getattr(module, "update_epochs", None) == 1:
-        log.info("update_epochs=1: the importance ratio is exactly 1, so loss.epsilon_low and epsilon_high do nothing")
+    for remark in module.remarks():
+        log.info("%s", remark)
     return module
 
 
 def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     """Make the directory this run's: drop what it does not go on from, write its config."""
-    identity, config = folder / WANDB_RUN_ID, folder / "config.yaml"
+    identity, config = folder / WANDB_RUN_ID, folder / CONFIG
     written = OmegaConf.to_yaml(cfg, resolve=True)
     write_status(folder, "running")  # before any other file: it says whose folder this is
     if resumed is None:
@@ -160,7 +154,7 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     elif not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
         identity.write_text(known)
     drop_later(folder / "checkpoints", resumed)
-    config.write_text(written)
+    write_whole(config, written)
 
 
 def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -194,61 +188,6 @@ def _state_of(checkpoint: Path | None, info: Mapping[str, Any]) -> Path | None:
         if written.get(name) != version:
             log.warning("the checkpoint was written with %s %s, this is %s", name, written.get(name), version)
     return checkpoint / STATE
-
-
-def _report_data(data: Any, folder: Path) -> None:
-    log.info("%d training problems, %d held out", len(data.train_problems), len(data.held_out_problems))
-    report_bad_rows(data.bad_rows, folder)
-    if data.failed_references:
-        path = folder / "failed_references.jsonl"
-        path.write_text("".join(json.dumps(_failure(p)) + "\n" for p in data.failed_references))
-        count = len(data.failed_references)
-        log.warning("%d reference solutions fail their own grading and are never trained on: %s", count, path)
-
-
-def _failure(problem: Problem) -> dict[str, Any]:
-    """A line of failed_references.jsonl."""
-    boxed, gold = last_boxed(problem.solution or ""), " or ".join(problem.answers)
-    reason = "no \\boxed{...}" if boxed is None else f"the last \\boxed{{...}} holds {boxed}, the gold answer is {gold}"
-    return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
-
-
-def _finish(folder: Path, cfg: DictConfig, module: Any, evaluation: PeriodicEvaluation) -> dict[str, Any]:
-    """Export the model, draw the figure, write and print the summary."""
-    summary: dict[str, Any] = {
-        "name": cfg.name,
-        "seed": cfg.seed,
-        "accuracy": {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after},
-        "iterations": module.trainer.current_epoch,
-        "seconds": round(_seconds(folder), 1),
-        "model": str(folder / "model"),
-        "figure": str(folder / "training.png"),
-        "metrics": str(folder / "metrics.csv"),
-        "metrics_last": module.metrics,
-        **run_info(),
-    }
-    if module.trainer.is_global_zero:
-        _export(module.policy, folder / "model")
-        draw_training_figure(folder / "metrics.csv", folder / "training.png", title=str(cfg.name))
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        show_summary(summary, folder)
-    return summary
-
-
-def _export(policy: Policy, folder: Path) -> None:
-    try:
-        policy.save(folder)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: the model cannot be written ({str(error).splitlines()[0]}): make room and run the command "
-            "again, which goes on from the last checkpoint"
-        ) from error
-
-
-def _seconds(folder: Path) -> float:
-    """Training and evaluation, of all sessions of a run that was resumed."""
-    rows = recorded(folder).values()
-    return sum(row.get(name, 0.0) for row in rows for name in ("timing_s/total", "timing_s/evaluation"))
 
 
 def _overrides() -> list[str]:

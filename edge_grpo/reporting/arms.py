@@ -1,11 +1,10 @@
 """Arms: runs that differ in their seed only are one arm, and what differs between arms labels them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_grpo.reporting.runs import Run
-from edge_grpo.runs.settings import FREE, is_free
+from edge_grpo.runs.settings import FREE, is_free, portable
 
 # What is free to change within a run tells no arms apart either, but for these two.
 COMPARED = ("name", "trainer.max_iterations")
@@ -57,20 +56,12 @@ def _compared(run: Run) -> dict[str, Any]:
         if not _is_compared(key):
             continue
         follows = key.endswith(".seed") and value == run.seed and key not in typed
-        kept[key] = "${seed}" if follows else _portable(value)
+        kept[key] = "${seed}" if follows else portable(value)
     return kept
 
 
 def _is_compared(key: str) -> bool:
     return key != "seed" and not is_free(key, NOT_COMPARED)
-
-
-def _portable(value: Any) -> Any:
-    """
-    >>> _portable("/home/me/edge_grpo/assets/tiny_base")
-    '${asset:tiny_base}'
-    """
-    return re.sub(r"^.*/edge_grpo/assets/(.+)$", r"${asset:\1}", value) if isinstance(value, str) else value
 
 
 def _typed(run: Run) -> dict[str, str]:

@@ -6,67 +6,43 @@ Imported by the command line, so it must stay light: no torch.
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edge_grpo.errors import UserError
-from edge_grpo.runs.checkpoints import checkpoints
-from edge_grpo.runs.settings import check_settings
-from edge_grpo.runs.status import FILE as STATUS
-from edge_grpo.runs.status import read_status
-
-FILES_OF_A_RUN = (
-    *("metrics.csv", "samples.jsonl", "rollouts*.jsonl", "bad_steps*.jsonl", "bad_rows.txt"),
-    *("failed_references.jsonl", "summary.json"),
-)
-WRITTEN = (
-    *FILES_OF_A_RUN,
-    *("config.yaml", STATUS, "training.png", "model", "checkpoints", "evaluation", "tensorboard"),
-)
-"""what a run writes into its folder or deletes there, besides Hydra's and W&B's"""
+from edge_grpo.runs.ownership import check_ours, check_results_ours
+from edge_grpo.runs.resume import newest_checkpoint, what_is_left
 
 
 def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a run directory before anything is written into it.
 
     Raises:
-        UserError: it cannot be written, another run is at work there, it holds files that are not a run's of ours but
-            would be overwritten, or its run had other settings.
+        UserError: it holds files that are not a run's of ours but would be overwritten, it cannot be written, another
+            run is at work there, or its run cannot go on as the config says (see `what_is_left`).
     """
+    if not is_first_rank():
+        check_writable(folder)
+        return
+    check_ours(folder)  # before the lock, which is a file too
     check_writable(folder)
-    if is_first_rank():
-        with alone_in(folder):
-            check_ours(folder)
-            found = checkpoints(folder / "checkpoints")
-        resume = config.get("resume") or {}
-        if found and not resume.get("start_over") and not resume.get("allow_changes"):
-            check_settings(found[-1], config, allow_changes=False)
+    with alone_in(folder):
+        what_is_left(folder, config, find=newest_checkpoint)
 
 
-def check_ours(folder: Path) -> None:
-    """Refuse a folder with files of somebody else's that a run would overwrite or delete.
+def check_tool_directory(folder: Path, program: str, written: Collection[str]) -> None:
+    """Refuse a directory of a program besides training before anything is written into it.
 
-    A run's own folder has the `status.json` that a run writes first. Other files may lie beside a run's.
+    Args:
+        folder, program, written: see `check_results_ours`.
 
     Raises:
-        UserError: names them.
+        UserError: it holds files of others that would be overwritten, or it cannot be written.
     """
-    if read_status(folder).state != "unknown":
-        return
-    foreign = sorted(path.name for pattern in WRITTEN for path in folder.glob(pattern))
-    if foreign:
-        raise UserError(
-            f"paths.run_dir={folder}: no run of edge-grpo-train or edge-grpo-sft ({STATUS} is not there), but it holds "
-            f"{', '.join(foreign)}, which a run would overwrite: choose another folder (hydra.run.dir)"
-        )
-
-
-def empty(folder: Path) -> None:
-    """Delete the files of an earlier run, but for its checkpoints and evaluations."""
-    for path in (path for pattern in FILES_OF_A_RUN for path in folder.glob(pattern)):
-        path.unlink()
+    check_results_ours(folder, program, written)
+    check_writable(folder)
 
 
 def check_writable(folder: Path) -> None:

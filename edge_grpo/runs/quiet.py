@@ -16,6 +16,6 @@ def silence_expected_warnings() -> None:
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # An iteration whose groups are all dropped takes no optimiser step, but the schedule goes on.
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.. before .optimizer.step.*")
+    warnings.filterwarnings("ignore", message=".*`lr_scheduler.step.+ before `optimizer.step.*")
     # Newer releases of transformers call it `cache`; the oldest that the project admits does not know that name.
     warnings.filterwarnings("ignore", message=".*`past_key_values` is deprecated.*")

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it has anything left to do.
+"""Whether a run has anything left to do, and which checkpoint it goes on from.
 
 Imported by the command line, so it must stay light: no torch.
 """
@@ -6,17 +6,38 @@ Imported by the command line, so it must stay light: no torch.
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from edge_grpo.errors import UserError
-from edge_grpo.runs.checkpoints import checkpoints, damage, iteration_of, remove
+from edge_grpo.runs.checkpoints import checkpoints, damage, iteration_of, read_manifest, remove
+from edge_grpo.runs.ownership import CONFIG, SUMMARY
 from edge_grpo.runs.settings import refuse_changes
+from edge_grpo.runs.status import FILE as STATUS
+from edge_grpo.runs.status import read_status
 
 log = logging.getLogger(__name__)
+
+WAYS_OUT = "choose another folder (hydra.run.dir), or start over with resume=never"
+
+
+class Left(NamedTuple):
+    """What a run goes on with.
+
+    Args:
+        checkpoint: what it goes on from; None begins.
+        accuracy: held-out accuracy of a run that has nothing left to do, else None.
+        changes: settings that differ from those of before and may, a line each.
+    """
+
+    checkpoint: Path | None = None
+    accuracy: float | None = None
+    changes: str = ""
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -36,62 +57,94 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def finished_accuracy(
-    folder: Path, resumed: Path | None, config: Mapping[str, Any], max_iterations: int
-) -> float | None:
-    """Held-out accuracy of a run that has nothing left to do; None where there is something.
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in the folder, whatever its checksums, which take long to compute."""
+    return next(reversed(checkpoints(folder)), None)
 
-    A finished run stays finished when its checkpoints are deleted to save the disk.
+
+def what_is_left(
+    folder: Path, config: Mapping[str, Any], find: Callable[[Path], Path | None] = find_checkpoint
+) -> Left:
+    """What the run in `folder` goes on with; `resume=never` begins, whatever is there.
+
+    A finished run stays finished without its checkpoints, which people delete to save the disk: the summary is asked
+    first.
 
     Args:
         folder: of the run.
-        resumed: its newest checkpoint.
         config: the resolved config, plain.
-        max_iterations: how long the run shall be.
+        find: folder of checkpoints -> the one to go on from.
 
     Raises:
-        UserError: the run is longer than that already; it has to go on and has nothing to go on from; or its
-            evaluations are of weights that are gone.
+        UserError: the run is longer already than it shall be; a setting differs that changes the result; or it would
+            have to begin again over results that somebody has of it.
     """
-    known = _summary(folder)
-    if resumed is None and not known:
-        if (folder / "evaluation").exists():
-            raise UserError(
-                f"{folder / 'evaluation'} holds evaluations of an earlier run, whose checkpoints are gone: choose "
-                "another folder (hydra.run.dir), or delete them with resume=never"
-            )
-        return None
-    done = int(known["iterations"]) if resumed is None else iteration_of(resumed)
-    if done > max_iterations:
+    resume, shall = config["resume"], config["trainer"]["max_iterations"]
+    if resume["start_over"]:
+        return Left()
+    summary, newest = _summary(folder), newest_checkpoint(folder / "checkpoints")
+    finished = summary.get("iterations", 0)
+    if finished == shall and (newest is None or iteration_of(newest) <= finished):
+        changes = refuse_changes(*_earlier(folder, newest), config, allow_changes=resume["allow_changes"])
+        return Left(accuracy=float(summary["accuracy"]["after"]), changes=changes)
+    checkpoint = find(folder / "checkpoints")
+    done = finished if checkpoint is None else iteration_of(checkpoint)
+    if done > shall:
         raise UserError(
-            f"trainer.max_iterations={max_iterations}, but {resumed or folder} has done {done}: raise it, or "
-            "resume=never"
+            f"trainer.max_iterations={shall}, but {checkpoint or folder} has done {done}: raise it, or resume=never"
         )
-    if resumed is None:
-        refuse_changes(folder, _recorded(folder), config)
-        if done < max_iterations:
-            raise UserError(
-                f"{folder} finished after {done} iterations and its checkpoints are gone, so it cannot go on to "
-                f"trainer.max_iterations={max_iterations}: choose another folder (hydra.run.dir), or start over with "
-                "resume=never"
-            )
-    elif done < max_iterations or known.get("iterations") != done:
-        return None
-    log.info("%s is finished: nothing is left of trainer.max_iterations=%d", folder, done)
-    return float(known["accuracy"]["after"])
+    if checkpoint is None:
+        _refuse_to_begin_again(folder, finished, shall)
+        return Left()
+    changes = refuse_changes(*_earlier(folder, checkpoint), config, allow_changes=resume["allow_changes"])
+    return Left(checkpoint, changes=changes)
+
+
+def _refuse_to_begin_again(folder: Path, finished: int, shall: int) -> None:
+    """A run without checkpoints begins again, unless somebody has results of it."""
+    if finished:
+        raise UserError(
+            f"{folder} finished after {finished} iterations and its checkpoints are gone, so it cannot go on to "
+            f"trainer.max_iterations={shall}: {WAYS_OUT}"
+        )
+    if read_status(folder).state == "finished":
+        raise UserError(
+            f"{folder} is finished as {STATUS} says, but {SUMMARY} cannot be read and its checkpoints are gone: "
+            f"{WAYS_OUT}"
+        )
+    if any((folder / "evaluation").glob("*")):
+        raise UserError(
+            f"{folder / 'evaluation'} holds evaluations of an earlier run, whose checkpoints are gone: {WAYS_OUT}, "
+            "which deletes them"
+        )
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    """What a finished run says of itself; nothing where it did not finish."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What a finished run says of itself; nothing where it did not finish, or where that cannot be read."""
+    try:
+        found = json.loads((folder / SUMMARY).read_text())
+        return {"iterations": int(found["iterations"]), "accuracy": {"after": float(found["accuracy"]["after"])}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
-def _recorded(folder: Path) -> Mapping[str, Any]:
-    """The config that the run was started with."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+def _earlier(folder: Path, checkpoint: Path | None) -> tuple[Path, Mapping[str, Any]]:
+    """What was written under earlier settings, and these: a checkpoint's, or the run's where it has none.
+
+    Raises:
+        UserError: the run's config cannot be read.
+    """
+    try:
+        if checkpoint is not None:
+            return checkpoint, read_manifest(checkpoint)["config"]
+    except (ValueError, KeyError):  # damaged
+        pass
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{folder / CONFIG} cannot be read ({str(error).splitlines()[0]}): {WAYS_OUT}") from error
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return folder, {str(key): value for key, value in config.items()}
 
 
 def drop_later(folder: Path, resumed: Path | None) -> None:

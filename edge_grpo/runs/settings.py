@@ -4,6 +4,7 @@ Imported by the command line, so it must stay light: no torch.
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,82 +29,68 @@ FREE = (
     "evaluation.every_n_iterations",
 )
 FREE_ENDINGS = (".workers", ".memory_limit_gb")
-FIXED = ("optimizer._target_", "algorithm._target_")
-"""settings that a checkpoint's state belongs to"""
-_ASSET = re.compile(r".*/edge_grpo/assets/")
+OF_THE_STATE = ("optimizer", "algorithm._target_")
+"""what the state in a checkpoint belongs to, but for `HYPERPARAMETERS`"""
+HYPERPARAMETERS = ("optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "optimizer.eps")
+"""what takes its new value beside the old state (`PolicyModule.on_load_checkpoint`)"""
+_ASSET = re.compile(r"^.*/edge_grpo/assets/(.+)$")
 
 
-def check_settings(checkpoint: Path, config: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Hold a config against the one the checkpoint was written under.
+def refuse_changes(
+    source: Path, before: Mapping[str, Any], config: Mapping[str, Any], *, allow_changes: bool = False
+) -> str:
+    """Hold a config against an earlier one; the changes that may be, a line each.
 
     Args:
-        checkpoint: its folder; a damaged one says nothing.
-        config: the resolved config, plain.
-        allow_changes: only warn.
+        source: what was written under the earlier one.
+        before, config: resolved and plain.
+        allow_changes: settings that change the result may differ.
 
     Raises:
-        UserError: a setting differs that changes the result.
+        UserError: a setting differs that changes the result, or one that the checkpoint's state belongs to, which may
+            not whatever is allowed.
     """
-    try:
-        before = read_manifest(checkpoint).get("config", {})
-    except ValueError:
-        return
-    refuse_changes(checkpoint, before, config, allow_changes=allow_changes)
+    changed = {key: pair for key, pair in differences(before, config).items() if not is_free(key)}
+    if changed and not allow_changes:
+        raise UserError(
+            f"{source} was written under other settings, which would change the result:\n{changes(changed)}\n"
+            "undo the change, or go on all the same with resume.allow_changes=true"
+        )
+    kept = {k: pair for k, pair in changed.items() if is_free(k, OF_THE_STATE) and not is_free(k, HYPERPARAMETERS)}
+    if kept:
+        raise UserError(
+            f"{source} holds the state of another {next(iter(kept)).partition('.')[0]}, which this one cannot go on "
+            f"from:\n{changes(kept)}\nundo the change, or start over with resume=never"
+        )
+    ignored = any(is_free(key, ("model",)) for key in changed)
+    return changes(changed) + ("\n  (the weights are the checkpoint's, not those of model)" if ignored else "")
 
 
-def check_data(checkpoint: Path, fingerprints: Mapping[str, str], path: str, *, allow_changes: bool) -> None:
+def check_data(checkpoint: Path, digests: Mapping[str, str], config: Mapping[str, Any], *, allow_changes: bool) -> None:
     """Hold the loaded problems against those that the checkpoint was trained on.
 
     Args:
         checkpoint: its folder.
-        fingerprints: what is loaded -> SHA-256.
-        path: the file that they come from; "" where there is none.
+        digests: what is loaded -> SHA-256.
+        config: the resolved config, plain.
         allow_changes: only warn.
 
     Raises:
-        UserError: a file behind the settings has changed.
+        UserError: they are others, because a file behind the settings has changed.
     """
-    before = read_manifest(checkpoint).get("data", {})
-    changed = [name for name, digest in fingerprints.items() if before.get(name, digest) != digest]
+    before = read_manifest(checkpoint).get("problems", {})
+    changed = [name for name, digest in digests.items() if before.get(name, digest) != digest]
     if not changed:
         return
-    where = f"data.path={path}: " if path else ""
-    message = f"{where}the {' and the '.join(changed)} are not those that {checkpoint} was trained with"
+    leaves = _leaves({name: config[name] for name in ("data", "evaluation")})
+    found = [f"{key}={value}" for key, value in leaves if isinstance(value, str) and os.path.exists(value)]
+    message = f"the {' and the '.join(changed)} are not those of {checkpoint}"
+    message += f" (they come from {', '.join(found)})" if found else ""
     if not allow_changes:
         raise UserError(
             f"{message}: put the file back, or go on all the same with resume.allow_changes=true, or resume=never"
         )
     log.warning("%s: going on all the same", message)
-
-
-def refuse_changes(
-    source: Path, before: Mapping[str, Any], config: Mapping[str, Any], *, allow_changes: bool = False
-) -> None:
-    """Hold a config against an earlier one.
-
-    Args:
-        source: what was written under the earlier one.
-        before, config: resolved and plain.
-        allow_changes: only warn.
-
-    Raises:
-        UserError: a setting differs that changes the result; one of `FIXED` whatever is allowed.
-    """
-    changed = {key: pair for key, pair in differences(before, config).items() if not is_free(key)}
-    if not changed:
-        return
-    lines = changes(changed)
-    if not allow_changes:
-        raise UserError(
-            f"{source} was written under other settings, which would change the result:\n{lines}\n"
-            "undo the change, or go on all the same with resume.allow_changes=true"
-        )
-    if fixed := [key for key in changed if key in FIXED]:
-        raise UserError(
-            f"{source} holds the state of another {fixed[0].partition('.')[0]}, which this one cannot go on from:\n"
-            f"{lines}\nundo the change, or start over with resume=never"
-        )
-    log.warning("going on under other settings than before:\n%s", lines)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -112,18 +99,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     >>> differences({"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}, "d": {}})
     {'a.c.1': (2, 3)}
     """
-    old, new = dict(_leaves(before)), dict(_leaves(now))
-    pairs = {key: (_portable(old.get(key)), _portable(new.get(key))) for key in sorted(old.keys() | new.keys())}
+    old, new = dict(_leaves(portable(before))), dict(_leaves(portable(now)))
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b and (a == a or b == b)}  # NaN is no change of NaN
 
 
-def _portable(value: Any) -> Any:
-    """A path of the package's assets without the checkout that it lies in, which may have moved.
+def portable(node: Any) -> Any:
+    """A plain config whose paths of the package's assets do not say in which checkout, which may have moved.
 
-    >>> _portable("/home/me/old/edge_grpo/assets/tiny_base"), _portable("data/mine.jsonl")
-    ('asset:tiny_base', 'data/mine.jsonl')
+    >>> portable({"path": "/home/me/old/edge_grpo/assets/tiny_base", "files": ["data/mine.jsonl", 1]})
+    {'path': '${asset:tiny_base}', 'files': ['data/mine.jsonl', 1]}
     """
-    return _ASSET.sub("asset:", value) if isinstance(value, str) else value
+    if isinstance(node, Mapping):
+        return {key: portable(child) for key, child in node.items()}
+    if isinstance(node, list | tuple):
+        return [portable(child) for child in node]
+    return _ASSET.sub(r"${asset:\1}", node) if isinstance(node, str) else node
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

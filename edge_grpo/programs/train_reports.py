@@ -1,0 +1,81 @@
+"""What a training run tells besides its metrics: rows that it cannot use, and at the end what it came to."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from edge_grpo.data.bad_rows import report_bad_rows
+from edge_grpo.errors import UserError
+from edge_grpo.loggers.csv import recorded
+from edge_grpo.policy.base import Policy
+from edge_grpo.rewards.boxed import last_boxed
+from edge_grpo.runs.ownership import SUMMARY
+from edge_grpo.runs.status import write_whole
+from edge_grpo.runs.summary_table import show_summary
+from edge_grpo.runs.training_figure import draw_training_figure
+from edge_grpo.types import Problem
+
+log = logging.getLogger(__name__)
+
+
+def report_data(data: Any, folder: Path) -> None:
+    """Write bad_rows.txt and failed_references.jsonl where there are such, and warn of them."""
+    log.info("%d training problems, %d held out", len(data.train_problems), len(data.held_out_problems))
+    report_bad_rows(data.bad_rows, folder)
+    if data.failed_references:
+        path = folder / "failed_references.jsonl"
+        path.write_text("".join(json.dumps(_failure(p)) + "\n" for p in data.failed_references))
+        count = len(data.failed_references)
+        log.warning("%d reference solutions fail their own grading and are never trained on: %s", count, path)
+
+
+def _failure(problem: Problem) -> dict[str, Any]:
+    """A line of failed_references.jsonl."""
+    boxed, gold = last_boxed(problem.solution or ""), " or ".join(problem.answers)
+    reason = "no \\boxed{...}" if boxed is None else f"the last \\boxed{{...}} holds {boxed}, the gold answer is {gold}"
+    return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
+
+
+def write_results(folder: Path, policy: Policy, about: Mapping[str, Any], *, here: bool) -> dict[str, Any]:
+    """Export the model, draw the figure, write and print the summary.
+
+    Args:
+        folder: of the run.
+        policy: as trained.
+        about: what the summary holds besides seconds and places: name, seed, accuracy, iterations and more.
+        here: whether this rank writes.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: the model cannot be written.
+    """
+    places = {"model": folder / "model", "figure": folder / "training.png", "metrics": folder / "metrics.csv"}
+    summary = {"seconds": round(_seconds(folder), 1), **{name: str(path) for name, path in places.items()}, **about}
+    if here:
+        _export(policy, places["model"])
+        draw_training_figure(places["metrics"], places["figure"], title=str(about["name"]))
+        write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        show_summary(summary, folder)
+    return summary
+
+
+def _export(policy: Policy, folder: Path) -> None:
+    try:
+        policy.save(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the model cannot be written ({str(error).splitlines()[0]}): make room and run the command "
+            "again, which goes on from the last checkpoint"
+        ) from error
+
+
+def _seconds(folder: Path) -> float:
+    """Training and evaluation, of all sessions of a run that was resumed."""
+    rows = recorded(folder).values()
+    return sum(row.get(name, 0.0) for row in rows for name in ("timing_s/total", "timing_s/evaluation"))
