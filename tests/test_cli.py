@@ -267,6 +267,9 @@ def test_resume_replays_what_was_typed_and_typed_now_wins(app: App) -> None:
     first = app("seed=7", "advantage=entropy_driven", "data.path='a b'", "hydra.run.dir=run")
     assert first.returncode == 0, first.stderr
     assert app("resume=run").stderr == "error: resume=run: the run has saved no checkpoint (*.ckpt)\n"
+    (app.folder / "run/summary.json").touch()  # a finished run says itself what is left
+    assert app("resume=run").returncode == 0
+    (app.folder / "run/summary.json").unlink()
     (app.folder / "run/last.ckpt").touch()
     again = app("resume=run")
     assert again.stdout == f"ran 7 5.0 a b {app.folder / 'run'}\n", again.stderr

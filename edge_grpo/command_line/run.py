@@ -228,7 +228,8 @@ def _replay_resumed(args: argparse.Namespace) -> None:
     record = folder / ".hydra" / "overrides.yaml"
     if not record.is_file():
         raise UserError(f"resume={value}: no run there ({record} does not exist)")
-    if next(folder.rglob("*.ckpt"), None) is None:
+    finished = (folder / "summary.json").exists()  # which needs none
+    if not finished and next(folder.rglob("*.ckpt"), None) is None:
         raise UserError(f"resume={value}: the run has saved no checkpoint (*.ckpt)")
     saved = [str(text) for text in OmegaConf.load(record)]
     saved = [text for text in saved if key_of(text) not in typed and key_of(text).partition(".")[0] != "resume"]
