@@ -418,6 +418,17 @@ def test_a_value_that_no_evaluation_writes_is_refused_by_its_row(tmp_path, value
         read_completions(path)
 
 
+def test_a_checkpoint_finds_the_assets_of_this_checkout(trained, tmp_path):
+    checkpoint = shutil.copytree(trained, tmp_path / "run") / "checkpoints" / "iteration-000001"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    tiny = OmegaConf.to_container(composed("train", "model=tiny")[0].model)
+    manifest["config"]["model"] = {**tiny, "path": "/gone/edge_grpo/assets/tiny_base"}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    # The tiny base is there, and not what this checkpoint's weights are of.
+    with pytest.raises(UserError, match="of another model than its config says"):
+        evaluate(tmp_path / "out", f"run={checkpoint}")
+
+
 def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "iteration-000001"
     checkpoint.mkdir(parents=True)

@@ -273,6 +273,30 @@ def test_what_the_state_belongs_to_is_refused_whatever_is_allowed(tmp_path, capl
     assert "the weights are the checkpoint's" in caplog.text
 
 
+class Counting(torch.optim.SGD):
+    """Counts its steps in its groups, where schedule-free optimisers keep theirs."""
+
+    def __init__(self, params, lr: float) -> None:
+        super().__init__(params, lr)
+        self.defaults["steps"] = 0
+        for group in self.param_groups:
+            group["steps"] = 0
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["steps"] += 1
+        return super().step(closure)
+
+
+def test_what_an_optimiser_counts_in_its_groups_goes_on(tmp_path):
+    counting = "+optimizer={_target_: test_run_directory.Counting, _partial_: true, lr: 0.1}"
+    settings = ("experiment=vanilla", "~optimizer", counting, "allowed_targets=[test_run_directory]")
+    for iterations in (1, 3):
+        run_small(tmp_path, *settings, f"trainer.max_iterations={iterations}")
+    (state,) = torch.load(tmp_path / "checkpoints/iteration-000003/state.ckpt", weights_only=True)["optimizer_states"]
+    assert [group["steps"] for group in state["param_groups"]] == [3]  # one an iteration
+
+
 def test_a_checkout_that_moved_goes_on(tmp_path):
     rates_of = "data.correctness_rates=${asset:tiny_base/correctness_rates.json}"
     run_small(tmp_path, "experiment=vanilla", rates_of, "trainer.max_iterations=1")

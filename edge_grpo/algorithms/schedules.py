@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from edge_grpo.runs.settings import HYPERPARAMETERS
+
 
 def phased_decay(optimizer: torch.optim.Optimizer, phases: Sequence[Mapping[str, float]]) -> LambdaLR:
     """Constant, then linear to 0, phase after phase.
@@ -49,6 +51,8 @@ def take_settings(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, 
         warnings.filterwarnings("ignore", message=".*`lr_scheduler.step.+ before `optimizer.step.*")
         for _ in range(checkpoint["lr_schedulers"][0]["last_epoch"]):
             scheduler.step()
+    # What else an optimiser has in its groups may be state (a count of steps); a schedule's notes are none of its own.
+    kept = {"params", *optimizer.defaults} - {*HYPERPARAMETERS}
     for saved, ours in zip(checkpoint["optimizer_states"][0]["param_groups"], optimizer.param_groups, strict=True):
-        saved |= {name: value for name, value in ours.items() if name != "params"}
+        saved |= {name: value for name, value in ours.items() if name not in kept}
     checkpoint["lr_schedulers"] = [scheduler.state_dict()]

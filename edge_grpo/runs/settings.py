@@ -31,8 +31,8 @@ FREE = (
 FREE_ENDINGS = (".workers", ".memory_limit_gb")
 OF_THE_STATE = ("optimizer", "algorithm._target_")
 """what the state in a checkpoint belongs to, but for `HYPERPARAMETERS`"""
-HYPERPARAMETERS = ("optimizer.lr", "optimizer.weight_decay", "optimizer.betas", "optimizer.eps")
-"""what takes its new value beside the old state (`PolicyModule.on_load_checkpoint`)"""
+HYPERPARAMETERS = ("lr", "weight_decay", "betas", "eps")
+"""what of an optimiser takes its new value beside the old state (`algorithms.schedules.take_settings`)"""
 _ASSET = re.compile(r"^.*/edge_grpo/assets/(.+)$")
 
 
@@ -56,7 +56,8 @@ def refuse_changes(
             f"{source} was written under other settings, which would change the result:\n{changes(changed)}\n"
             "undo the change, or go on all the same with resume.allow_changes=true"
         )
-    kept = {k: pair for k, pair in changed.items() if is_free(k, OF_THE_STATE) and not is_free(k, HYPERPARAMETERS)}
+    may = [f"optimizer.{name}" for name in HYPERPARAMETERS]
+    kept = {key: pair for key, pair in changed.items() if is_free(key, OF_THE_STATE) and not is_free(key, may)}
     if kept:
         raise UserError(
             f"{source} holds the state of another {next(iter(kept)).partition('.')[0]}, which this one cannot go on "
