@@ -15,6 +15,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
 from edge_grpo.programs.metrics_page import of_strategies
+from edge_grpo.runs.status import write_status
 
 WITH_CORRECTION = ("gec", "force_r", "force_r_eda", "edge_grpo", "edge_grpo_official")
 EXPERIMENTS = ("vanilla", "eda", *WITH_CORRECTION, "sft")
@@ -161,7 +162,8 @@ def test_a_run_cannot_become_shorter_than_it_is(tmp_path):
 def test_without_a_checkpoint_nothing_of_an_earlier_run_is_mixed_in(tmp_path):
     run_small(tmp_path, "experiment=edge_grpo", *SHORT)
     shutil.rmtree(tmp_path / "checkpoints")
-    (tmp_path / "summary.json").unlink()  # as if it had been killed before its first checkpoint
+    (tmp_path / "summary.json").unlink()
+    write_status(tmp_path, "running")  # as if it had been killed before its first checkpoint
     run_small(tmp_path, "experiment=vanilla")
     assert not [name for row in metrics_rows(tmp_path) for name in row if name.startswith(("eda/", "correction/s"))]
 
