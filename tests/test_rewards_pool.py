@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 import edge_grpo
 from edge_grpo.errors import UserError
+from edge_grpo.rewards import _frames
+from edge_grpo.rewards._fork_server import NotTakenUpError
 from edge_grpo.rewards.pool import KillablePool
 
 PID = "__import__('os').getpid()"
@@ -42,6 +45,23 @@ def lost(pool: KillablePool, item: str) -> dict[str, int]:
 def is_running(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_frame_that_nobody_takes_is_given_up() -> None:
+    reader, writer = os.pipe()
+    with pytest.raises(TimeoutError):
+        _frames.send(writer, _frames.TASK, bytes(200_000), within_s=0.1)  # more than a pipe holds
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        _frames.send(writer, _frames.TASK, bytes(200_000), within_s=0.1)
+    os.close(writer)
 
 
 def test_order_is_kept_though_the_first_item_is_the_slowest(pool: KillablePool) -> None:
@@ -142,7 +162,7 @@ def test_workers_that_are_stopped_while_idle_are_replaced(monkeypatch: pytest.Mo
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     monkeypatch.setattr("edge_grpo.rewards.pool._START_S", 3.0)
-    assert evaluate(pool, ["1", "2"]) == [1, 2]
+    assert evaluate(pool, ["1" + 200_000 * " ", "2"]) == [1, 2]  # more than a pipe holds
     assert pool.counts == {"timeout": 0, "error": 0, "crash": 0}
     assert not is_running(pid)
     pool.close()
@@ -165,6 +185,38 @@ def test_workers_survive_the_thread_that_started_them_and_are_replaced_when_kill
     for pid in (first, second):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("starts_late", [False, True])
+def test_a_call_that_is_given_up_leaves_no_worker(monkeypatch: pytest.MonkeyPatch, starts_late: bool) -> None:
+    class FakeServer:
+        """The first gives the call up. The second is killed before it takes up its item, or starts after that kill."""
+
+        made: list["FakeServer"] = []  # noqa: RUF012
+        layers = ("landlock", "seccomp", "interpreter")
+
+        def __init__(self, *settings: object) -> None:
+            self.killed = threading.Event()
+            self.made.append(self)
+            if starts_late and self is not self.made[0]:
+                assert self.made[0].killed.wait(10.0)
+
+        def run(self, *arguments: object) -> tuple[bytes, bytes]:
+            if self is self.made[0]:
+                assert wait_until(lambda: len(self.made) > 1)
+                raise MemoryError
+            if starts_late:
+                return _frames.CRASH, b""
+            assert self.killed.wait(10.0)
+            raise NotTakenUpError
+
+        def kill(self) -> None:
+            self.killed.set()
+
+    monkeypatch.setattr("edge_grpo.rewards.pool.ForkServer", FakeServer)
+    with pytest.raises(MemoryError):
+        KillablePool(workers=2, timeout_s=5.0, memory_limit_gb=1.0).map(abs, range(10), bool)
+    assert [server.killed.is_set() for server in FakeServer.made] == [True, True]
 
 
 # Without a `__main__` guard: a worker that ran its parent's script again would print a second line.

@@ -139,6 +139,30 @@ def test_the_interpreter_refuses_what_leads_out_of_it(workers: KillablePool, sou
     assert evaluate(workers, f"{source} and 1") == (None if "interpreter" in workers._layers else 1)
 
 
+def again(module: str) -> str:
+    """Makes a module of its file once more; Python has those that were loaded before in a cache of its own."""
+    return (
+        f"(lambda m, f: m.ExtensionFileLoader({module!r}, f).create_module(m.ModuleSpec({module!r}, None, origin=f)))"
+        f"(__import__('importlib.machinery').machinery, __import__('importlib.util').util.find_spec({module!r}).origin)"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        again("_ctypes"),
+        again("_socket"),
+        # To what it shows; that would take root.
+        "__import__('time').clock_settime(0, __import__('time').clock_gettime(0))",
+    ],
+    ids=["_ctypes again", "_socket again", "clock"],
+)
+def test_the_interpreter_gives_nothing_back(workers: KillablePool, source: str) -> None:
+    if "interpreter" not in workers._layers and "clock" not in source:
+        pytest.skip("the kernel's layers confine what these modules can do, not that they are there")
+    assert evaluate(workers, f"({source}, 1)[1]") is None
+
+
 def test_an_answer_cannot_reply_what_is_no_score() -> None:
     assert all(map(_is_score, (0.0, 0.5, 1.0)))
     assert not any(map(_is_score, (float("nan"), 2.0, -1.0, float("inf"), "1.0", None, [1.0], True)))

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,8 +48,10 @@ class ForkServer:
         assert self._process.stdout is not None
         self._tasks, self._replies = self._process.stdin.fileno(), self._process.stdout.fileno()
         try:
-            self.layers: Sequence[str] = json.loads(self._within(start_s, lambda: self._handshake(settings)))
-        except (OSError, EOFError) as error:
+            setup = json.dumps({**settings, "parent_pid": os.getpid()}).encode()
+            _frames.send(self._tasks, _frames.READY, setup, start_s)
+            self.layers: Sequence[str] = json.loads(_frames.receive(self._replies, start_s)[1])
+        except (OSError, EOFError) as error:  # a TimeoutError is an OSError
             self.kill()
             raise NotTakenUpError from error
 
@@ -65,11 +66,19 @@ class ForkServer:
         Raises:
             NotTakenUpError: the server is gone, and the item was not begun.
         """
+        task = pickle.dumps((function, item))
         try:
-            return self._within(start_s + self._timeout_s, lambda: self._exchange(function, item))
-        except NotTakenUpError:
+            _frames.send(self._tasks, _frames.TASK, task, start_s)
+            _frames.receive(self._replies, start_s)
+        except (OSError, EOFError) as error:
             self.kill()
-            raise
+            raise NotTakenUpError from error
+        try:
+            # The server ends an item that takes longer than the time-out: this limit is for a server that hangs.
+            return _frames.receive(self._replies, start_s + self._timeout_s)
+        except (OSError, EOFError):
+            self.kill()
+            return _frames.CRASH, b""
 
     def kill(self) -> None:
         """End it; its child dies with it."""
@@ -79,33 +88,6 @@ class ForkServer:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    def _handshake(self, settings: dict[str, Any]) -> bytes:
-        setup = json.dumps({**settings, "parent_pid": os.getpid()}).encode()
-        _frames.send(self._tasks, _frames.READY, setup)
-        return _frames.receive(self._replies)[1]
-
-    def _exchange(self, function: Callable[[Any], Any], item: object) -> tuple[bytes, bytes]:
-        task = pickle.dumps((function, item))
-        try:
-            _frames.send(self._tasks, _frames.TASK, task)
-            _frames.receive(self._replies)
-        except (OSError, EOFError) as error:
-            raise NotTakenUpError from error
-        try:
-            return _frames.receive(self._replies)
-        except (OSError, EOFError):
-            return _frames.CRASH, b""
-
-    def _within(self, limit_s: float, action: Callable[[], Any]) -> Any:
-        """The result of the action, which ends early because the server is killed when the time is over."""
-        watchdog = threading.Timer(limit_s, self._process.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            return action()
-        finally:
-            watchdog.cancel()
 
 
 def _environment() -> dict[str, str]:

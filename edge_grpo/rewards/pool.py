@@ -142,7 +142,7 @@ class KillablePool:
     ) -> None:
         """Take rows and have the worker of this slot do them, until none is left or it died too often in a row."""
         failures = 0
-        while failures < _ATTEMPTS:
+        while failures < _ATTEMPTS and self._threads is not None:  # None: the call is being given up
             try:
                 row = rows.popleft()
             except IndexError:
@@ -198,17 +198,22 @@ class KillablePool:
         return None
 
     def _stop(self) -> None:
-        if self._finalizer is not None:
-            self._finalizer()
-        self._finalizer = self._threads = None
+        finalizer, self._finalizer, self._threads = self._finalizer, None, None
+        if finalizer is not None:
+            finalizer()
 
 
 def _stop(servers: list[ForkServer | None], threads: ThreadPoolExecutor) -> None:
+    _kill(servers)
+    threads.shutdown()
+    _kill(servers)  # those that a thread was starting meanwhile
+
+
+def _kill(servers: list[ForkServer | None]) -> None:
     for slot, server in enumerate(servers):
         if server is not None:
             server.kill()
             servers[slot] = None
-    threads.shutdown()
 
 
 @cache
