@@ -197,6 +197,14 @@ def test_a_run_has_the_directory_that_was_checked(app: App) -> None:
     assert len(list((app.folder / "outputs/train").iterdir())) == 1
 
 
+def test_the_config_that_is_checked_with_a_directory_is_that_of_a_task_in_it(app: App) -> None:
+    script = app.folder / "train.py"
+    script.write_text(script.read_text().replace("folder.mkdir(parents=True, exist_ok=True)", "print(config)"))
+    checked, _, ran = app("hydra.run.dir=a/b").stdout.partition("\n")
+    assert f"'output_dir': '{app.folder}/a/b'" in checked
+    assert ran == f"ran 0 3.0 problems.jsonl {app.folder}/a/b\n"
+
+
 def test_an_additional_config_dir_is_respected(app: App) -> None:
     extra = app.folder / "extra/advantage"
     extra.mkdir(parents=True)

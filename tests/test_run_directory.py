@@ -15,6 +15,7 @@ from small_runs import REPO, SMALL_GRPO, command, run_small, weights
 from torch.optim.lr_scheduler import ExponentialLR
 
 from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.command_line import run as cli
 from edge_grpo.errors import UserError
 from edge_grpo.programs.difficulty import WRITTEN
 from edge_grpo.runs.ownership import check_ours, check_results_ours
@@ -142,6 +143,7 @@ def test_a_foreign_folder_is_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(UserError, match=rf"it holds {name.partition('/')[0]}, which a run would overwrite"):
         run_small(tmp_path, "experiment=vanilla")
     assert files(tmp_path) == {name: b"mine"}
+    assert not (tmp_path / ".lock").exists()
 
 
 OURS = '{"state": "finished", "error": null}'
@@ -174,6 +176,18 @@ def test_a_folder_is_ours_by_its_status_and_its_config(tmp_path, status, config,
 def test_a_kill_between_status_and_config_leaves_a_folder_of_ours(tmp_path):
     write_status(tmp_path, "running")
     check_ours(tmp_path)
+
+
+@pytest.mark.parametrize("record", [None, ""])
+def test_a_kill_while_hydra_writes_leaves_a_folder_that_can_be_used(tmp_path, record):
+    (tmp_path / ".hydra").mkdir()
+    if record is not None:
+        (tmp_path / ".hydra" / "hydra.yaml").write_text(record)
+    check_ours(tmp_path)
+    check_results_ours(tmp_path, "difficulty", WRITTEN)
+    (tmp_path / "problems.jsonl").write_text("mine")  # which such a record does not tell whose it is
+    with pytest.raises(UserError, match=r"it holds problems\.jsonl, which it would overwrite"):
+        check_results_ours(tmp_path, "difficulty", WRITTEN)
 
 
 def test_hydras_record_of_another_program_is_not_overwritten(tmp_path):
@@ -297,17 +311,32 @@ def test_what_an_optimiser_counts_in_its_groups_goes_on(tmp_path):
     assert [group["steps"] for group in state["param_groups"]] == [3]  # one an iteration
 
 
-def test_a_checkout_that_moved_goes_on(tmp_path):
-    rates_of = "data.correctness_rates=${asset:tiny_base/correctness_rates.json}"
-    run_small(tmp_path, "experiment=vanilla", rates_of, "trainer.max_iterations=1")
-    manifest = tmp_path / "checkpoints" / "iteration-000001" / "manifest.json"
-    text = manifest.read_text().replace(f"{REPO}/edge_grpo/assets", "/gone/edge_grpo/assets")
-    assert "/gone/" in text
-    manifest.write_text(text)
-    run_small(tmp_path, "experiment=vanilla", rates_of, "trainer.max_iterations=2")
-    assert len(rates(tmp_path)) == 2
+def test_a_refused_run_without_a_table_keeps_its_config_and_its_status(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "metrics.csv").unlink()
+    (run / "summary.json").unlink()
+    write_status(run, "stopped")
+    before = files(run)
+    with pytest.raises(UserError, match="other settings"):
+        run_small(run, "experiment=vanilla", "optimizer.lr=0.5")
+    assert files(run) == before
+
+
+def test_a_checkout_that_moved_goes_on(tmp_path, monkeypatch):
+    rates_of = "data.correctness_rates='${asset:tiny_base/correctness_rates.json}'"
+    run = run_small(tmp_path / "run", "experiment=vanilla", rates_of, "trainer.max_iterations=1")
+    manifest = (run / "checkpoints" / "iteration-000001" / "manifest.json").read_text()
+    assert '"correctness_rates": "${asset:tiny_base/correctness_rates.json}"' in manifest
+    assert str(REPO) not in manifest
+    moved = shutil.copytree(REPO / "edge_grpo" / "assets", tmp_path / "moved" / "edge_grpo" / "assets")
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "PACKAGE", moved.parent)
+        patch.setattr(small_runs, "config_dir", lambda: REPO / "conf")
+        run_small(run, "experiment=vanilla", rates_of, "trainer.max_iterations=2")
+    assert str(moved) in (run / "config.yaml").read_text()
+    assert len(rates(run)) == 2
     with pytest.raises(UserError, match=r"data\.correctness_rates: .*asset:tiny_base.* -> None"):
-        run_small(tmp_path, "experiment=vanilla", "trainer.max_iterations=3")
+        run_small(run, "experiment=vanilla", "trainer.max_iterations=3")
 
 
 def test_a_changed_data_file_is_noticed(tmp_path, caplog):

@@ -74,7 +74,7 @@ def check_command_line(
             return None
         folder = str(variants[0].hydra.run.dir)
         if check_directory is not None:
-            check_directory(Path(folder), to_dict(_as_job(variants[0])))
+            check_directory(Path(folder), to_dict(_as_job(variants[0], Path(folder))))
         return folder
 
 
@@ -97,10 +97,10 @@ def _composer(
         HydraConfig.instance().cfg = None
 
 
-def _as_job(cfg: DictConfig) -> DictConfig:
-    """The config as a task gets it: without `hydra`, which `${hydra:...}` still reaches."""
+def _as_job(cfg: DictConfig, folder: Path = Path()) -> DictConfig:
+    """The config as a task in this folder gets it: without `hydra`, which `${hydra:...}` still reaches."""
     with read_write(cfg.hydra), open_dict(cfg.hydra):
-        cfg.hydra.runtime.output_dir = str(Path.cwd())
+        cfg.hydra.runtime.output_dir = str(folder.absolute())
         cfg.hydra.job.update(num=0, id="0")
     HydraConfig.instance().set_config(cfg)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])

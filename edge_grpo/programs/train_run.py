@@ -24,7 +24,7 @@ from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
 from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.resume import drop_later, what_is_left
-from edge_grpo.runs.settings import check_data
+from edge_grpo.runs.settings import check_data, portable
 from edge_grpo.runs.status import saying_status, write_status, write_whole
 
 log = logging.getLogger(__name__)
@@ -43,14 +43,14 @@ def run_experiment(cfg: DictConfig) -> float:
     """
     silence_expected_warnings()
     folder = Path(cfg.paths.run_dir)
+    if is_first_rank():
+        check_ours(folder)  # before the lock, which is a file too
     # The other ranks of this run share its directory.
     with alone_in(folder) if is_first_rank() else nullcontext(), saving_signal_ignored():
-        if is_first_rank():
-            check_ours(folder)
         try:
             return _run(cfg, folder)
         except Exception as error:
-            begun = any((folder / name).exists() for name in ("metrics.csv", SUMMARY))
+            begun = any((folder / name).exists() for name in ("metrics.csv", "checkpoints", SUMMARY))
             if is_first_rank() and not begun:  # a report lists what never began too
                 write_status(folder, "failed", message_of(error))
                 write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
@@ -161,7 +161,7 @@ def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """What checkpoints and loggers keep of the run itself."""
     identity = folder / WANDB_RUN_ID
     known = {WANDB_RUN_ID: identity.read_text()} if identity.exists() else {}
-    return {"config": to_dict(cfg), "overrides": _overrides(), "info": run_info(), **known}
+    return {"config": portable(to_dict(cfg)), "overrides": _overrides(), "info": run_info(), **known}
 
 
 def _prepare(data: Any, module: Any, evaluation: PeriodicEvaluation) -> None:

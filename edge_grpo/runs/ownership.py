@@ -38,8 +38,7 @@ def check_ours(folder: Path) -> None:
     if has_status and _is_config(folder / CONFIG):
         return
     foreign = [name for name in _found(folder, WRITTEN) if not (has_status and name == STATUS)]
-    if not _is_hydras_of(folder, ""):
-        foreign.append(".hydra")
+    foreign += _foreign_record(folder)
     if foreign:
         raise UserError(
             f"paths.run_dir={folder}: no run of edge-grpo-train or edge-grpo-sft ({STATUS} and {CONFIG} of one are not "
@@ -59,9 +58,10 @@ def check_results_ours(folder: Path, program: str, written: Collection[str]) -> 
     Raises:
         UserError: names the files.
     """
-    if (folder / ".hydra").exists() and _is_hydras_of(folder, program):
+    record = _hydras_record(folder)
+    if _is_of_ours(record) and f"config_name: {program}\n" in record:
         return
-    foreign = _found(folder, written) + ([] if _is_hydras_of(folder, "") else [".hydra"])
+    foreign = _found(folder, written) + _foreign_record(folder)
     if foreign:
         raise UserError(
             f"paths.run_dir={folder}: edge-grpo-{program} has not written there before, but it holds "
@@ -85,10 +85,17 @@ def _is_config(path: Path) -> bool:
     return all(re.search(rf"^{key}:", text, re.MULTILINE) for key in ("algorithm", "trainer", "resume"))
 
 
-def _is_hydras_of(folder: Path, program: str) -> bool:
-    """Whether Hydra's record in the folder, if there is one, is of the program (of any of ours for "")."""
+def _foreign_record(folder: Path) -> list[str]:
+    """Hydra's folder, where it is of a program of somebody else's."""
+    record = _hydras_record(folder)
+    return [".hydra"] if record and not _is_of_ours(record) else []
+
+
+def _hydras_record(folder: Path) -> str:
+    """What Hydra recorded of a call in the folder; nothing where there was none, or a kill came before it wrote."""
     record = folder / ".hydra" / "hydra.yaml"
-    if not record.parent.exists():
-        return True
-    text = record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
-    return "app_name: edge-grpo-" in text and (not program or f"config_name: {program}\n" in text)
+    return record.read_text(encoding="utf-8", errors="replace") if record.is_file() else ""
+
+
+def _is_of_ours(record: str) -> bool:
+    return "app_name: edge-grpo-" in record
