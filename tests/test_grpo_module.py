@@ -1,7 +1,7 @@
 """The update against hand-worked numbers, and its invariance to how it is cut into micro-batches."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.metrics import update_metrics
 from edge_grpo.algorithms.rows import computed_rows
 from edge_grpo.algorithms.update import GRPOUpdate
-from edge_grpo.corrections.base import UNIFORM_WEIGHT
+from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
@@ -21,7 +21,7 @@ from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.programs.train_run import build_module
-from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
+from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Step
 
 G = 3
 PROMPTS = ((65, 66, 67, 68), (70, 71))
@@ -235,6 +235,21 @@ def test_values_out_of_range_are_refused(override, message):
     with pytest.raises(UserError) as caught:
         build_module(cfg)
     assert message in str(caught.value)
+
+
+def test_rows_that_the_group_filter_keeps_have_their_own_rewards():
+    # Of two groups of two the first is all wrong and is dropped: rows 2 and 3 with rewards 0 and 1 are left.
+    cfg, _ = composed("train", *SMALL_GRPO, "experiment=vanilla", "group_filter=drop_zero_variance")
+    module = build_module(cfg)
+    response = Response(*torch.zeros(3, 1), torch.zeros(1, dtype=torch.int8), "stop")
+    response = replace(response, token_ids=torch.tensor([65]))
+    problems = tuple(Problem(name, "?", ("1",), prompt_ids=(65, 66)) for name in "ab")
+    rewards = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    scored = ScoredRollout(Rollout(problems, (response,) * 4, 2), ("",) * 4, Scores(rewards, {}, rewards == 1))
+    update = module.update_of(Corrected(scored, (None,) * 4))
+    assert update.batch.row_ids.tolist() == [2, 3]
+    update.prepare()
+    assert update.advantages[:, 0].sign().tolist() == [-1, 1]
 
 
 def test_the_verdicts_are_in_the_checkpoint():

@@ -174,12 +174,15 @@ def test_the_cache_survives_a_checkpoint_with_its_order(
     assert [key for key, _ in resumed.state_dict()["cache"]] == [pairs[0], pairs[1]]
 
 
-def test_the_state_of_a_full_cache_is_taken_without_grading_or_copying_each_verdict() -> None:
+def test_the_state_of_a_full_cache_is_taken_in_milliseconds() -> None:
     verifier = MathVerifier()
     verifier.load_state_dict({"cache": [((rf"\frac{{{row}}}{{7}}", ("1",)), "wrong") for row in range(50_000)]})
-    start = time.perf_counter()
-    state = verifier.state_dict()
-    assert time.perf_counter() - start < 0.5  # measured 0.002 s; a machine under load may pause
+    seconds = []
+    for _ in range(5):  # a machine under load may pause in one of them
+        start = time.perf_counter()
+        state = verifier.state_dict()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.05  # measured 0.002 s
     assert len(state["cache"]) == 50_000
 
 

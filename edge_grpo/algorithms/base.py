@@ -5,7 +5,7 @@ import resource
 import statistics
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from edge_grpo.algorithms.reports import declared
 from edge_grpo.algorithms.schedules import take_settings
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import run_loggers
@@ -52,7 +51,6 @@ class PolicyModule(pl.LightningModule):
         packing: compute a prompt once for all its responses and no padding; false runs padded rows through the
             model's own attention, for models whose attention the project does not know.
         seed: of every draw.
-        strategies: those that may define metrics of their own.
 
     Raises:
         UserError: a value out of range.
@@ -72,7 +70,6 @@ class PolicyModule(pl.LightningModule):
         chunk_tokens: int,
         packing: bool,
         seed: int,
-        strategies: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         bounds = {"microbatch_tokens": microbatch_tokens, "chunk_tokens": chunk_tokens, "max_grad_norm": max_grad_norm}
@@ -85,7 +82,7 @@ class PolicyModule(pl.LightningModule):
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
-        self.strategy_metrics = declared(strategies, describe)
+        self.strategy_metrics: Mapping[str, Metric] = {}
         """logged name -> definition, of what the strategies report"""
         self.timings: dict[str, float] = {}
         self.metrics: dict[str, float] = {}

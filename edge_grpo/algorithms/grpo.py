@@ -11,11 +11,13 @@ from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
+from edge_grpo.algorithms.reports import declared
 from edge_grpo.algorithms.rows import computed_rows, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, longest_responses
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import GroupFilter
+from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss, UpdateSize
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, ProblemBatch, Response, Rollout, ScoredRollout
@@ -49,7 +51,7 @@ class GRPOModule(PolicyModule):
         update_epochs: int,
         **shared: Any,
     ) -> None:
-        super().__init__(**shared, strategies=(correction, group_filter, advantage, loss))
+        super().__init__(**shared)
         if num_generations < 2:
             raise UserError(f"algorithm.num_generations={num_generations}: a group needs at least 2 responses")
         if update_epochs < 1:
@@ -58,6 +60,7 @@ class GRPOModule(PolicyModule):
             raise UserError("rollout.temperature=0: greedy responses of a group are all equal, which teaches nothing")
         self.correction, self.group_filter = correction, group_filter
         self.advantage, self.loss = advantage, loss
+        self.strategy_metrics = declared((correction, advantage, loss), describe)
         self.num_generations, self.update_epochs = num_generations, update_epochs
         # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edge_grpo.algorithms.reports import row_means
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.types import ScoredRollout, Step
@@ -51,12 +52,11 @@ class Iteration:
 def trained_rows(update: GRPOUpdate) -> TrainedRows:
     """What the update knows of its rows."""
     mask = update.batch.completion_mask
-    advantages = (update.advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
     # Where every group has collapsed one of them is computed all the same, so that every rank takes part.
     zero = ((update.advantages * mask) == 0).view(-1, update.num_generations * mask.shape[1]).all(1)
     zero = zero.repeat_interleave(update.num_generations)
     values = {name: of.masked_fill(zero, torch.nan) for name, of in update.of_advantage.rows().items()}
-    return TrainedRows(update.batch.row_ids, advantages, values)
+    return TrainedRows(update.batch.row_ids, row_means(update.advantages, mask), values)
 
 
 def bad_rows(steps: Sequence[Step], update: GRPOUpdate, corrected: Corrected) -> list[dict[str, Any]]:

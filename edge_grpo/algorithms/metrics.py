@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.advantages.base import collapsed
-from edge_grpo.algorithms.reports import Reports
+from edge_grpo.algorithms.reports import Reports, row_means
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction
 from edge_grpo.types import Provenance, Response, ScoredRollout, Step
@@ -134,9 +134,8 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
 
 def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     """[N, T] advantages and mask -> the variance of rows' advantages, and the share of rows that have one."""
-    per_row = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
     return {
-        "train/advantage_var": float(per_row.var(correction=0)),
+        "train/advantage_var": float(row_means(advantages, mask).var(correction=0)),
         "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
     }
 

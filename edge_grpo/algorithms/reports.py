@@ -39,6 +39,11 @@ def declared(strategies: Sequence[Any], taken: Callable[[str], object]) -> dict[
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
 
 
+def row_means(values: Tensor, mask: Tensor) -> Tensor:
+    """[N, T] values of tokens -> [N] means over the tokens of `mask`; 0 for a row without any."""
+    return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
 class Reports:
     """The values of one strategy over the rows of a batch, an update epoch after the other.
 
@@ -73,11 +78,11 @@ class Reports:
                     f"{self.name} returns {name}, which it does not declare: give it `metrics = "
                     f'{{"{name}": StrategyMetric(unit, estimator)}}` (edge_grpo/metric.py)'
                 )
+            # On the device in float32 at least, which not every device goes beyond; a row's counts are exact in it.
+            value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
             of_tokens = value.ndim == 2
-            # In float64: counts and sums of long batches stay exact.
-            value = value.detach().double()
             sums = torch.where(mask, value, 0.0).sum(1) if of_tokens else value
-            counts = mask.sum(1).double() if of_tokens else torch.ones_like(sums)
+            counts = mask.sum(1).to(sums.dtype) if of_tokens else torch.ones_like(sums)
             epochs = self._sums.setdefault(name, {})
             if epoch not in epochs:
                 empty = sums.new_full((self.num_rows,), torch.nan)
@@ -102,6 +107,7 @@ class Reports:
 
 def _reduced(sums: Tensor, counts: Tensor, metric: StrategyMetric) -> float | None:
     """One epoch's number; None where no row reported."""
+    sums, counts = sums.cpu().double(), counts.cpu().double()
     there = ~sums.isnan() & (counts > 0)
     if not there.any():
         return None
