@@ -113,7 +113,7 @@ def _history(path: Path) -> list[dict[str, Any]]:
     """The rows of one file, once W&B's service has written its end."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        records = [wandb_internal_pb2.Record.FromString(data) for data in _records(path.read_bytes())]
+        records = wandb_records(path.read_bytes())
         if records and records[-1].WhichOneof("record_type") == "exit":
             found = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
             return [dict(_value(item) for item in items if item.nested_key[0][0] != "_") for items in found]
@@ -125,14 +125,21 @@ def _value(item: Any) -> tuple[str, Any]:
     return item.nested_key[0], json.loads(item.value_json) if len(item.nested_key) == 1 else None
 
 
-def _records(content: bytes) -> Iterator[bytes]:
-    """Records of a .wandb file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+def wandb_records(content: bytes) -> list[wandb_internal_pb2.Record]:
+    """The records that a .wandb file holds whole; W&B's service may be writing the next one."""
+    return [wandb_internal_pb2.Record.FromString(data) for data in _whole_records(content)]
+
+
+def _whole_records(content: bytes) -> Iterator[bytes]:
+    """A header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
     place, parts = 7, []
     while place + 7 <= len(content):
         if (left := 32768 - place % 32768) < 7:
             place += left
             continue
         length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        if place + 7 + length > len(content):
+            return
         parts.append(content[place + 7 : place + 7 + length])
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part

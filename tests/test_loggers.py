@@ -10,7 +10,6 @@ import wandb
 import yaml
 from small_runs import offline_history
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
 
 from edge_grpo.loggers.csv import CSVMetrics
 from edge_grpo.loggers.identity import group_of, resolve_mode, tags_of
@@ -266,8 +265,22 @@ def records(folder, kind):
     """What W&B's offline file holds of one kind, once it has its end."""
     offline_history(folder)
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    found = [wandb_internal_pb2.Record.FromString(data) for data in small_runs._records(path.read_bytes())]
+    found = small_runs.wandb_records(path.read_bytes())
     return [getattr(record, kind) for record in found if record.WhichOneof("record_type") == kind]
+
+
+def test_a_file_that_wandb_is_still_writing_is_read_as_far_as_it_is_whole(nobody, tmp_path):
+    logger = WandbMetrics(folder=str(tmp_path), mode="offline", **SETTINGS)
+    logger.log_metrics({"train": 1.0}, step=0)
+    logger.close(failed=False)
+    offline_history(tmp_path)
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = path.read_bytes()
+    whole = small_runs.wandb_records(content)
+    read = [small_runs.wandb_records(content[:end]) for end in range(len(content))]
+    assert all(found == whole[: len(found)] for found in read)
+    assert sorted(map(len, read)) == list(map(len, read))
+    assert len(read[-1]) == len(whole) - 1
 
 
 def test_wandb_keeps_config_summaries_samples_and_artifacts(nobody, tmp_path):
