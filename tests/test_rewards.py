@@ -186,15 +186,20 @@ def test_the_verdicts_travel_through_the_weighted_rewards(boxed: WeightedRewards
     assert [resumed.counts[name] for name in ("total", "cached", "values")] == [2, 2, 4]
 
 
-def test_ungradable_names_what_is_wrong_and_what_was_expected(boxed: WeightedRewards) -> None:
+def test_ungradable_names_what_is_wrong_and_what_was_expected(
+    boxed: WeightedRewards, caplog: pytest.LogCaptureFixture
+) -> None:
     problems = [problem("5"), problem(), problem("(1,"), problem("(1,", r"\frac{1}{2}"), problem(r"\text{Even}")]
     assert boxed.ungradable(problems) == [
         None,
         "no gold answer: expected at least one",
-        r"gold answer '(1,' cannot be read as mathematics: expected a number or LaTeX such as \frac{1}{2}",
+        r"gold answer '(1,' is blank or cut off: expected a number, LaTeX such as \frac{1}{2}, or words",
         None,
         None,
     ]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("1 of 4 different gold answers are no mathematics, or none that can be read whole, and are")
+    assert told.endswith(r"only the same words match: '\\text{Even}'")
     assert Accuracy(SameText()).ungradable(problems[:3]) == [None, "no gold answer: expected at least one", None]
 
 

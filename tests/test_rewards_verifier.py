@@ -149,7 +149,7 @@ def test_unparsed_answers_are_counted_each_time_they_are_used(verifier: MathVeri
 def test_unreadable_golds() -> None:
     verifier = MathVerifier(workers=1, timeout_s=0.5)
     golds = ["5", "(1,", r"\frac{1}{2}", "", "(1,", r"\text{north}", "1,000"]
-    assert verifier.unreadable(golds) == [False, True, False, True, True, False, False]
+    assert verifier.unreadable(golds) == [False, True, False, True, True, True, False]
     assert verifier.unreadable([]) == []
     verifier.close()
 

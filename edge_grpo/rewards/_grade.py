@@ -1,28 +1,16 @@
-r"""Mathematical equivalence, as run inside a grading worker. Imported there, so it must stay light: no torch.
+"""Whether an answer is the gold answer, as run inside a grading worker. Imported there, so it stays light: no torch."""
 
-Known limits, all of math-verify: `5 6` is 11 (a mixed number without its fraction), `pi` without backslash is a
-product of letters, of `5|6` only the 5 is read, `x > 3` is not `(3, \infty)`, the base of `10101_2` is dropped, and
-an unknown unit in plain letters (`5 m/s`, `5 dollars`) becomes symbols. Units in `\text` or `\mathrm` are dropped.
-"""
-
-import logging
-import math
-import re
+import warnings
 from typing import Literal
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Expr
-
-# It warns that its own (SIGALRM) time-outs are off; the pool's replace them.
-logging.getLogger("math_verify").setLevel(logging.ERROR)
+from edge_grpo.rewards.answers.equality import equal
+from edge_grpo.rewards.answers.reading import is_text, read
+from edge_grpo.rewards.answers.values import Choice
 
 Verdict = Literal["right", "wrong", "unparsed"]
 
-_PLACES = 6  # at which math-verify compares decimal numbers
-_EXTRACTION = (LatexExtractionConfig(), ExprExtractionConfig())
-_MIXED = re.compile(r"([+-]?\d+)[ ~]+(\d+)/(\d+)")  # else read as 3 + 1/2 -> 2
-_POWER_OF_TEN = re.compile(r"([+-]?\d+(?:\.\d+)?)[eE]([+-]?\d+)")  # else the product 4.5 * e * 33
-_PERCENTAGE = re.compile(r"([^%,]+?)\s*\\?%")
+warnings.filterwarnings("ignore", module=r"latex2sympy2_extended|sympy|antlr4")
+
 # Answers of the usual kinds, each with a gold answer that costs a comparison.
 _USUAL = (
     (r"62.5\%", "5/8"),
@@ -41,55 +29,34 @@ _USUAL = (
     (r"90^\circ", "1,000"),
     (r"y = \sin(2x) + \cos x", r"\tan^2 x \le 5"),
     (r"\{1, 2\}", r"n! \binom{5}{2}"),
+    (r"x \ge 3", r"[3, \infty)"),
 )
-_THOUSANDS = re.compile(r"(?<=\d)(?:\\!)?\\,(?:\\!)?(?=\d{3}(?!\d))")  # else 10\,000 is the product 10 * 0
 
 
-def grade(pair: tuple[str, tuple[str, ...]]) -> Verdict:
-    """Whether the answer equals any of the gold answers, by math-verify; "unparsed" if it is no mathematics to it."""
-    answer, golds = pair
-    prediction = _parsed(answer)
-    if any(_equal(_parsed(gold), prediction) for gold in golds):
+def grade(item: tuple[str, tuple[str, ...], float | None]) -> Verdict:
+    r"""Whether the answer is one of the gold answers; "unparsed" if it is no mathematics and they are.
+
+    Args:
+        item: the answer, the gold answers, and the relative tolerance for decimals (None: none).
+
+    >>> grade((r"\frac{1}{2}", ("0.5",), None)), grade(("3", (r"3 \mid n",), None)), grade(("?", ("5",), None))
+    ('right', 'wrong', 'unparsed')
+    """
+    text, golds, tolerance = item
+    answer, values = read(text), [read(gold) for gold in golds]
+    if isinstance(answer, Choice) and any(isinstance(value, Choice) for value in values):
+        values = [value for value in values if isinstance(value, Choice)]  # the letter says which option was chosen
+    if any(equal(value, answer, tolerance) for value in values):
         return "right"
-    return "wrong" if _has_mathematics(prediction) else "unparsed"
+    return "unparsed" if is_text(answer) and not all(is_text(value) for value in values) else "wrong"
 
 
 def warm_up() -> None:
     """Fill the caches of the parser and of sympy, which every process that is forked from this one then has."""
     for answer, gold in _USUAL:
-        grade((answer, (gold,)))
+        grade((answer, (gold,), None))
 
 
 def is_readable(text: str) -> bool:
-    """Whether math-verify reads mathematics in the text, rather than nothing or mere characters."""
-    return _has_mathematics(_parsed(text))
-
-
-def _equal(gold: list[object], prediction: list[object]) -> bool:
-    return verify(gold, prediction, float_rounding=_places(gold), timeout_seconds=None)
-
-
-def _places(gold: list[object]) -> int:
-    """Decimal places to compare at: more for a small gold answer, which `0.0` would equal otherwise."""
-    value = next((v for v in gold if isinstance(v, Expr) and v.is_number and v.is_real), None)
-    size = 0 if value is None else abs(value.evalf())
-    return _PLACES - math.floor(math.log10(size)) if 0 < size < 1 else _PLACES
-
-
-def _has_mathematics(parsed: list[object]) -> bool:
-    return any(not isinstance(value, str) for value in parsed)
-
-
-def _parsed(text: str) -> list[object]:
-    # One maths environment around the whole text, which is where math-verify reads LaTeX best (percentages fail in
-    # \boxed). Dollar signs or line breaks of its own would split it and leave only its last piece to be graded.
-    bare = " ".join(text.replace(r"\$", "").replace("$", "").split())
-    bare = _THOUSANDS.sub("", bare)
-    if match := _MIXED.fullmatch(bare):
-        bare = rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}"
-    elif match := _POWER_OF_TEN.fullmatch(bare):
-        bare = rf"{match[1]} \times 10^{{{match[2]}}}"
-    # Behind the environment a percent sign holds for all of it, inside only for a plain number without backslash.
-    match = _PERCENTAGE.fullmatch(bare)
-    source = f"${match[1]}$%" if match else f"${bare}$"
-    return parse(source, _EXTRACTION, parsing_timeout=None)
+    """Whether all of the text is read as mathematics, rather than compared as text."""
+    return not is_text(read(text))

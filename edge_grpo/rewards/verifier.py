@@ -15,7 +15,8 @@ Pair = tuple[str | None, tuple[str, ...]]
 """An answer (None: the response has none) and the gold answers, any of which makes it right."""
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,30})(?:\.[0-9]{1,30})?")
-_IDLE_SPACE = re.compile(r"\s+(?!\w)|(?<!\w)\s+")  # not between two words or numbers: "1 2" is not "12"
+# Not between two words or numbers, "1 2" is not "12"; nor behind a comma between digits, "1, 234" is not "1,234".
+_IDLE_SPACE = re.compile(r"\s+(?!\w)|(?<!\w)(?<!\d,)\s+")
 _VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _CACHE_SIZE = 50_000
 _ITEMS_PER_PROCESS = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
@@ -31,7 +32,7 @@ class AnswerVerifier(Protocol):
 
 
 class MathVerifier:
-    """Mathematical equivalence by math-verify, inside killable workers.
+    """The same answer in mathematics, inside killable workers: see `answers` for what is read and how.
 
     Decided without a worker: no answer or one that is too long (wrong), the text of a gold answer up to spaces that
     separate nothing (right), and plain decimal numbers, compared exactly. A time-out, a crash or an exception of a
@@ -43,6 +44,8 @@ class MathVerifier:
         timeout_s: seconds a pair may take.
         max_answer_chars: longer answers are wrong unseen.
         memory_limit_gb: address space of a worker in GiB (Linux).
+        decimal_tolerance: relative difference from the gold answer that is forgiven where one of two numbers is
+            written as a decimal (0.01: 3.14 is pi); None: none, 0.33 is not 1/3.
 
     Raises:
         UserError: an argument that is not positive.
@@ -54,9 +57,13 @@ class MathVerifier:
         timeout_s: float = 5.0,
         max_answer_chars: int = 1000,
         memory_limit_gb: float = 2.0,
+        decimal_tolerance: float | None = None,
     ) -> None:
         if max_answer_chars <= 0:
             raise UserError(f"max_answer_chars must be positive, got {max_answer_chars}")
+        if decimal_tolerance is not None and not 0 < decimal_tolerance < 1:
+            raise UserError(f"decimal_tolerance must lie between 0 and 1 (null: exact), got {decimal_tolerance}")
+        self.decimal_tolerance = decimal_tolerance
         self.max_answer_chars = max_answer_chars
         self._pool = KillablePool(workers, timeout_s, memory_limit_gb, _ITEMS_PER_PROCESS, preload=(grade.__module__,))
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
@@ -66,7 +73,7 @@ class MathVerifier:
     @property
     def counts(self) -> dict[str, int]:
         """Pairs so far: `total`, without a worker (`fast`), from memory (`cached`), `unparsed` (no answer, one that is
-        too long, or no mathematics), and lost in a worker (`timeout`, `error`, `crash`).
+        too long, or no mathematics where the gold answer is), and lost in a worker (`timeout`, `error`, `crash`).
 
         A pair that occurs twice in one call is graded once; the second counts as cached, even if the first is lost.
         """
@@ -87,7 +94,7 @@ class MathVerifier:
         return [self._without_worker(a, golds) or self._cache.get((a or "", golds)) for a, golds in pairs]
 
     def unreadable(self, golds: Sequence[str]) -> list[bool]:
-        """Which gold answers are no mathematics to math-verify (or cost it more than the limits allow).
+        """Which gold answers are compared as text: they are no mathematics, or cost more than the limits allow.
 
         Raises:
             UserError: the workers cannot start.
@@ -121,7 +128,8 @@ class MathVerifier:
             key: self._cache[key] for key in hard if key in self._cache
         }
         new = [key for key in dict.fromkeys(hard) if key not in found]
-        for key, verdict in zip(new, self._pool.map(grade, new, _VERDICTS.__contains__), strict=True):
+        items = [(answer, golds, self.decimal_tolerance) for answer, golds in new]
+        for key, verdict in zip(new, self._pool.map(grade, items, _VERDICTS.__contains__), strict=True):
             found[key] = verdict
             if verdict is not None:
                 self._cache[key] = verdict
@@ -146,7 +154,7 @@ class MathVerifier:
         gold_values = [_number(gold) for gold in golds]
         if value in gold_values:
             return "right"
-        return None if None in gold_values else "wrong"
+        return None if None in gold_values or self.decimal_tolerance is not None else "wrong"
 
     def _keep_recent(self, used: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         for key in used:

@@ -1,0 +1,657 @@
+"""Whether two answers are the same, kind by kind. Numbers are compared by SymPy, exactly or to 100 digits at points."""
+
+import itertools
+import re
+import zlib
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from functools import lru_cache
+
+import sympy
+from sympy import Expr, FiniteSet, Float, I, Integer, Interval, Rational, S, Set, Symbol
+
+from edge_grpo.rewards.answers import values as v
+from edge_grpo.rewards.answers.units import DEGREE, ratio
+from edge_grpo.rewards.answers.values import Number, Value
+
+_DIGITS = 120
+_AGREE = Float("1e-100", _DIGITS)
+_TINY = Float("1e-100", _DIGITS)
+_FAMILY = frozenset("nkm")
+_SEQUENCES = frozenset({("", ""), ("(", ")"), ("[", "]"), ("<", ">")})
+_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+
+
+def equal(gold: Value, answer: Value, tolerance: float | None = None) -> bool:
+    """Whether the answer is the gold answer.
+
+    What the gold answer does not say (a unit, a name, a base, a modulus) may be in the answer; what it says and the
+    answer leaves out is forgiven for units, names, bases and moduli; what both say must agree.
+
+    Args:
+        gold: what is right.
+        answer: what was answered.
+        tolerance: relative difference that is allowed where one of two numbers was written as a decimal; None: none.
+    """
+    return _Equality(tolerance)(gold, answer)
+
+
+class _Equality:
+    def __init__(self, tolerance: float | None) -> None:
+        self.tolerance = tolerance
+
+    def __call__(self, gold: Value, answer: Value) -> bool:
+        if gold == answer:
+            return True
+        if (letters := _letters(gold)) and letters == _letters(answer):
+            return True
+        for kind, compare in self._kinds():
+            if isinstance(gold, kind) or isinstance(answer, kind):
+                return compare(gold, answer)
+        return False
+
+    def _kinds(self) -> tuple[tuple[type, Callable[[Value, Value], bool]], ...]:
+        """The first kind that either side is decides."""
+        return (
+            (v.Choice, self._choices),
+            (v.Named, self._named),
+            (v.Residue, self._residues),
+            (v.Based, self._based),
+            (v.Clock, self._clocks),
+            (v.Date, lambda gold, answer: gold == answer),
+            (v.Text, self._texts),
+            (v.Ratio, self._ratios),
+            (v.Percent, self._percents),
+            (v.Quantity, self._quantities),
+            (v.Table, self._tables),
+            (v.Builder, self._sets),
+            (v.Relation, self._relations),
+            (v.Union, self._sets),
+            (v.Reals, self._sets),
+            (v.Sequence, self._sequences),
+            (v.Equation, self._equations),
+            (v.Number, self._numbers),
+        )
+
+    def _texts(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Text) and isinstance(answer, v.Text):
+            return gold.key == answer.key
+        return False
+
+    def _choices(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Choice) and isinstance(answer, v.Choice):
+            return gold.letter == answer.letter
+        choice, other, is_gold = (gold, answer, True) if isinstance(gold, v.Choice) else (answer, gold, False)
+        assert isinstance(choice, v.Choice)
+        if isinstance(other, v.Named) and other.name in ("answer", "option", "choice"):
+            return self(choice, other.value) if is_gold else self(other.value, choice)
+        if choice.content is not None:
+            return self(choice.content, other) if is_gold else self(other, choice.content)
+        symbol = Number(Symbol(choice.letter))
+        return not isinstance(other, v.Choice) and (self(symbol, other) if is_gold else self(other, symbol))
+
+    def _named(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Named) and isinstance(answer, v.Named):
+            return _names_agree(gold.name, answer.name) and self(gold.value, answer.value)
+        named, other = (gold, answer) if isinstance(gold, v.Named) else (answer, gold)
+        assert isinstance(named, v.Named)
+        if isinstance(other, (v.Relation, v.Builder)) and _names_of(other) - {named.name}:
+            return False
+        if isinstance(other, v.Equation):
+            equation = _as_equation(named)
+            return equation is not None and _same_equation(equation, other)
+        if isinstance(other, v.Text) and isinstance(named.value, v.Text):
+            return other.key == named.value.key
+        return self(gold.value if gold is named else gold, answer.value if answer is named else answer)
+
+    def _residues(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Residue) and isinstance(answer, v.Residue):
+            if gold.modulus != answer.modulus:
+                return False
+            return self(_reduced(gold), _reduced(answer))
+        return self(*(side.value if isinstance(side, v.Residue) else side for side in (gold, answer)))
+
+    def _based(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Based) and isinstance(answer, v.Based):
+            return gold == answer
+        based, other = (gold, answer) if isinstance(gold, v.Based) else (answer, gold)
+        assert isinstance(based, v.Based)
+        if isinstance(other, v.Number) and based.digits.isdigit():
+            return other.expr == Integer(based.digits)
+        if isinstance(other, v.Text):
+            return other.key.upper() == based.digits
+        return isinstance(other, v.Number) and str(other.expr).replace("*", "").upper() == based.digits
+
+    def _clocks(self, gold: Value, answer: Value) -> bool:
+        if not (isinstance(gold, v.Clock) and isinstance(answer, v.Clock)):
+            return False
+        if gold.half and not answer.half and answer.fields[0] <= 12:
+            return False
+        halves = (gold.half, answer.half) if gold.half and answer.half else None
+        if halves is not None and halves[0] != halves[1]:
+            return False
+        return _on_24_hours(gold, answer) == _on_24_hours(answer, gold)
+
+    def _ratios(self, gold: Value, answer: Value) -> bool:
+        sides = []
+        for side in (gold, answer):
+            if isinstance(side, v.Ratio):
+                sides.append([part.expr for part in side.parts])
+            elif isinstance(side, v.Number):
+                sides.append([side.expr, Integer(1)])
+            else:
+                return False
+        first, second = sides
+        if len(first) != len(second) or any(part == 0 for part in (*first, *second)):
+            return False
+        return all(same_expression(a * second[0], b * first[0]) for a, b in zip(first[1:], second[1:], strict=True))
+
+    def _percents(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Percent) and isinstance(answer, v.Percent):
+            return self._numbers(gold.number, answer.number)
+        percent, other = (gold, answer) if isinstance(gold, v.Percent) else (answer, gold)
+        assert isinstance(percent, v.Percent)
+        if not isinstance(other, v.Number):
+            return False
+        part = Number(percent.number.expr / 100, percent.number.decimal)
+        whole = percent.number
+        # A bare number may be the percentage, unless it is small enough to be the proportion.
+        candidates = [part, whole] if _constant_above_one(whole.expr) else [part]
+        pairs = [(c, other) if gold is percent else (other, c) for c in candidates]
+        return any(self._numbers(a, b) for a, b in pairs)
+
+    def _quantities(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Quantity) and isinstance(answer, v.Quantity):
+            factor = ratio(answer.unit, gold.unit)
+            if factor is not None:
+                return self._numbers(gold.number, Number(answer.number.expr * factor, answer.number.decimal))
+            return bool(gold.otherwise and answer.otherwise and self._numbers(gold.otherwise, answer.otherwise))
+        quantity, other = (gold, answer) if isinstance(gold, v.Quantity) else (answer, gold)
+        assert isinstance(quantity, v.Quantity)
+        if not isinstance(other, v.Number):
+            return False
+        first, second = (quantity.number, other) if gold is quantity else (other, quantity.number)
+        if quantity.otherwise is not None:
+            pair = (quantity.otherwise, other) if gold is quantity else (other, quantity.otherwise)
+            if self._numbers(*pair):
+                return True
+            if gold is quantity:  # `6 m` may be six times m
+                return False
+        if self._numbers(first, second):
+            return True
+        if quantity.unit == DEGREE:
+            radians = Number(quantity.number.expr * sympy.pi / 180)
+            return other.expr.has(sympy.pi) and self._numbers(radians, other)
+        return False
+
+    def _tables(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Table) and isinstance(answer, v.Table):
+            if gold.cases != answer.cases or len(gold.rows) != len(answer.rows):
+                return False
+            if gold.cases:
+                return _match(gold.rows, answer.rows, self._rows)
+            return all(self._rows(a, b) for a, b in zip(gold.rows, answer.rows, strict=True))
+        table, other = (gold, answer) if isinstance(gold, v.Table) else (answer, gold)
+        assert isinstance(table, v.Table)
+        if table.cases or not isinstance(other, v.Sequence) or other.left not in ("(", "<"):
+            return False
+        column = [row[0] for row in table.rows] if all(len(row) == 1 for row in table.rows) else None
+        entries = column if column is not None else (list(table.rows[0]) if len(table.rows) == 1 else None)
+        if entries is None:
+            return False
+        return self._rows(entries, other.items) if gold is table else self._rows(other.items, entries)
+
+    def _rows(self, gold: Items[Value], answer: Items[Value]) -> bool:
+        return len(gold) == len(answer) and all(self(a, b) for a, b in zip(gold, answer, strict=True))
+
+    def _sequences(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Sequence) and isinstance(answer, v.Sequence):
+            return self._both_sequences(gold, answer)
+        sequence, other = (gold, answer) if isinstance(gold, v.Sequence) else (answer, gold)
+        assert isinstance(sequence, v.Sequence)
+        if isinstance(other, Number) and other.grouped and sequence.left == "" and other.expr.is_Integer:
+            parts = tuple(Number(Integer(part)) for part in f"{int(other.expr):,}".split(","))
+            return self._lists(*(parts if side is other else _expanded(side) for side in (gold, answer)))  # type: ignore[arg-type]
+        if isinstance(other, v.Number) and (pair := _plus_minus(other)) is not None:
+            return self(*(pair if side is other else side for side in (gold, answer)))
+        if sequence.left in ("{", "") and len(sequence.items) == 1:
+            return self(*(side.items[0] if isinstance(side, v.Sequence) else side for side in (gold, answer)))
+        return False
+
+    def _both_sequences(self, gold: v.Sequence, answer: v.Sequence) -> bool:
+        if (gold.left, gold.right) == (answer.left, answer.right) and gold.left not in ("", "{"):
+            return self._in_order(gold, answer)
+        if {gold.left, answer.left} <= {"", "{"}:
+            pair = [_expanded(side) for side in (gold, answer)]
+            if gold.left == answer.left == "":
+                return self._lists(*pair)
+            pair = [
+                _once(items, self) if side.left == "{" else items
+                for side, items in zip((gold, answer), pair, strict=True)
+            ]
+            return self._lists(*pair)
+        if any((side.left, side.right) not in _SEQUENCES for side in (gold, answer)):
+            return False
+        if {gold.left, answer.left} <= {"(", "<"} or {gold.left, answer.left} <= {"", "(", "<", "["}:
+            if "[" in (gold.left, answer.left) and len(gold.items) <= 2:
+                return False  # an interval
+            if "" in (gold.left, answer.left) and _may_be_interval(gold if gold.left else answer):
+                bare = gold if not gold.left else answer
+                if not all(isinstance(item, v.Named) for item in bare.items):
+                    return False
+            return self._in_order(gold, answer)
+        return False
+
+    def _lists(self, gold: Items[Value], answer: Items[Value]) -> bool:
+        if any(item == v.DOTS for item in (*gold, *answer)):
+            return self._rows(gold, answer)
+        if sum(_distinct_names(side) and not any(isinstance(i, v.Named) for i in other) for side, other in
+               ((gold, answer), (answer, gold))) and not _one_variable(gold) and not _one_variable(answer):  # fmt: skip
+            return self._rows(_by_name(gold), _by_name(answer))
+        return _match(gold, answer, self)
+
+    def _in_order(self, gold: v.Sequence, answer: v.Sequence) -> bool:
+        sides = []
+        for side in (gold, answer):
+            sides.append(_by_name(side.items))
+        return self._rows(*sides)
+
+    def _sets(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Union) and isinstance(answer, v.Union) and gold.minus == answer.minus:
+            same = self._rows if gold.minus else lambda a, b: _match(a, b, self)
+            if same(gold.parts, answer.parts):
+                return True
+        if isinstance(gold, v.Builder) and isinstance(answer, v.Builder) and self(gold.condition, answer.condition):
+            return True
+        first, second = _as_set(gold), _as_set(answer)
+        return first is not None and second is not None and _same_set(first, second)
+
+    def _relations(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Relation) and isinstance(answer, v.Relation):
+            if len(gold.ops) != len(answer.ops):
+                return False
+            flipped = _turned(answer)
+            if any(gold.ops == side.ops and self._rows(gold.items, side.items) for side in (answer, flipped)):
+                return True
+            return len(gold.ops) == 1 and _same_inequality(gold, answer)
+        if not all(isinstance(side, (v.Relation, v.Sequence, v.Union, v.Reals)) for side in (gold, answer)):
+            return False
+        return self._sets(gold, answer)
+
+    def _equations(self, gold: Value, answer: Value) -> bool:
+        return isinstance(gold, v.Equation) and isinstance(answer, v.Equation) and _same_equation(gold, answer)
+
+    def _numbers(self, gold: Value, answer: Value) -> bool:
+        if not (isinstance(gold, Number) and isinstance(answer, Number)):
+            return False
+        pairs = [_plus_minus(side) for side in (gold, answer)]
+        if all(pairs):
+            return _match(pairs[0].items, pairs[1].items, self)  # type: ignore[union-attr]
+        if _same_number(gold.expr, answer.expr):
+            return True
+        if self.tolerance is None or not (gold.decimal or answer.decimal):
+            return False
+        return _near(gold.expr, answer.expr, self.tolerance)
+
+
+def _match(gold: Items, answer: Items, same: Callable) -> bool:
+    """Whether the items pair up one to one, in any order."""
+    if len(gold) != len(answer):
+        return False
+    left = list(answer)
+    for item in gold:
+        found = next((i for i, other in enumerate(left) if same(item, other)), None)
+        if found is None:
+            return False
+        del left[found]
+    return True
+
+
+def _once(items: Items[Value], same: Callable[[Value, Value], bool]) -> tuple[Value, ...]:
+    kept: list[Value] = []
+    for item in items:
+        if not any(same(other, item) for other in kept):
+            kept.append(item)
+    return tuple(kept)
+
+
+_PLUS_MINUS = Symbol("pm")
+
+
+def _plus_minus(number: Number) -> v.Sequence | None:
+    if _PLUS_MINUS not in number.expr.free_symbols:
+        return None
+    both = tuple(Number(number.expr.xreplace({_PLUS_MINUS: Integer(sign)}), number.decimal) for sign in (1, -1))
+    return v.Sequence("", both, "")
+
+
+def _expanded(sequence: v.Sequence) -> tuple[Value, ...]:
+    items: list[Value] = []
+    for item in sequence.items:
+        inner = item.value if isinstance(item, v.Named) else item
+        pair = _plus_minus(inner) if isinstance(inner, Number) else None
+        items.extend(pair.items if pair is not None else (item,))
+    return tuple(items)
+
+
+def _distinct_names(items: Items[Value]) -> bool:
+    names = [item.name for item in items if isinstance(item, v.Named)]
+    return len(names) == len(items) > 1 and len(set(names)) == len(names)
+
+
+def _by_name(items: Items[Value]) -> tuple[Value, ...]:
+    """`y = 2, x = 1` as x, y; other items stay in their order."""
+    return tuple(sorted(items, key=lambda item: item.name)) if _distinct_names(items) else tuple(items)  # type: ignore[union-attr]
+
+
+def _one_variable(items: Items[Value]) -> bool:
+    """Whether the names are those of several roots: `x_1 = -3, x_2 = 4`."""
+    return _distinct_names(items) and len({item.name[:1] for item in items}) == 1  # type: ignore[union-attr]
+
+
+def _letters(value: Value) -> str:
+    """The letters of several choices, `A, C` or `AC`, if they rise; else nothing."""
+    if isinstance(value, v.Sequence) and value.left in ("", "{") and len(value.items) > 1:
+        letters = "".join(
+            item.letter if isinstance(item, v.Choice) and item.content is None else "?" for item in value.items
+        )
+    elif isinstance(value, Number) and value.expr.is_Mul:
+        letters = "".join(sorted(str(part) for part in value.expr.args))
+    elif isinstance(value, v.Text):
+        letters = value.key.upper()
+    else:
+        return ""
+    rising = all(a < b for a, b in itertools.pairwise(letters))
+    return letters if rising and len(letters) > 1 and all("A" <= letter <= "J" for letter in letters) else ""
+
+
+def _names_agree(gold: str, answer: str) -> bool:
+    """Two single letters must be the same, except that a curve may be y or a function.
+
+    >>> _names_agree("x", "y"), _names_agree("y", "f(x)"), _names_agree("area", "S"), _names_agree("k", "f(x)")
+    (False, True, True, False)
+    """
+    if gold == answer:
+        return True
+    plain = [name for name in (gold, answer) if len(name) == 1]
+    functions = [name for name in (gold, answer) if re.fullmatch(r"[A-Za-z]'?\([a-z]\)", name)]
+    return len(plain) < 2 and not (functions and plain and plain != ["y"])
+
+
+def _names_of(value: Value) -> set[str]:
+    if isinstance(value, v.Builder):
+        return set()
+    if isinstance(value, v.Relation):
+        return {str(s) for item in value.items if isinstance(item, Number) for s in item.expr.free_symbols}
+    return set()
+
+
+def _reduced(residue: v.Residue) -> Value:
+    def reduce(value: Value) -> Value:
+        if isinstance(value, Number) and value.expr.is_Integer and residue.modulus.isdigit() and int(residue.modulus):
+            return Number(value.expr % int(residue.modulus))
+        if isinstance(value, v.Sequence):
+            return v.Sequence(value.left, tuple(reduce(item) for item in value.items), value.right)
+        return value
+
+    return reduce(residue.value)
+
+
+def _on_24_hours(clock: v.Clock, other: v.Clock) -> tuple[int, ...]:
+    hour, *rest = clock.fields
+    if clock.half and (other.half or other.fields[0] > 12 or other.fields[0] == 0):
+        hour = hour % 12 + (12 if clock.half == "p" else 0)
+    return (hour, *rest)
+
+
+def _constant_above_one(expr: Expr) -> bool:
+    return bool(not expr.free_symbols and expr.is_real and abs(expr.evalf(20)) > 1)
+
+
+def _may_be_interval(sequence: v.Sequence) -> bool:
+    """Whether two brackets hold two numbers in rising order."""
+    items = sequence.items
+    if len(items) != 2 or not all(isinstance(item, Number) for item in items):
+        return False
+    low, high = (item.expr for item in items)  # type: ignore[union-attr]
+    if low.free_symbols or high.free_symbols:
+        return True
+    return not (low.is_real and high.is_real) or bool(low.evalf(30) < high.evalf(30))
+
+
+def _turned(relation: v.Relation) -> v.Relation:
+    return v.Relation(relation.items[::-1], tuple(_FLIPPED[op] for op in relation.ops[::-1]))
+
+
+def _sides(relation: v.Relation) -> tuple[Expr, str] | None:
+    """`difference op 0`, with > or >= or !=."""
+    if not all(isinstance(item, Number) for item in relation.items):
+        return None
+    left, right = (item.expr for item in relation.items)  # type: ignore[union-attr]
+    op = relation.ops[0]
+    return (left - right, op) if op in (">", ">=", "!=") else (right - left, _FLIPPED[op])
+
+
+def _same_inequality(gold: v.Relation, answer: v.Relation) -> bool:
+    first, second = _sides(gold), _sides(answer)
+    if first is None or second is None or first[1] != second[1]:
+        return False
+    factor = _factor(first[0], second[0])
+    return factor is not None and (factor > 0 or first[1] == "!=")
+
+
+def _as_equation(named: v.Named) -> v.Equation | None:
+    if isinstance(named.value, Number) and len(named.name) == 1:
+        return v.Equation(Symbol(named.name), named.value.expr)
+    return None
+
+
+def _same_equation(gold: v.Equation, answer: v.Equation) -> bool:
+    """Whether one is the other times a number."""
+    return _factor(gold.left - gold.right, answer.left - answer.right) is not None
+
+
+def _factor(first: Expr, second: Expr) -> Expr | None:
+    """The constant real c with first = c * second, None if there is none (or both are numbers)."""
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
+    if not symbols or first.free_symbols != second.free_symbols:
+        return None
+    factors = []
+    for point in _points(symbols):
+        a, b = _at(first, point), _at(second, point)
+        if a is None or b is None or abs(b) < _TINY or abs(a) < _TINY:
+            continue
+        factors.append(a / b)
+    if len(factors) < 2 or any(abs(f - factors[0]) > _AGREE * abs(factors[0]) for f in factors):
+        return None
+    return factors[0] if abs(sympy.im(factors[0])) < _AGREE else None
+
+
+def _as_set(value: Value) -> Set | None:
+    """The set of real numbers that the value is, None if it is none."""
+    if isinstance(value, v.Reals):
+        return S.Reals
+    if isinstance(value, v.Builder):
+        return _as_set(value.condition)
+    if isinstance(value, v.Named):
+        return _as_set(value.value)
+    if isinstance(value, v.Relation):
+        return _solution(value)
+    if isinstance(value, v.Union):
+        parts = [_as_set(part) for part in value.parts]
+        if any(part is None for part in parts):
+            return None
+        return sympy.Complement(*parts) if value.minus else sympy.Union(*parts)
+    if isinstance(value, v.Sequence):
+        return _sequence_as_set(value)
+    return None
+
+
+def _sequence_as_set(value: v.Sequence) -> Set | None:
+    if value.left == "" and all(isinstance(item, v.Relation) for item in value.items):
+        parts = [_as_set(item) for item in value.items]
+        return None if any(part is None for part in parts) else sympy.Union(*parts)
+    if not all(isinstance(item, Number) and not item.expr.free_symbols for item in value.items):
+        return None
+    numbers = [item.expr for item in value.items]  # type: ignore[union-attr]
+    if not all(number.is_extended_real for number in numbers):
+        return None
+    if value.left == "{":
+        return FiniteSet(*numbers)
+    if value.left in ("(", "[") and value.right in (")", "]") and len(numbers) == 2 and numbers[0] < numbers[1]:
+        return Interval(*numbers, left_open=value.left == "(", right_open=value.right == ")")
+    return None
+
+
+def _solution(relation: v.Relation) -> Set | None:
+    """The solution set of a chain that is linear in its one variable."""
+    names = _names_of(relation)
+    if len(names) != 1 or not all(isinstance(item, Number) for item in relation.items):
+        return None
+    symbol = Symbol(next(iter(names)))
+    whole: Set = S.Reals
+    items = [item.expr for item in relation.items]  # type: ignore[union-attr]
+    for left, right, op in zip(items, items[1:], relation.ops, strict=False):
+        difference = sympy.expand(left - right)
+        if not difference.has(symbol):
+            return None
+        slope = sympy.diff(difference, symbol)
+        if slope.free_symbols or slope == 0 or not slope.is_real:
+            return None
+        root = sympy.nsimplify(sympy.expand(-(difference - slope * symbol) / slope), rational=False)
+        if not root.is_real:
+            return None
+        op = op if slope > 0 else _FLIPPED[op]
+        whole = whole.intersect(
+            {
+                "<": Interval.open(-sympy.oo, root),
+                "<=": Interval(-sympy.oo, root),
+                ">": Interval.open(root, sympy.oo),
+                ">=": Interval(root, sympy.oo),
+                "!=": S.Reals - FiniteSet(root),
+            }[op]
+        )
+    return whole
+
+
+def _same_set(first: Set, second: Set) -> bool:
+    if first == second:
+        return True
+    parts = []
+    for whole in (first, second):
+        pieces = whole.args if isinstance(whole, sympy.Union) else (whole,)
+        if not all(isinstance(piece, (Interval, FiniteSet)) for piece in pieces):
+            return False
+        parts.append(sorted(pieces, key=lambda piece: float(piece.inf)))
+    if [type(piece) for piece in parts[0]] != [type(piece) for piece in parts[1]]:
+        return False
+    return all(_same_piece(a, b) for a, b in zip(*parts, strict=True))
+
+
+def _same_piece(first: Set, second: Set) -> bool:
+    if isinstance(first, Interval) and isinstance(second, Interval):
+        ends = (first.left_open, first.right_open) == (second.left_open, second.right_open)
+        return ends and same_expression(first.start, second.start) and same_expression(first.end, second.end)
+    return _match(first.args, second.args, same_expression)
+
+
+def _same_number(gold: Expr, answer: Expr) -> bool:
+    """As expressions; besides, one integer parameter may have another letter, and `+ C` may be left out of neither."""
+    if same_expression(gold, answer):
+        return True
+    if (renamed := _other_letter(gold, answer)) is not None and same_expression(gold, renamed):
+        return True
+    constant = Symbol("C")
+    if constant in answer.free_symbols and constant not in gold.free_symbols and gold.free_symbols:
+        rest = answer - constant
+        return constant not in rest.free_symbols and same_expression(gold, rest)
+    return False
+
+
+def _other_letter(gold: Expr, answer: Expr) -> Expr | None:
+    """The answer with the gold answer's letter for the integer, if both are families of angles."""
+    integer = Symbol("integer")
+    letters = [
+        {s for s in side.free_symbols if s == integer or (s.name in _FAMILY and side.has(sympy.pi))}
+        for side in (gold, answer)
+    ]
+    if not all(len(found) == 1 for found in letters):
+        return None
+    (one,), (other,) = letters
+    return None if one == other else answer.xreplace({other: one})
+
+
+def _near(gold: Expr, answer: Expr, tolerance: float) -> bool:
+    if gold.free_symbols or answer.free_symbols:
+        return False
+    a, b = _at(gold, {}), _at(answer, {})
+    return a is not None and b is not None and bool(abs(a - b) <= tolerance * abs(a))
+
+
+@lru_cache(maxsize=4096)
+def same_expression(first: Expr, second: Expr) -> bool:
+    r"""Whether two expressions are equal: as written, or to 100 digits at four points of both signs.
+
+    >>> x = Symbol("x")
+    >>> same_expression(sympy.sqrt(8), 2 * sympy.sqrt(2)), same_expression(x, abs(x))
+    (True, False)
+    >>> same_expression(Integer(2) ** 100, Integer(2) ** 100 + 1), same_expression(x / 2, 2 / x)
+    (False, False)
+    """
+    if first == second:
+        return True
+    if any(side.has(sympy.oo, sympy.zoo, -sympy.oo, sympy.nan) for side in (first, second)):
+        return False
+    if first.is_Rational and second.is_Rational:
+        return False
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
+    seen = 0
+    for point in _points(symbols) if symbols else ({},):
+        a, b = _at(first, point), _at(second, point)
+        if a is None and b is None:
+            continue
+        if a is None or b is None:
+            return False
+        if a.is_Rational and b.is_Rational:
+            if a != b:
+                return False
+            seen += 1
+            continue
+        size = max(abs(a), abs(b))
+        if size < _TINY:
+            if symbols:
+                continue
+            return bool(first.equals(second))
+        if abs(a - b) > _AGREE * size:
+            return False
+        seen += 1
+    return seen > 0 or bool(sympy.simplify(first - second) == 0)
+
+
+def _points(symbols: Items[Symbol]) -> list[dict[Symbol, Expr]]:
+    """Four points that differ in size and in the signs of their coordinates, the same for every expression."""
+    points = []
+    for n, scale in enumerate((Rational(7, 5), Rational(-9, 7), Rational(3, 11), Rational(31, 9))):
+        point: dict[Symbol, Expr] = {}
+        for place, symbol in enumerate(symbols):
+            spread = Rational(zlib.crc32(f"{symbol.name}{n}".encode()) % 997 + 1, 1009)
+            point[symbol] = scale + spread * (-1 if (n + place) % 3 == 2 else 1)
+        points.append(point)
+    return points
+
+
+def _at(expr: Expr, point: dict[Symbol, Expr]) -> Expr | None:
+    """The number that the expression is at a point, to 120 digits; None where it has none."""
+    value = expr.subs(point) if point else expr
+    value = value.doit()
+    if value.free_symbols:
+        return None
+    if value.is_Rational:
+        return value
+    number = value.evalf(_DIGITS)
+    if number.has(sympy.nan, sympy.zoo, sympy.oo):
+        return None
+    real, imaginary = number.as_real_imag()
+    if not (real.is_Number and imaginary.is_Number):
+        return None
+    return real + I * imaginary if abs(imaginary) > _TINY * (1 + abs(real)) else real

@@ -1,0 +1,722 @@
+r"""What an answer is: its text to one of the `values`.
+
+The whole text is read or none of it: an expression goes to math-verify's grammar (`latex2sympy2_extended`) only if
+every command and letter of it is known here, and what that refuses is `Text`. Structure (lists, intervals, units,
+names) is found here, because the grammar reads it as products or drops it.
+"""
+
+import re
+from functools import lru_cache
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from sympy import Expr, Integer, Pow, Rational, Symbol
+
+from edge_grpo.rewards.answers.rules import MULTIPLIERS, meaning_of_words, normalised
+from edge_grpo.rewards.answers.units import CURRENCY_SIGNS, DEGREE, ratio, unit_of
+from edge_grpo.rewards.answers.values import (
+    DOTS,
+    Based,
+    Builder,
+    Choice,
+    Clock,
+    Date,
+    Equation,
+    Named,
+    Number,
+    Percent,
+    Quantity,
+    Ratio,
+    Reals,
+    Relation,
+    Residue,
+    Sequence,
+    Table,
+    Text,
+    Union,
+    Value,
+)
+
+_CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, interpret_contains_as_eq=False, lowercase_symbols=False)
+_FUNCTIONS_TEXT = """
+    sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm
+"""
+_FUNCTIONS = frozenset(_FUNCTIONS_TEXT.split())
+_GREEK_TEXT = """
+    alpha beta delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega Gamma Delta
+    Theta Lambda Xi Pi Sigma Phi Psi Omega gamma
+"""
+_GREEK = frozenset(_GREEK_TEXT.split())
+_COMMANDS_TEXT = """
+    frac sqrt cdot times div binom pi infty lfloor rfloor lceil rceil int sum prod lim to overline dx
+"""
+_COMMANDS = _FUNCTIONS | _GREEK | frozenset(_COMMANDS_TEXT.split())
+_TOKEN = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|.", re.DOTALL)
+_NO_PRODUCTS_TEXT = """
+    is it no or on so to up we an as at be by do go he if in me my of us am pm al et ok
+"""
+_NO_PRODUCTS = frozenset(_NO_PRODUCTS_TEXT.split())
+_NAME = re.compile(
+    r"(?:‹[^‹›]+›|\\[a-zA-Z]+\s*\{[A-Za-z\s]+\}|\\(?:angle|triangle|overline|Delta|alpha|beta|theta|lambda|omega|"
+    r"mu|phi|rho|sigma|tau|delta|gamma)|\\(?:sin|cos|tan|cot)\s*(?:\\?[A-Za-z]+)|\|?[A-Za-z]+\|?|\\frac\s*\{d[a-z]?\}\{d[a-z]\})(?:[A-Z\s]*)"
+    r"(?:_\{?\\?[\w\s,]+\}?)?'*(?:\^\{-1\})?(?:\s*\(\s*[\w\s,]+\s*\))?"
+)
+_MONTHS_TEXT = """
+    january february march april may june july august september october november december
+"""
+_MONTHS = _MONTHS_TEXT.split()
+_MONTH = re.compile(rf"(?i)\b({'|'.join(m[:3] + '(?:' + m[3:] + ')?' for m in _MONTHS)})\b\.?")
+_OPS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
+_ANSWER = re.compile(
+    r"(?i)^(?:‹?\s*(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s*›?|答案[:是]?|\\therefore|\\implies|=|\\approx|"
+    r"\\Rightarrow|\\boxed)\s*(?=\S)"
+)
+_ENVIRONMENT = re.compile(
+    r"(.*?)\\begin\{([a-z]*matrix|cases|array|aligned|align|gathered|dcases)\*?\}(.*)\\end\{\2\*?\}", re.DOTALL
+)
+
+
+@lru_cache(maxsize=4096)
+def read(text: str) -> Value:
+    r"""The value of an answer.
+
+    >>> read(r"\{1, 2\}") == read(r"\left\{1,2\right\}"), type(read("3 \\mid n")).__name__
+    (True, 'Text')
+    """
+    return _read(normalised(text))
+
+
+def is_text(value: Value) -> bool:
+    """Whether the answer, or a part of it, was not read as mathematics.
+
+    >>> is_text(read("Paris")), is_text(read("(1, Paris)")), is_text(read("A")), is_text(read("(1, 2)"))
+    (True, True, False, False)
+    """
+    if isinstance(value, Text):
+        return value != DOTS
+    parts = vars(value).values()
+    inner = [v for part in parts for v in (part if isinstance(part, tuple) else (part,))]
+    inner = [w for v in inner for w in (v if isinstance(v, tuple) else (v,))]
+    return any(is_text(v) for v in inner if isinstance(v, Value))
+
+
+def _read(text: str) -> Value:
+    text = _bare(text)
+    meaning = meaning_of_words(text) if re.search(r"[^\W\d_]{2}|[一-鿿]", text) and "\\" not in text else None
+    if meaning is not None:
+        text = meaning
+    if text in (r"\R", r"(-\infty,\infty)"):
+        return Reals()
+    if re.fullmatch(r"[.,:;!?()\s]*", text):
+        return Text(text)
+    if text in (r"\ldots", "..."):
+        return DOTS
+    for reader in (_choice, _clock_or_date, _table, _family, _list, _residue, _named, _relation, _sets, _bracketed,
+                   _based, _repeating, _ratio, _quantity):  # fmt: skip
+        value = reader(text)
+        if value is not None:
+            return value
+    expr = _expression(text)
+    return _number(text, expr) if expr is not None else Text(_key(text))
+
+
+def _number(text: str, expr: Expr) -> Number:
+    grouped = re.fullmatch(r"\d{3}(?:,\d{3})+", text) is not None
+    return Number(expr, decimal=re.search(r"\d\.\d|(?<!\d)\.\d", text) is not None, grouped=grouped)
+
+
+def _bare(text: str) -> str:
+    """Without outer braces, the words "the answer is", and the full stop."""
+    for _ in range(10):
+        before = text
+        text = re.sub(r"(?:\\\\|[.,:;。,]|(?<!\\)\s)+$", "", text) if not text.endswith("...") else text
+        text = re.sub(r"^(?:\\\\|[,;])+|^[\s]+", "", text)
+        text = _ANSWER.sub("", text)
+        if text.startswith("{") and _closing(text, 0) == len(text) - 1:
+            text = text[1:-1]
+        text = re.sub(r"^‹([^‹›]*)›$", r"\1", text).strip() if not re.search(r"\d", text) or text[-1:] != "›" else text
+        if re.fullmatch(r"‹[^‹›]*\d[^‹›]*›", text):
+            text = text[1:-1].strip()
+        if text == before:
+            return text
+    return text
+
+
+def _closing(text: str, start: int) -> int:
+    """Place of the bracket that closes the one at `start`; -1 if there is none."""
+    depth, place = 0, start
+    while place < len(text):
+        if text[place] == "\\" and place + 1 < len(text) and text[place + 1] in "{}":
+            depth += 1 if text[place + 1] == "{" else -1
+            place += 1
+        elif text[place] in "([{":
+            depth += 1
+        elif text[place] in ")]}":
+            depth -= 1
+        if depth == 0:
+            return place
+        place += 1
+    return -1
+
+
+def _split(text: str, separators: str) -> list[str]:
+    """The text cut at the separators (a regular expression) that stand in no bracket; the separators are dropped."""
+    return [part for part, _ in _split_keeping(text, separators)]
+
+
+def _split_keeping(text: str, separators: str) -> list[tuple[str, str]]:
+    """Parts, each with the separator that ended it (empty for the last)."""
+    pattern, depth, start, place, parts = re.compile(separators), 0, 0, 0, []
+    while place < len(text):
+        if text[place] == "‹":
+            close = text.find("›", place)
+            if depth == 0 and (match := pattern.match(text, place)) and match.end() > place:
+                parts.append((text[start:place], match[0]))
+                start = place = match.end()
+                continue
+            place = close + 1 if close >= 0 else place + 1
+            continue
+        if depth == 0 and (match := pattern.match(text, place)) and match.end() > place:
+            parts.append((text[start:place], match[0]))
+            start = place = match.end()
+            continue
+        if text[place] == "\\":
+            step = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL).match(text, place)
+            token = step[0] if step else "\\"
+            depth += {"\\{": 1, "\\}": -1, "\\langle": 1, "\\rangle": -1, "\\lfloor": 1, "\\rfloor": -1, "\\lceil": 1,
+                      "\\rceil": -1}.get(token, 0)  # fmt: skip
+            place += len(token)
+            continue
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[place], 0)
+        place += 1
+    return [*parts, (text[start:], "")]
+
+
+def _choice(text: str) -> Value | None:
+    words = text.replace("‹", "").replace("›", "").strip()
+    match = re.fullmatch(r"(?:(?i:option|choice|answer|选项?)\s*:?\s*)?(?:\(([A-J])\)|([A-J]))\s*[.):]*", words)
+    if match:
+        return Choice(match[1] or match[2])
+    match = re.fullmatch(r"(?:\(([A-J])\)\s*[.:]?\s*|([A-J])(?:[).:]\s*(?<=\)|\s)|\)\s*))(\S.*)", words)
+    if match and not re.match(r"[\^_+\-*/=]|\\(?:cdot|times|cup|cap)", match[3]):
+        return Choice(match[1] or match[2], _read(match[3]))
+    return None
+
+
+def _clock_or_date(text: str) -> Value | None:
+    words = text.replace("‹", " ").replace("›", " ")
+    words = re.sub(r"\s+", " ", words).strip()
+    match = re.fullmatch(r"(\d{1,2})\s*:\s*(\d\d)(?:\s*:\s*(\d\d))?\s*(?:([aApP])\.?\s*[mM]\.?)?", words)
+    if match and (match[4] or (int(match[1]) <= 24 and int(match[2]) < 60)):
+        hour, half = int(match[1]), (match[4] or "").lower()
+        return Clock((hour, int(match[2]), int(match[3] or 0)), half)
+    match = re.fullmatch(r"(\d{1,2})\s*([aApP])\.?\s*[mM]\.?", words)
+    if match:
+        return Clock((int(match[1]), 0, 0), match[2].lower())
+    if re.fullmatch(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{4}/\d{1,2}/\d{1,2}", words):
+        return Text(words)
+    found = _MONTH.search(words)
+    if found and re.fullmatch(r"[\d\s,thsrdn]*", rest := words[: found.start()] + words[found.end() :]):
+        numbers = re.findall(r"\d+", rest)
+        if numbers:
+            return Date(found[1][:3].lower(), tuple(sorted(numbers)))
+    return None
+
+
+def _table(text: str) -> Value | None:
+    match = _ENVIRONMENT.fullmatch(text)
+    if not match or r"\begin" in match[3]:
+        return _vector(text)
+    before, kind, body = match[1].strip(), match[2], match[3]
+    body = re.sub(r"^\s*\{[lcr|\s]*\}", "", body) if kind == "array" else body
+    lines = [line for line in re.split(r"\\\\(?:\s*\[[^\[\]]*\])?", body) if line.strip()]
+    cells = [[cell.strip() for cell in line.split("&")] for line in lines]
+    value: Value
+    if kind in ("aligned", "align", "gathered") or (kind in ("cases", "dcases") and all(len(c) == 1 for c in cells)):
+        value = Sequence("", tuple(_read("".join(row)) for row in cells), "")
+    elif kind in ("cases", "dcases"):
+        value = Table(tuple((_read(row[0]), *(_condition(c) for c in row[1:])) for row in cells), cases=True)
+    elif kind in ("vmatrix", "Vmatrix"):
+        return None
+    else:
+        value = Table(tuple(tuple(_read(cell) for cell in row) for row in cells))
+    if not before:
+        return value
+    name = before.rstrip("=").strip()
+    if before.endswith("=") and _NAME.fullmatch(name):
+        return Named(_key(name), value)
+    return Text(_key(text))
+
+
+def _condition(text: str) -> Value:
+    words = re.sub(r"‹\s*(?:if|for|when|where)\s*›|\b(?:if|for|when)\b|^,|,$", " ", text.strip())
+    return _read(words.strip().lstrip(","))
+
+
+def _vector(text: str) -> Value | None:
+    match = re.fullmatch(r"\\langle(.*)\\rangle", text)
+    if not match:
+        return None
+    return Sequence("<", tuple(_read(part) for part in _split(match[1], ",")), ">")
+
+
+_INTEGER = (r"(?:\(?\s*(?:‹?\s*(?:where|for|with)?\s*›?)?\s*([a-z])\s*(?:\\in\s*\\Z|‹?\s*(?:is|be)\s*(?:an\s*|any\s*)?"
+            r"integer\s*›?|‹\s*is an integer\s*›|‹\s*integer\s*›)\s*\)?)")  # fmt: skip
+
+
+def _family(text: str) -> Value | None:
+    """`..., k in Z`: a family over the integer k, which is renamed so that any letter does."""
+    match = re.fullmatch(rf"(.+?)(?:,|;|\s|‹or›)\s*{_INTEGER}", text)
+    if not match:
+        return None
+    inner = _read(match[1])
+    return _renamed(inner, match[2])
+
+
+def _renamed(value: Value, letter: str) -> Value:
+    if isinstance(value, Number):
+        return Number(value.expr.xreplace({Symbol(letter): Symbol("integer")}), value.decimal)
+    if isinstance(value, Named):
+        return Named(value.name, _renamed(value.value, letter))
+    if isinstance(value, Sequence):
+        return Sequence(value.left, tuple(_renamed(item, letter) for item in value.items), value.right)
+    return value
+
+
+def _list(text: str) -> Value | None:
+    thousands = re.fullmatch(r"(?:\\\$|[€£¥₹])?\s*[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\s*(?:\\?%|[^\d,].*)?)?", text)
+    if thousands and not re.search(r"‹or›|[,;]\s", text):
+        return None
+    text = re.sub(r"(?<=\d),(?=\d{3}(?:\.\d|\b)[^,]*‹)(?![^‹]*‹or›)", "", text)
+    parts = [part.strip() for part in _split(text, r"\s*(?:[,;]\s*)?‹or›\s*|[,;]\s*|\\\\\s*")]
+    if len(parts) > 1 and parts[-1] == "":
+        parts.pop()
+    if len(parts) == 1:
+        amounts = re.findall(rf"{_SIMPLE}\s*(?:[a-z]+|‹\s*[a-z]+\s*›)\s*", text)
+        if len(amounts) > 1 and "".join(amounts) == text:  # 5 feet 6 inches
+            return _compound(amounts)
+        together = re.fullmatch(r"\(.*\)", text) and _juxtaposed(text)
+        if together:
+            return Sequence("", tuple(_read(part) for part in together), "")
+        return None
+    if any(not part for part in parts):
+        return Text(_key(text))
+    amount = _compound(parts) if "‹or›" in text else None
+    if amount is not None:
+        return amount
+    modulus = re.fullmatch(r"(.*?)‹mod›\s*(\w+)", parts[-1])
+    if modulus and "‹mod›" not in "".join(parts[:-1]):
+        return _residue(text)
+    if (
+        "‹or›" not in text
+        and "=" in parts[0]
+        and not any(re.search(r"[=<>]|\\(?:le|ge|in|ne)\b", p) for p in parts[1:])
+    ):
+        named = _named(text)  # x = 1, 2
+        if named is not None:
+            return named
+    items = tuple(_read(part) for part in parts)
+    return Sequence("", _expanded(items), "")
+
+
+def _juxtaposed(text: str) -> list[str] | None:
+    """`(2, 3)(2, 7)` as two points."""
+    parts, place = [], 0
+    while place < len(text):
+        if text[place] == " ":
+            place += 1
+            continue
+        close = _closing(text, place) if text[place] == "(" else -1
+        if close < 0 or "," not in text[place:close]:
+            return None
+        parts.append(text[place : close + 1])
+        place = close + 1
+    return parts if len(parts) > 1 else None
+
+
+def _compound(parts: list[str]) -> Value | None:
+    """`5 dollars and 50 cents`: one amount of two units of the same kind."""
+    values = [_read(part) for part in parts]
+    if not all(isinstance(v, Quantity) for v in values):
+        return None
+    quantities = [v for v in values if isinstance(v, Quantity)]
+    total, unit = Integer(0), quantities[0].unit
+    for before, quantity in zip([None, *quantities], quantities, strict=False):
+        factor = ratio(quantity.unit, unit)
+        if factor is None or (before is not None and (ratio(quantity.unit, before.unit) or 1) >= 1):
+            return None
+        total += quantity.number.expr * factor
+    return Quantity(Number(total), unit)
+
+
+def _expanded(items: tuple[Value, ...]) -> tuple[Value, ...]:
+    r"""Lists of one `\pm` inside a list become part of it."""
+    flat: list[Value] = []
+    for item in items:
+        if isinstance(item, Sequence) and item.left == "" and not item.ordered:
+            flat.extend(item.items)
+        else:
+            flat.append(item)
+    return tuple(flat)
+
+
+def _residue(text: str) -> Value | None:
+    match = re.fullmatch(r"(.+?),?\s*‹mod›\s*(\w+)", text)
+    if not match:
+        return None
+    inner = match[1].strip().strip("(").strip()
+    name = re.fullmatch(r"(.+?)\\equiv(.+)", inner)
+    if name and _NAME.fullmatch(name[1].strip()):
+        return Named(_key(name[1]), Residue(_read(name[2]), match[2]))
+    return Residue(_read(inner), match[2]) if r"\equiv" not in inner else Text(_key(text))
+
+
+def _named(text: str) -> Value | None:
+    parts = [part.strip() for part in _split(text, r"=|\\approx|\\in(?![a-zA-Z])|:=")]
+    if len(parts) < 2:
+        return _curly_name(text)
+    if any(not part for part in parts):
+        return Text(_key(text))
+    if any(
+        re.search(r"[<>]|\\(?:le|ge|ne|cup|equiv|to|Rightarrow|parallel|perp)(?![a-zA-Z])", part) for part in parts[:-1]
+    ):
+        return None if not re.search(r"=", text) else Text(_key(text))
+    first, rest = parts[0], parts[1:]
+    if len(rest) == 1:
+        tuple_name = re.fullmatch(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)", first)
+        if tuple_name:
+            value = _read(rest[0])
+            names = [name.strip() for name in first[1:-1].split(",")]
+            if isinstance(value, Sequence) and value.left == "(" and len(value.items) == len(names):
+                return Sequence("(", tuple(Named(n, v) for n, v in zip(names, value.items, strict=True)), ")")
+            return Named(_key(first), value)
+        if _is_name(first):
+            return Named(_key(first), _read(rest[0]))
+        if _is_name(rest[0]) and re.search(r"\d", first) and r"\in" not in text:
+            return Named(_key(rest[0]), _read(first))
+        if r"\in" in text:
+            return Text(_key(text))
+        left, right = _expression(first), _expression(rest[0])
+        if left is not None and right is not None and not left.free_symbols | right.free_symbols:
+            return _chain(parts, text)
+        return Equation(left, right) if left is not None and right is not None else Text(_key(text))
+    return _chain(parts, text)
+
+
+def _chain(parts: list[str], text: str) -> Value:
+    """`x = 2 + 3 = 5` is 5 if it holds; `x = y = 2` names two values."""
+    from edge_grpo.rewards.answers.equality import same_expression
+
+    names = []
+    while len(parts) > 1 and _is_name(parts[0]):
+        names.append(_key(parts.pop(0)))
+    values = [_read(part) for part in parts]
+    numbers = [v.expr for v in values if isinstance(v, Number)]
+    if len(numbers) != len(values) or not all(same_expression(numbers[-1], n) for n in numbers[:-1]):
+        return Text(_key(text))
+    if len(names) > 1 and len(values) == 1:
+        return Sequence("", tuple(Named(name, values[0]) for name in names), "")
+    return Named(names[0], values[-1]) if names else values[-1]
+
+
+def _is_name(text: str) -> bool:
+    """
+    >>> [_is_name(text) for text in ("x", "f(x)", "‹Area›", "AB", "2x", "5", "a_n", "f'(x)", "xy")]
+    [True, True, True, True, False, False, True, True, False]
+    """
+    return bool(_NAME.fullmatch(text)) and not re.fullmatch(r"[a-z]{2,}", text)
+
+
+def _curly_name(text: str) -> Value | None:
+    match = re.fullmatch(r"(‹[^‹›:]+:?\s*›|[A-Za-z][A-Za-z ]{2,20})(?:\s*:|(?<=:›)|(?<=: ›))\s*(\S.*)", text)
+    if match and not re.fullmatch(r"[A-Z]{1,2}", match[1]):
+        return Named(_key(match[1]), _read(match[2]))
+    return None
+
+
+def _relation(text: str) -> Value | None:
+    parts = _split_keeping(text, r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
+    if len(parts) < 2:
+        return None
+    items, ops = [part.strip() for part, _ in parts], [_OPS[op] for _, op in parts[:-1]]
+    if any(not item for item in items):
+        return Text(_key(text))
+    values = tuple(_read(item) for item in items)
+    if not all(isinstance(v, (Number, Choice, Quantity, Percent)) for v in values):
+        return Text(_key(text))
+    return Relation(values, tuple(ops))
+
+
+def _sets(text: str) -> Value | None:
+    parts = [part.strip() for part in _split(text, r"\\cup(?![a-zA-Z])")]
+    if len(parts) > 1:
+        return Union(tuple(_read(part) for part in parts)) if all(parts) else Text(_key(text))
+    parts = [part.strip() for part in _split(text, r"\\setminus(?![a-zA-Z])")]
+    if len(parts) == 2 and all(parts):
+        return Union((_read(parts[0]), _read(parts[1])), minus=True)
+    return None
+
+
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+
+
+def _bracketed(text: str) -> Value | None:
+    if text.startswith("\\{") and text.endswith("\\}") and _closing(text, 0) == len(text) - 1:
+        inner = text[2:-2].strip()
+        builder = re.fullmatch(r"([a-zA-Z])\s*(?:\\in\s*\\R\s*)?[|:](.+)", inner)
+        if builder:
+            return Builder(_read(builder[2]))
+        return Sequence("{", _expanded(tuple(_read(part) for part in _split(inner, r",|;|‹or›"))), "}")
+    match = re.fullmatch(r"([(\[\]])(.*)([)\]\[])", text, re.DOTALL)
+    if not match:
+        return None
+    parts = [part.strip() for part in _split(match[2], r",|;")]
+    if len(parts) == 1:
+        whole = text[0] in "([" and _closing(text, 0) == len(text) - 1
+        return _read(parts[0]) if whole and text[0] == "(" and parts[0] else None
+    if any(not part for part in parts):
+        return Text(_key(text))
+    left, right = match[1], match[3]
+    if left == "]" or right == "[":  # ]a, b[
+        left, right = {"]": "("}.get(left, left), {"[": ")"}.get(right, right)
+    return Sequence(left, tuple(_read(part) for part in parts), right)
+
+
+def _based(text: str) -> Value | None:
+    match = re.fullmatch(r"\(?([0-9A-F]+)\)?\s*_\s*\{?\s*(?:‹)?\s*([1-9]\d?|[a-z]+)\s*(?:›)?\s*\}?", text)
+    if not match or not re.match(r"\d", match[1]):
+        return None
+    words = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+             "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
+    base = words.get(match[2], match[2])
+    return Based(match[1].lstrip("0") or "0", base) if base.isdigit() else None
+
+
+def _repeating(text: str) -> Value | None:
+    plain = re.sub(r"\\dot\s*\{?(\d)\}?((?:\d*)\\dot\s*\{?(\d)\}?)?", _dots, text)
+    match = re.fullmatch(
+        r"([-+]?)\s*(\d*)\.(\d*)(?:\\overline\s*\{?(\d+)\}?|\((\d+)\))(?:\s*\\ldots)?(\s*\\?%)?", plain
+    )
+    if not match:
+        return None
+    before, period = match[3], match[4] or match[5]
+    scale = 10 ** len(before)
+    value = Rational(int((match[2] or "0") + before), scale) + Rational(int(period), scale * (10 ** len(period) - 1))
+    number = Number(-value if match[1] == "-" else value)
+    return Percent(number) if match[6] else number
+
+
+def _dots(match: re.Match[str]) -> str:
+    digits = re.sub(r"\\dot|[{}\s]", "", match[0])
+    return rf"\overline{{{digits}}}"
+
+
+def _ratio(text: str) -> Value | None:
+    parts = [part.strip() for part in _split(text, r":|‹\s*to\s*›|(?<=\d)\s+to\s+(?=\d)")]
+    if len(parts) < 2:
+        return None
+    values = [_read(part) for part in parts] if all(parts) else []
+    if len(values) != len(parts) or not all(isinstance(v, Number) for v in values):
+        return Text(_key(text))
+    return Ratio(tuple(v for v in values if isinstance(v, Number)))
+
+
+_SIMPLE = r"[-+]?\s*(?:\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+
+
+def _quantity(text: str) -> Value | None:
+    if match := re.fullmatch(r"(.+?)\s*(?:\\?%|‹?\s*(?i:percent|per cent|percentage|pct)\s*›?|‹\s*%\s*›)", text):
+        inner = _read(match[1])
+        return Percent(inner) if isinstance(inner, Number) else None
+    sign = re.match(r"([-+]?)\s*(\\\$|[€£¥₹])\s*(?=[\d.\\])", text)
+    if sign:
+        rest = _read(sign[1] + text[sign.end() :])
+        unit = CURRENCY_SIGNS[sign[2]]
+        if isinstance(rest, Quantity) and ratio(rest.unit, unit) != 1:
+            per = rest.unit if not ratio(rest.unit, unit) else None
+            return Quantity(rest.number, unit * per) if per is not None and _is_rate(per) else Text(_key(text))
+        number = rest.number if isinstance(rest, Quantity) else rest
+        return Quantity(number, unit) if isinstance(number, Number) else None
+    match = re.fullmatch(
+        rf"({_SIMPLE}|.+?)\s*(?:\^?\{{?\s*(?:st|nd|rd|th)\s*\}}?|\^?\s*\{{?\s*‹(?:st|nd|rd|th)›\s*\}}?)", text
+    )
+    if match and re.fullmatch(r"\d+", match[1]):
+        return _read(match[1])
+    match = re.fullmatch(rf"(.+?)\s*(?:‹)?\s*({'|'.join(MULTIPLIERS)})s?\s*(?:›)?\s*(.*)", text)
+    if match and re.fullmatch(_SIMPLE, match[1].strip()):
+        inner = _read(f"{match[1]} {match[3]}".strip())
+        factor = MULTIPLIERS[match[2]]
+        if isinstance(inner, Quantity):
+            return Quantity(Number(inner.number.expr * factor), inner.unit)
+        return Number(inner.expr * factor) if isinstance(inner, Number) else Text(_key(text))
+    return _with_unit(text)
+
+
+def _is_rate(unit: Expr) -> bool:
+    return isinstance(unit, Pow) and unit.args[1] == -1
+
+
+_POWER = r"\s*\\times\s*10\s*\^\s*\{-?\d+\}"
+_BARE_UNIT = re.compile(
+    rf"((?:{_SIMPLE}(?:{_POWER})?|\\frac\{{\d+\}}\{{\d+\}}|\d+\s*/\s*\d+|\d+\s+\d+\s*/\s*\d+)"
+    r"(?:\s*\\frac\{\d+\}\{\d+\})?)\s*([A-Za-z¢一-鿿(][^\d\\]*(?:\^\s*\{?\s*\d\s*\}?)?)"
+)
+
+
+def _with_unit(text: str) -> Value | None:
+    if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", text) and r"\circ" in text:
+        expr = _expression(re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"{\\frac{\1\\cdot\\pi}{180}}", text))
+        return Text(_key(text)) if expr is None else _number(text, expr)
+    match = re.fullmatch(r"(.*?)\s*\^\s*\\circ\s*(?:(?:\\circ)?\s*‹?\s*([CF]?)\s*›?)", text)
+    if match and match[1]:
+        number = _read(match[1])
+        unit = {"C": Symbol("celsius"), "F": Symbol("fahrenheit")}.get(match[2], DEGREE)
+        return Quantity(number, unit) if isinstance(number, Number) else Text(_key(text))
+    match = re.fullmatch(
+        r"([^‹›]*?[^‹›\s])\s*((?:/\s*)?‹[^‹›]*›(?:\s*(?:\^\s*\{?\s*-?\d\s*\}?|/|\\cdot|‹[^‹›]*›))*)", text
+    )
+    if match:
+        unit = unit_of(match[2].replace("‹", "").replace("›", ""), in_text=True)
+        return _of_unit(match[1], unit, None)
+    match = _BARE_UNIT.fullmatch(text)
+    if not match:
+        return None
+    spaced = text[match.end(1) : match.end(1) + 1] == " " or not match[2][0].isascii()
+    unit = unit_of(match[2], in_text=False)
+    short = re.fullmatch(r"[A-Za-z]{1,2}\W*.*", match[2]) and not re.fullmatch(r"[A-Za-z]{3,}.*", match[2])
+    if unit is None or (short and not spaced and len(match[2]) == 1):
+        return None
+    expr = _expression(text) if short else None
+    return _of_unit(match[1], unit, None if expr is None else _number(text, expr))
+
+
+def _of_unit(amount: str, unit: Expr | None, otherwise: Number | None) -> Value | None:
+    if unit is None:
+        return None
+    number = _read(amount)
+    if isinstance(number, Named) and isinstance(number.value, Number):
+        return Named(number.name, Quantity(number.value, unit))
+    if isinstance(number, Sequence) and number.left == "":
+        return None
+    if unit == 1:
+        return number
+    if isinstance(number, Quantity):  # $5 per hour
+        return Quantity(number.number, number.unit * unit) if _is_rate(unit) else None
+    return Quantity(number, unit, otherwise) if isinstance(number, Number) else None
+
+
+def _key(text: str) -> str:
+    r"""The text without what does not count in it.
+
+    >>> _key("‹ Monday ›"), _key("3 | n"), _key("1 2"), _key(r"x \to y")
+    ('monday', '3|n', '1 2', 'x \\to y')
+    """
+    text = text.replace("‹", "").replace("›", "").strip()
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r" (?![\w\\])|(?<![\w]) ", "", text)
+    letters = re.sub(r"[^\w]|_", "", text)
+    if not letters.isalpha() or len(letters) < 2 or "\\" in text:
+        return text
+    return re.sub(r"^(?:an?|the) (?=\w\w)", "", text.lower().strip(" .,;!"))
+
+
+def _expression(text: str) -> Expr | None:
+    r"""The SymPy expression of the whole text; None if any of it is unknown.
+
+    >>> _expression(r"\frac{1}{2}x + 0.5"), _expression("3 | n"), _expression("DCBA"), _expression("1 2")
+    (x/2 + 1/2, None, None, None)
+    """
+    text = _mixed(text.strip())
+    if len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)) == 1:
+        text = re.sub(r"\\(pm|mp)(?![a-zA-Z])\s*", lambda m: ("+" if m[1] == "pm" else "-") + r"P_{pm}\cdot ", text)
+    text = re.sub(r"(?<=\d)[ ,](?=\d{3}(?!\d))", "", text) if re.fullmatch(_SIMPLE + r".*", text) else text
+    return _parsed(text) if _is_known(text.replace("P_{pm}", "P")) else None
+
+
+def _mixed(text: str) -> str:
+    r"""Mixed numbers as sums.
+
+    >>> _mixed("1 1/4"), _mixed(r"-2\frac{1}{2}")
+    ('(1+\\frac{1}{4})', '-(2+\\frac{1}{2})')
+    """
+    match = re.fullmatch(r"([-+]?)\s*(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})", text)
+    if not match:
+        return text
+    over, under = (match[3], match[4]) if match[3] else (match[5], match[6])
+    return rf"{match[1]}({match[2]}+\frac{{{over}}}{{{under}}})"
+
+
+def _is_known(text: str) -> bool:
+    if re.search(r"\d\s+\d|\d*\.\d*\.|[^\d]\.(?!\d)|\^[^{\s]\^|'|(?<![\d}])\.\D", text):
+        return False
+    if re.search(r"\d\s*\^\s*\{\s*\d+\s*\^\s*\{\s*\d+\s*\^", text):
+        return False  # a tower that nobody can evaluate
+    if re.search(
+        r"/\s*(?:\d+|[a-zA-Z]|\\[a-zA-Z]+(?:\{[^{}]*\})*|\{[^{}]*\})\s*(?:[a-zA-Z(]|\\(?!cdot|times|div|rfloor|rceil))",
+        text,
+    ):
+        return False  # 1/2x: half of x or one over 2x?
+    tokens = _TOKEN.findall(re.sub(r"(\\(?:sum|prod)\s*_\s*\{\s*[a-z])\s*=", r"\1+", text))
+    place = 0
+    for token in tokens:
+        before, place = text[:place], place + len(token)
+        if token.startswith("\\") and len(token) > 1:
+            if token[1:] not in _COMMANDS:
+                return False
+        elif token.isalpha():
+            if not token.isascii() or not _is_product(token, before, text[place:]):
+                return False
+        elif not (token.isdigit() and token.isascii()) and token not in "+-/^_(){}!|. ":
+            return False if token not in "[]," else _is_index(text)
+    return text.count("|") % 2 == 0
+
+
+def _is_index(text: str) -> bool:
+    """Whether the brackets and commas are those of a root's index or a function's arguments."""
+    rest = re.sub(r"\\sqrt\s*\[[^\[\]]*\]|\\(?:max|min|gcd|lcm)\s*\([^()]*\)", "", text)
+    return not re.search(r"[\[\],]", rest)
+
+
+def _is_product(letters: str, before: str, after: str) -> bool:
+    """Whether letters without a space are variables side by side, not a word.
+
+    >>> _is_product("xy", "", ""), _is_product("is", "5 ", " 3"), _is_product("at", "e^{", "}")
+    (True, False, True)
+    >>> _is_product("abc", "3", ""), _is_product("abc", "", ""), _is_product("cat", "", " 2")
+    (True, False, False)
+    """
+    if len(letters) == 1 or letters in ("dx", "dy", "dt"):
+        return True
+    joined = bool(re.search(r"[\d{}^_(+*/-]$", before) or re.match(r"[{}^_)+*/-]", after))
+    if len(letters) == 2:
+        return (letters.islower() or letters.isupper()) and (letters not in _NO_PRODUCTS or joined)
+    return len(letters) == 3 and joined and not re.match(r"\s*[\dA-Za-z]", after)
+
+
+_DECIMAL = re.compile(r"(?<!\d)(\d*)\.(\d+)(?!\d)")
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Expr | None:
+    text = re.sub(r"(?<=\d)\.(?!\d)", "", text)
+    text = re.sub(r"\^\s*(\d*\.\d+)", r"^{\1}", text)
+    text = _DECIMAL.sub(lambda m: rf"\frac{{{int((m[1] or '0') + m[2])}}}{{{10 ** len(m[2])}}}", text)
+    text = re.sub(r"\\gamma(?![a-zA-Z])", r"\\Upsilon ", text)  # else the gamma function
+    text = re.sub(r"(?<![a-zA-Z\\])I(?![a-zA-Z])", "I_{0}", text)  # else the imaginary unit
+    text = re.sub(r"(?<![a-zA-Z\\])E(?=\s*_)", r"\\Xi ", text)  # else a power of ten
+    try:
+        value = latex2sympy(text, is_real=None, normalization_config=None, conversion_config=_CONFIG)
+    except Exception:
+        return None
+    if not isinstance(value, Expr) or value.has(sympy.nan):
+        return None
+    return _plain(value)
+
+
+def _plain(value: Expr) -> Expr:
+    """Symbols by name alone, i as the imaginary unit, applied unknown functions as symbols."""
+    special = {"i": sympy.I, "P_{pm}": Symbol("pm")}
+    names = {s: special.get(s.name, Symbol(s.name)) for s in value.free_symbols}
+    value = value.xreplace(names)
+    unknown = {f: Symbol(f"{f}") for f in value.atoms(sympy.core.function.AppliedUndef)}
+    return value.xreplace(unknown)
