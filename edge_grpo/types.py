@@ -32,12 +32,20 @@ class Provenance(IntEnum):
     """the data set's reference solution"""
 
 
+class Turn(NamedTuple):
+    """One message of a chat; as JSON it is [role, content]."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 @dataclass(frozen=True)
 class Problem:
     """One question with all that any arm may read of it."""
 
     id: str
     question: str
+    """what is asked; of a chat its last user turn"""
     answers: tuple[str, ...]
     """gold answers; a response that matches any one of them is right"""
     solution: str | None = None
@@ -50,10 +58,25 @@ class Problem:
     """False where the reference fails the project's own grading: it is never trained on"""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """what a special scorer needs (reasoning_gym's entry)"""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """the row's columns besides the question's, as they stand in the table, for rewards that read them"""
+    turns: tuple[Turn, ...] = ()
+    """what stands before the question in its chat: a system prompt, earlier turns"""
     prompt_ids: tuple[int, ...] = ()
     """the prompt as tokens, set once by the data module"""
     solution_ids: tuple[int, ...] = ()
     """the reference as tokens without EOS, set once by the data module; empty if there is none"""
+
+    @property
+    def transcript(self) -> str:
+        """The question for people; behind its earlier turns, if there are any, each with its role.
+
+        >>> Problem("a", "1 + 1?", ("2",), turns=(Turn("system", "Think."),)).transcript
+        'system: Think.\\n\\nuser: 1 + 1?'
+        """
+        if not self.turns:
+            return self.question
+        return "\n\n".join(f"{role}: {content}" for role, content in (*self.turns, ("user", self.question)))
 
 
 class ProblemBatch:

@@ -183,7 +183,13 @@ def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -
         ("t.json", "[]", r"t\.json: no rows"),
         ("t.parquet", "no parquet", r"t\.parquet: cannot be read as parquet"),
         ("t.arrow", "no arrow", r"t\.arrow: cannot be read as arrow"),
-        ("t.csv", "question,answer", r"t\.csv: cannot read \.csv, only \.json"),
+        ("t.csv", "question,answer", r"t\.csv: no rows"),
+        ("t.csv", "question,question\n1,2", r"t\.csv: two columns are called 'question': rename one"),
+        ("t.csv", 'question,answer\n"1,2', r"t\.csv: cannot be read as csv \(unexpected end of data\)"),
+        ("t.txt", "question,answer", r"t\.txt: cannot read \.txt, only \.json, .*\.csv"),
+        ("t.jsonl.gz", "no gzip", r"t\.jsonl\.gz: cannot be read as gz"),
+        ("t.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', r"t\.json: lists of objects stand under train, test"),
+        ("t.json", "[" * 100_000, r"t\.json: nested too deep"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -196,8 +202,10 @@ def test_other_paths_that_cannot_be_read(tmp_path: Path) -> None:
     write_json(tmp_path / "train.json", ROWS)
     with pytest.raises(UserError, match=r"trian\.json: no such file or folder; did you mean .*train\.json"):
         read_problems(tmp_path / "trian.json", COLUMNS, [])
-    with pytest.raises(UserError, match=r"no state\.json"):
-        read_problems(tmp_path, COLUMNS, [])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("no table")
+    with pytest.raises(UserError, match=r"empty: holds no table \(\.json, .*\.parquet"):
+        read_problems(tmp_path / "empty", COLUMNS, [])
     (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.jsonl: not UTF-8 at byte 14"):
         read_problems(tmp_path / "latin.jsonl", COLUMNS, [])

@@ -71,7 +71,7 @@ def _bad_row(row: int, update: GRPOUpdate, corrected: Corrected) -> dict[str, An
     return {
         "problem": problem.id,
         "origin": problem.origin,
-        "question": problem.question,
+        "question": problem.transcript,
         "response": scored.texts[i],
         "branch": corrected.branches[i] or "",
         "reward": float(scored.scores.rewards[i]),

@@ -66,7 +66,7 @@ def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor]
         records.append(
             {
                 "id": problem.id,
-                "question": problem.question,
+                "question": problem.transcript,
                 "response": scored.texts[row],
                 "gold": " | ".join(problem.answers),
                 "correct": bool(scored.scores.correct[row]),

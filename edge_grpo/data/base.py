@@ -1,6 +1,7 @@
 """The data stage: problems with their prompts as tokens, checked before any work starts."""
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,24 +12,27 @@ import torch
 from torch import Tensor
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, in_order, passing, refusal
-from edge_grpo.data.checks import gradable, incomplete_rows, with_distinct_ids
+from edge_grpo.data.checks import gradable, incomplete_rows, tell_repeats, with_distinct_ids
+from edge_grpo.data.templates import EarlierTurnsError
 from edge_grpo.errors import UserError, first_lines
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch
+from edge_grpo.types import Problem, ProblemBatch, Turn
 
 READ_BY_ARM = "this arm reads it (correction=none and correction=forced_reflection do not)"
 READ_BY_SELECTION = "reads it (measure it with edge-grpo-difficulty, or set data.max_correctness_rate=null)"
 
 
 class PromptTemplate(Protocol):
-    """Question -> text of the whole prompt, special tokens written out."""
+    """Question, behind the earlier turns of its chat -> text of the whole prompt, special tokens written out."""
 
-    def __call__(self, question: str, tokenizer: Any) -> str: ...
+    def __call__(self, question: str, tokenizer: Any, turns: Sequence[Turn] = ()) -> str: ...
 
 
-def prompt_tokens(question: str, template: PromptTemplate, tokenizer: Any) -> tuple[int, ...]:
+def prompt_tokens(
+    question: str, template: PromptTemplate, tokenizer: Any, turns: Sequence[Turn] = ()
+) -> tuple[int, ...]:
     """The prompt as tokens."""
-    return tuple(tokenizer(template(question, tokenizer), add_special_tokens=False)["input_ids"])
+    return tuple(tokenizer(template(question, tokenizer, turns), add_special_tokens=False)["input_ids"])
 
 
 class ProblemDataModule(pl.LightningDataModule):
@@ -116,6 +120,7 @@ class ProblemDataModule(pl.LightningDataModule):
         if hold_out:
             self._refuse_none(held_out, "to evaluate on")
         train = self._select(train)
+        tell_repeats(train, held_out)
         if self.check_references and "solution" in required_fields:
             train = self._graded(train, grade)
         self.train_problems, self.held_out_problems = tuple(train), tuple(held_out)
@@ -201,9 +206,13 @@ class ProblemDataModule(pl.LightningDataModule):
         """The problem with its prompt and solution as tokens.
 
         Raises:
-            BadRowError: the prompt is over the budget.
+            BadRowError: the prompt is over the budget, or has turns that the template has no place for.
         """
-        prompt_ids = prompt_tokens(problem.question, self.template_for(problem), tokenizer)
+        template = self.template_for(problem)
+        try:
+            prompt_ids = prompt_tokens(problem.question, template, tokenizer, problem.turns)
+        except EarlierTurnsError as error:
+            raise BadRowError(BadRow(problem.origin, "prompt", error.found, error.expected)) from error
         if len(prompt_ids) > self.max_prompt_tokens:
             found = f"{len(prompt_ids)} tokens long"
             expected = f"at most data.max_prompt_tokens={self.max_prompt_tokens}"
@@ -220,7 +229,9 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     """SHA-256 of what a run reads of problems, in their order."""
     digest = hashlib.sha256()
     for p in problems:
-        digest.update(repr((p.id, p.question, p.answers, p.solution, p.correctness_rate)).encode())
+        # The type alone of what JSON has no word for: the repr of an object may name its place in memory.
+        columns = json.dumps(p.columns, default=lambda value: type(value).__name__)
+        digest.update(repr((p.id, p.turns, p.question, p.answers, p.solution, p.correctness_rate, columns)).encode())
     return digest.hexdigest()
 
 

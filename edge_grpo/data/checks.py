@@ -1,10 +1,13 @@
 """Checks of problems that hold whatever they come from; each collects the rows that fail it."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem
+from edge_grpo.types import Problem, Turn
+
+log = logging.getLogger(__name__)
 
 
 def with_distinct_ids(problems: Sequence[Problem], bad_rows: list[BadRow]) -> list[Problem]:
@@ -19,6 +22,36 @@ def with_distinct_ids(problems: Sequence[Problem], bad_rows: list[BadRow]) -> li
         return problem
 
     return passing(problems, check, bad_rows)
+
+
+def asked(problem: Problem) -> tuple[tuple[Turn, ...], str]:
+    """What two rows share that ask the same, whatever their system prompts and blanks.
+
+    >>> one = Problem("a", "1 + 1?", ("2",), turns=(Turn("system", "Think."),))
+    >>> asked(one) == asked(Problem("b", "1 +  1?\\n", ("2",)))
+    True
+    """
+    return tuple(turn for turn in problem.turns if turn.role != "system"), " ".join(problem.question.split())
+
+
+def tell_repeats(train: Sequence[Problem], held_out: Sequence[Problem]) -> None:
+    """Log how many training rows repeat a question, and warn of those that stand in the held-out set too."""
+    first: dict[object, Problem] = {}
+    for problem in train:
+        first.setdefault(asked(problem), problem)
+    if repeats := len(train) - len(first):
+        log.info("%d of %d training rows repeat the question of another; they are kept", repeats, len(train))
+    seen = {asked(problem): problem for problem in held_out}
+    both = [problem for problem in train if asked(problem) in seen]
+    if both:
+        log.warning(
+            "%d of %d training rows stand in the held-out set too (%s is %s), so held-out accuracy is partly that of "
+            "questions trained on",
+            len(both),
+            len(train),
+            both[0].origin,
+            seen[asked(both[0])].origin,
+        )
 
 
 def gradable(problems: Sequence[Problem], wrong: Sequence[str | None], bad_rows: list[BadRow]) -> list[Problem]:

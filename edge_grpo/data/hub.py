@@ -4,7 +4,9 @@ from typing import Any
 
 from edge_grpo.data.bad_rows import BadRow
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.data.rows import Columns, check_columns, divided, parse_rows
+from edge_grpo.data.formats import Columns, check_columns
+from edge_grpo.data.rows import divided, parse_rows
+from edge_grpo.data.tables import Row
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
 
@@ -21,7 +23,7 @@ class HubDataModule(ProblemDataModule):
         held_out_split: null holds out a part of `train_split`.
         revision: commit, tag or branch; a commit makes the run repeatable.
         held_out_count: how many, drawn the same way whatever `seed` is; null takes all of `held_out_split`.
-        columns: field (question, answer, solution, correctness_rate, id) -> accepted column names.
+        columns: see `FileDataModule`.
         shared: arguments of `ProblemDataModule`.
 
     Raises:
@@ -86,7 +88,9 @@ def read_hub(
         UserError: `datasets` is not installed, the data set cannot be had, or it lacks a column.
     """
     table = _table(name, subset, split, revision, keys)
-    return parse_rows(list(enumerate(table, start=1)), f"{name}[{split}]", split, columns, bad_rows)
+    source = f"{name}[{split}]"
+    rows = [Row(f"{source}:{number}", number, row) for number, row in enumerate(table, start=1)]
+    return parse_rows(rows, source, split, columns, bad_rows)
 
 
 def _table(name: str, subset: str | None, split: str, revision: str | None, keys: str) -> Any:

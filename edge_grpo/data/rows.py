@@ -1,62 +1,50 @@
 """Rows of any table -> problems; a row that does not fit is collected, a table that does not is refused."""
 
-import math
-import re
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeGuard
+from typing import Any
 
 import torch
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
+from edge_grpo.data.checks import asked
+from edge_grpo.data.formats import ABSENT, Layout, layout_of, lookup
+from edge_grpo.data.tables import Row, Unreadable
+from edge_grpo.data.values import (
+    TEXT,
+    Place,
+    chat,
+    gold_answers,
+    gsm8k,
+    identity,
+    is_text,
+    messages_of,
+    rate,
+    text_or_none,
+)
 from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem
+from edge_grpo.types import Problem, Turn
 
-FIELDS = ("question", "answer", "solution", "correctness_rate", "id")
-REQUIRED = ("question", "answer")
-
-Columns = dict[str, list[str]]
-"""field -> accepted column names, the first that the table has wins"""
-
-GSM8K_ANSWER = re.compile(r"^#### (.*)$", re.MULTILINE)
-GSM8K_CALCULATION = re.compile(r"<<.*?>>")
-SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def check_columns(columns: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a mapping with unknown fields, or without the required ones.
-
-    Raises:
-        UserError: names the field under data.columns.
-    """
-    for field, names in columns.items():
-        if field not in FIELDS:
-            near = nearest(field, FIELDS)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(FIELDS)}"
-            raise UserError(f"data.columns.{field}: no such field; {hint}")
-        if isinstance(names, str):
-            raise UserError(f"data.columns.{field}={names}: expected a list, [{names}]")
-    missing = [field for field in REQUIRED if not columns.get(field)]
-    if missing:
-        raise UserError(f"data.columns.{missing[0]} needs at least one column name")
+log = logging.getLogger(__name__)
 
 
 def parse_rows(
-    rows: Sequence[tuple[int, object]],
+    rows: Sequence[Row],
     source: str,
     stem: str,
-    columns: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Sequence[str] | None],
     bad_rows: list[BadRow],
 ) -> list[Problem]:
-    """Problems of a table, without tokens.
+    """Problems of a table, without tokens; one log line says as what its rows are read.
 
     Args:
-        rows: (row number from 1, {column: value}, or the error of a line that is not JSON).
-        source: file or data set, for error messages.
+        rows: of the table.
+        source: file or data set, for messages.
         stem: a row without an id is called `<stem>-<row>`.
-        columns: field -> accepted column names.
+        columns: field -> accepted column names, which go before the format's.
         bad_rows: gets the rows that do not fit; they leave no problem.
 
     Raises:
@@ -64,44 +52,86 @@ def parse_rows(
     """
     if not rows:
         raise UserError(f"{source}: no rows")
-    objects = passing(rows, lambda row: _numbered_object(*row, source), bad_rows)
+    objects = passing(rows, _object, bad_rows)
     if not objects:
         return []
-    names = match_columns(list(dict.fromkeys(column for _, row in objects for column in row)), columns, source)
-    return passing(objects, lambda row: _problem(row[1], f"{source}:{row[0]}", f"{stem}-{row[0]}", names), bad_rows)
+    layout = layout_of([values for _, values in objects], columns, source)
+    log.info("%s: read as %s", source, layout)
+    return passing(objects, lambda pair: _problem(pair[1], pair[0], f"{stem}-{pair[0].number}", layout), bad_rows)
 
 
-def _numbered_object(number: int, row: object, source: str) -> tuple[int, Mapping[str, Any]]:
-    where, expected = f"{source}:{number}", "an object {column: value}"
-    if isinstance(row, Exception):
-        raise BadRowError(BadRow(where, "line", f"not JSON ({row})", expected))
-    if not isinstance(row, Mapping):
-        _refuse(where, "row", row, expected)
-    return number, row
+def _object(row: Row) -> tuple[Row, Mapping[str, Any]]:
+    if isinstance(row.value, Unreadable):
+        raise BadRowError(BadRow(row.where, "line", row.value.found, row.value.expected))
+    if not isinstance(row.value, Mapping):
+        Place(row.where, "row").refuse(row.value, "an object {column: value}")
+    return row, row.value
 
 
-def match_columns(found: Sequence[str], columns: Mapping[str, Sequence[str]], source: str) -> dict[str, str]:
-    """Field -> the column that holds it; an optional field without a column is absent.
+def _problem(values: Mapping[str, Any], row: Row, default_id: str, layout: Layout) -> Problem:
+    def read(field: str) -> tuple[Any, Place]:
+        name = layout.columns.get(field)
+        value = None if name is None else lookup(values, name)
+        return None if value is ABSENT else value, Place(row.where, name or field)
 
-    >>> match_columns(["problem", "gold"], {"question": ["question", "problem"], "answer": ["gold"], "id": ["id"]}, "f")
-    {'question': 'problem', 'answer': 'gold'}
+    turns, question, reference = _question(*read("question"))
+    turns = _with_system(turns, *read("system"))
+    solution = text_or_none(*read("solution")) or reference
+    answers, solution = _gold(*read("answer"), solution, layout)
+    return Problem(
+        id=identity(read("id")[0], default_id, read("id")[1]),
+        question=question,
+        answers=answers,
+        solution=solution,
+        correctness_rate=rate(*read("correctness_rate")),
+        origin=row.where,
+        columns={name: value for name, value in values.items() if name != layout.columns["question"]},
+        turns=turns,
+    )
 
-    Raises:
-        UserError: no column for the question or the answer.
-    """
-    check_columns(columns)
-    names = {}
-    for field, accepted in columns.items():
-        present = [name for name in accepted if name in found]
-        if present:
-            names[field] = present[0]
-        elif field in REQUIRED:
-            near = [match for match in (nearest(name, found) for name in accepted) if match]
-            hint = f"; did you mean data.columns.{field}=[{near[0]}]?" if near else f": set data.columns.{field}=[...]"
-            raise UserError(
-                f"{source}: no {field} column; looked for {', '.join(accepted)}, found {', '.join(found)}{hint}"
-            )
-    return names
+
+def _question(value: object, place: Place) -> tuple[tuple[Turn, ...], str, str | None]:
+    """(turns before the question, question, reference) of a text or a chat."""
+    messages = messages_of(value)
+    if messages is not None:
+        # Only messages are said by the assistant too; a prompt that ends so would be one to go on from.
+        return chat(messages, place, with_reference=place.column.rpartition(".")[2] == "messages")
+    if not is_text(value) or not value.strip():
+        place.refuse(value, f"{TEXT}, or a chat" if isinstance(value, list | Mapping) else TEXT)
+    return (), place.whole(value), None
+
+
+def _with_system(turns: tuple[Turn, ...], value: object, place: Place) -> tuple[Turn, ...]:
+    """The turns behind the system prompt of a column of its own."""
+    prompt = text_or_none(value, place)
+    if prompt is None:
+        return turns
+    if turns and turns[0].role == "system":
+        if turns[0].content.strip() != prompt.strip():
+            place.refuse(prompt, "none beside the system turn of the chat, or the same")
+        return turns
+    return (Turn("system", prompt), *turns)
+
+
+def _gold(value: object, place: Place, solution: str | None, layout: Layout) -> tuple[tuple[str, ...], str | None]:
+    """(gold answers, worked solution)."""
+    worked = gsm8k(solution) if solution else None
+    if "answer" in layout.columns:
+        marked = gsm8k(place.whole(value)) if is_text(value) else None
+        if marked and not solution:
+            return gold_answers(marked[0], place), marked[1]
+        return gold_answers(marked[0] if marked else value, place), worked[1] if worked else solution
+    place = Place(place.where, layout.columns.get("solution", layout.columns["question"]))
+    if solution is None:
+        place.refuse_as("without a solution", "one, as there is no answer column")
+    if worked:
+        return gold_answers(worked[0], place), worked[1]
+    boxed = last_boxed(solution)
+    if boxed is None and layout.bare_solution and "\n" not in solution.strip():
+        return gold_answers(solution, place), None
+    if boxed is None:
+        place.refuse(solution, "a last \\boxed{...} with the gold answer, as there is no answer column")
+    return (boxed,), solution
 
 
 def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list[Problem], list[Problem]]:
@@ -113,8 +143,8 @@ def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list
     Raises:
         UserError: too few problems, or none left to train on.
     """
-    copies = Counter(problem.question for problem in problems)
-    candidates = [i for i, problem in enumerate(problems) if copies[problem.question] == 1]
+    copies = Counter(asked(problem) for problem in problems)
+    candidates = [i for i, problem in enumerate(problems) if copies[asked(problem)] == 1]
     if not 1 <= count <= len(candidates) or count == len(problems):
         raise UserError(
             f"data.held_out_count={count}: {source} has {len(problems)} good rows, {len(candidates)} of them with a "
@@ -141,91 +171,3 @@ def divided(
     if count is not None and count != len(held_out):
         _, held_out = hold_out(held_out, count, held_out_source)
     return train, held_out
-
-
-def _problem(row: Any, where: str, default_id: str, names: Mapping[str, str]) -> Problem:
-    values = {field: row.get(column) for field, column in names.items()}
-    question, answer = values["question"], values["answer"]
-    if not _is_text(question) or not question.strip():
-        _refuse(where, names["question"], question, "a text that is not empty")
-    solution = _text_or_none(values.get("solution"), where, names.get("solution", "solution"))
-    if isinstance(answer, str) and (marked := GSM8K_ANSWER.search(answer)):
-        answers = _answers(marked[1].replace(",", ""), where, names["answer"])
-        if "solution" not in names:
-            solution = _gsm8k_solution(answer[: marked.start()], answers[0])
-    else:
-        answers = _answers(answer, where, names["answer"])
-    return Problem(
-        id=_id(values.get("id"), default_id, where, names.get("id", "id")),
-        question=question,
-        answers=answers,
-        solution=solution,
-        correctness_rate=_rate(
-            values.get("correctness_rate"), where, names.get("correctness_rate", "correctness_rate")
-        ),
-        origin=where,
-    )
-
-
-def _gsm8k_solution(steps: str, answer: str) -> str:
-    r"""
-    >>> _gsm8k_solution("He has 48/2 = <<48/2=24>>24 clips.\n", "24")
-    'He has 48/2 = 24 clips.\n\\boxed{24}'
-    """
-    return f"{GSM8K_CALCULATION.sub('', steps).rstrip()}\n\\boxed{{{answer}}}"
-
-
-def _answers(value: object, where: str, column: str) -> tuple[str, ...]:
-    """Gold answers of one value or of a list of them."""
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = tuple(_answer_text(item) for item in values)
-    if not texts or not all(texts):
-        _refuse(where, column, value, "a text that is not empty, a finite number, or a list of these")
-    return texts
-
-
-def _answer_text(value: object) -> str:
-    """One gold answer, or "" where it is none.
-
-    >>> [_answer_text(v) for v in (" 9.6\\n", 8.0, 0.5, 12, True, None, float("nan"))]
-    ['9.6', '8', '0.5', '12', '', '', '']
-    """
-    if _is_text(value):
-        return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return ""
-    # Tables hold whole numbers as floats where another row has a fraction.
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def _text_or_none(value: object, where: str, column: str) -> str | None:
-    if value is not None and not _is_text(value):
-        _refuse(where, column, value, "a text or null")
-    return value if value and value.strip() else None
-
-
-def _rate(value: object, where: str, column: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        _refuse(where, column, value, "a number in [0, 1] or null")
-    return float(value)
-
-
-def _id(value: object, default: str, where: str, column: str) -> str:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        _refuse(where, column, value, "a text that is not empty, a whole number, or null")
-    return str(value)
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    """Whether this is a text that can be written as UTF-8: JSON also holds halves of surrogate pairs."""
-    return isinstance(value, str) and not SURROGATE.search(value)
-
-
-def _refuse(where: str, column: str, value: object, expected: str) -> NoReturn:
-    shown = repr(value)
-    found = f"{shown[:60]}..." if len(shown) > 60 else shown
-    raise BadRowError(BadRow(where, column, f"{found} ({type(value).__name__})", expected))

@@ -8,8 +8,8 @@ from edge_grpo.data.arithmetic import HELD_OUT_POOL, distinct_chains
 from edge_grpo.data.bad_rows import BadRow
 from edge_grpo.data.checks import with_distinct_ids
 from edge_grpo.data.file import read_problems
+from edge_grpo.data.formats import Columns, check_columns
 from edge_grpo.data.hub import read_hub
-from edge_grpo.data.rows import Columns, check_columns
 from edge_grpo.errors import UserError, first_lines
 from edge_grpo.types import Problem
 
@@ -25,12 +25,12 @@ class Benchmark(Protocol):
 
 
 class FileBenchmark:
-    """A file, or a folder from `datasets.save_to_disk`: see `read_problems`.
+    """A file or a folder: see `edge_grpo.data.tables.read_table`.
 
     Args:
-        path: json, jsonl, parquet, arrow, or the folder.
+        path: of it.
         split: of a folder that holds several.
-        columns: field (question, answer, solution, correctness_rate, id) -> accepted column names.
+        columns: see `FileDataModule`.
     """
 
     def __init__(self, path: str, split: str | None, columns: Columns) -> None:

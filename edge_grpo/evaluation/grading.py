@@ -15,7 +15,7 @@ def graded(scored: ScoredRollout, rewards: WeightedRewards) -> pd.DataFrame:
         {
             "problem": [p.id for p in problems],
             "sample": [row % rollout.num_generations for row in range(rollout.num_rows)],
-            "question": [p.question for p in problems],
+            "question": [p.transcript for p in problems],
             "answers": [list(p.answers) for p in problems],
             "response": scored.texts,
             "tokens": [len(r) for r in rollout.responses],

@@ -77,7 +77,9 @@ class Evaluation:
         """
         template = self.template or template
         self.sets = {
-            name: tuple(replace(p, prompt_ids=prompt_tokens(p.question, template, policy.tokenizer)) for p in problems)
+            name: tuple(
+                replace(p, prompt_ids=prompt_tokens(p.question, template, policy.tokenizer, p.turns)) for p in problems
+            )
             for name, problems in load_benchmarks(self.benchmarks, self.limit).items()
         }
         for name, problems in self.sets.items():

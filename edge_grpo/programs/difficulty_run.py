@@ -14,7 +14,7 @@ from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.rewards.base import score_rollout
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, Rollout
+from edge_grpo.types import Problem, Rollout, Turn
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +71,18 @@ def measure_difficulty(cfg: DictConfig) -> float:
 def _write(folder: Path, problems: tuple[Problem, ...], rates: list[float]) -> None:
     rows = [
         {
+            **p.columns,
             "id": p.id,
-            "question": p.question,
+            "question": [turn._asdict() for turn in (*p.turns, Turn("user", p.question))] if p.turns else p.question,
             "answer": list(p.answers),
             "solution": p.solution,
             "correctness_rate": rate,
         }
         for p, rate in zip(problems, rates, strict=True)
     ]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "problems.jsonl").write_text(text, encoding="utf-8")
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    # A half of a surrogate pair in a column that nobody reads becomes its escape, as JSON has it.
+    (folder / "problems.jsonl").write_bytes(text.encode("utf-8", errors="backslashreplace"))
     by_question = {p.question: rate for p, rate in zip(problems, rates, strict=True)}
     (folder / "correctness_rates.json").write_text(json.dumps(by_question, indent=0) + "\n")
     log.info("written to %s", folder)
