@@ -116,7 +116,11 @@ def _answer_text(value: object) -> str:
     """
     if is_text(value):
         return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
         return ""
     # Tables hold whole numbers as floats where another row has a fraction.
     return str(int(value)) if value == int(value) else repr(value)
