@@ -10,10 +10,10 @@ import pytorch_lightning as pl
 import torch
 
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.data.templates import TextTemplate
+from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, ProblemBatch
+from edge_grpo.types import Problem, ProblemBatch, Turn
 
 NEEDS_SOLUTION = frozenset({"answers", "solution"})
 NEEDS_ANSWER = frozenset({"answers"})
@@ -114,6 +114,32 @@ def test_a_prompt_over_the_budget_is_a_bad_row() -> None:
     given[1] = replace(given[1], question="1000 + 1")
     message = "f.json:2: prompt is 12 tokens long, expected at most data.max_prompt_tokens=9"
     check_bad_row(given, message, ["p0", "p2", "p3"], max_prompt_tokens=9)
+
+
+def test_the_turns_of_a_chat_are_in_its_prompt() -> None:
+    given = [replace(p, turns=(Turn("system", "Add."),)) for p in problems(3)]
+    data = loaded(Given(given, template=ChatTemplate("", "user")))
+    assert byte_tokenizer().decode(data.held_out_problems[0].prompt_ids) == "<|system|>Add.<|user|>2 + 2<|assistant|>"
+
+
+def test_a_chat_that_the_template_has_no_place_for_is_a_bad_row() -> None:
+    given = problems(4)
+    given[1] = replace(given[1], turns=(Turn("user", "1 + 0"), Turn("assistant", "1")))
+    message = (
+        "f.json:2: prompt is a chat with earlier turns (user, assistant), expected a question alone, as data/template "
+        "is a fixed text (chat, chat_user and question take a chat)"
+    )
+    check_bad_row(given, message, ["p0", "p2", "p3"])
+
+
+def test_repeats_are_told_when_the_problems_are_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    given = problems(4)
+    given[1], given[3] = replace(given[1], question="0 + 0"), replace(given[3], question="2 + 2")
+    with caplog.at_level("INFO"):
+        data = loaded(Given(given))
+    assert len(data.train_problems) == 3
+    assert caplog.messages[0] == "1 of 3 training rows repeat the question of another; they are kept"
+    assert caplog.messages[1].startswith("1 of 3 training rows stand in the held-out set too (f.json:3 is f.json:4)")
 
 
 def test_a_held_out_row_is_checked_too() -> None:

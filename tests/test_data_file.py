@@ -86,6 +86,53 @@ def test_a_folder_from_save_to_disk(tmp_path: Path) -> None:
         read_problems(tmp_path / "one", COLUMNS, [], split="train")
 
 
+def touch(folder: Path, *names: str) -> None:
+    """One row in each file, which names it."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write = write_parquet if name.endswith("parquet") else write_jsonl
+        write(folder / name, [{"question": name, "answer": 1}])
+
+
+def questions(path: Path, split: str | None = None) -> list[str]:
+    return [p.question for p in read_problems(path, COLUMNS, [], split)]
+
+
+def test_a_folder_of_shards_has_the_splits_that_its_files_name(tmp_path: Path) -> None:
+    shards = ["data/test-00000-of-00001.parquet", *(f"data/train-{i:05d}-of-00011.parquet" for i in (10, 0, 9))]
+    touch(tmp_path, *shards, ".cache/train.jsonl", "data/.train.jsonl.lock", "dataset_infos.json")
+    train = [shards[2], shards[3], shards[1]]
+    assert questions(tmp_path / "train") == questions(tmp_path, "train") == train
+    assert questions(tmp_path / "test") == [shards[0]]
+    with pytest.raises(UserError, match=rf"{tmp_path}: holds the splits test, train: choose one, such as .*/test$"):
+        questions(tmp_path)
+    with pytest.raises(UserError, match=r"no split 'tset'; did you mean test\?"):
+        questions(tmp_path, "tset")
+    with pytest.raises(UserError, match=r"/trian: no such file or folder"):
+        questions(tmp_path / "trian")
+    assert [p.id for p in read_problems(tmp_path / "train", COLUMNS, [])] == ["train-1", "train-2", "train-3"]
+    assert [p.id for p in read_problems(tmp_path, COLUMNS, [], "test")] == ["test-1"]
+
+
+def test_a_folder_of_configurations(tmp_path: Path) -> None:
+    touch(tmp_path, "main/train/0000.parquet", "main/train/0001.parquet", "main/test/0000.parquet")
+    touch(tmp_path, "socratic/train-00000-of-00001.parquet", "much/too/deep/train.jsonl")
+    with pytest.raises(UserError, match=r"holds the splits main/test, main/train, socratic/train: choose one"):
+        questions(tmp_path)
+    assert questions(tmp_path / "main" / "train") == ["main/train/0000.parquet", "main/train/0001.parquet"]
+    assert questions(tmp_path / "main", "test") == ["main/test/0000.parquet"]
+    assert questions(tmp_path / "socratic") == questions(tmp_path / "socratic" / "train")
+
+
+def test_a_number_that_is_no_shard_belongs_to_the_name(tmp_path: Path) -> None:
+    touch(tmp_path, "aime-2024.jsonl", "aime-2025.jsonl")
+    with pytest.raises(UserError, match="holds the splits aime-2024, aime-2025"):
+        questions(tmp_path)
+    touch(tmp_path, "aime-2025.parquet")
+    with pytest.raises(UserError, match=r"aime-2025\.jsonl and .*aime-2025\.parquet are one split in two formats"):
+        questions(tmp_path / "aime-2025")
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.hub import HubDataModule
 from edge_grpo.errors import UserError
+from edge_grpo.types import Turn
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -45,6 +46,26 @@ def test_a_part_of_one_split(folder: Path) -> None:
     data = configured(f"data.name={folder}", "data.held_out_count=2")
     train, held_out = data.divide(*data.load())
     assert (len(train), len(held_out)) == (4, 2)
+
+
+def test_rows_of_other_programs(folder: Path) -> None:
+    import datasets
+
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": f"{i} + 1"}],
+            "reward_model": {"ground_truth": str(i + 1)},
+            "extra_info": {"index": i},
+        }
+        for i in range(3)
+    ]
+    (folder / "test.parquet").unlink()
+    datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
+    train, _ = configured(f"data.name={folder}", "data.held_out_count=1").load()
+    assert [(p.turns, p.question, p.answers) for p in train] == [
+        ((Turn("system", "Think."),), f"{i} + 1", (str(i + 1),)) for i in range(3)
+    ]
+    assert train[2].columns == {"reward_model": {"ground_truth": "3"}, "extra_info": {"index": 2}}
 
 
 def test_what_cannot_be_had_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

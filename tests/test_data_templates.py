@@ -12,6 +12,7 @@ from edge_grpo.data.base import prompt_tokens
 from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.types import Turn
 
 CONF = Path(__file__).parents[1] / "conf"
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -61,6 +62,49 @@ def test_a_chat_template_that_takes_no_prompt_at_all_is_told_the_templates_witho
     tokenizer.chat_template = "{{ raise_exception('use the processor') }}"
     with pytest.raises(UserError, match=r"\(use the processor\): choose data/template=plain, qwen_math or r1$"):
         configured("chat_user")("1+1", tokenizer)
+
+
+THINK = Turn("system", "Think.")
+EARLIER = (THINK, Turn("user", "1+0"), Turn("assistant", "1"))
+
+
+def test_a_chat_goes_through_the_chat_template_turn_by_turn() -> None:
+    tokenizer = byte_tokenizer()
+    bare = "<|system|>Think.<|user|>1+0<|assistant|>1<|user|>1+1<|assistant|>"
+    assert ChatTemplate("", "system")("1+1", tokenizer, EARLIER) == bare
+    # The data's system prompt stays the one system turn, and the first turn of the user as it was.
+    assert ChatTemplate("Box it.", "system")("1+1", tokenizer, EARLIER) == bare.replace("Think.", "Think.\nBox it.")
+    assert ChatTemplate("Box it.", "user")("1+1", tokenizer, EARLIER) == bare.replace("1+1", "1+1\nBox it.")
+    without_system = ChatTemplate("Box it.", "system")("1+1", tokenizer, EARLIER[1:])
+    assert without_system == bare.replace("Think.", "Box it.")
+
+
+def test_an_instruction_that_is_in_its_place_is_not_repeated() -> None:
+    tokenizer = byte_tokenizer()
+    told = Turn("system", "Think. Box it.")
+    assert ChatTemplate("Box it.", "system")("Q", tokenizer, [told]) == "<|system|>Think. Box it.<|user|>Q<|assistant|>"
+    assert ChatTemplate("Box it.", "user")("Q Box it.", tokenizer) == "<|user|>Q Box it.<|assistant|>"
+    # In another place it is another thing.
+    assert ChatTemplate("Box it.", "user")("Q", tokenizer, [told]).endswith("<|user|>Q\nBox it.<|assistant|>")
+
+
+@pytest.mark.parametrize("written", [REFUSES + FORGETS, FORGETS])
+def test_a_system_prompt_of_the_data_that_the_chat_template_does_not_take_is_refused(written: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = written
+    for name in ("chat", "chat_user", "question"):
+        with pytest.raises(UserError, match=r"data has system prompts; choose data/template=plain, qwen_math or r1"):
+            configured(name)("1+1", tokenizer, [THINK])
+    # A chat without one is no matter.
+    assert configured("question")("1+1", tokenizer, EARLIER[1:]) == "1+011+1"
+
+
+@pytest.mark.parametrize("name", ["plain", "qwen_math", "r1", "llama"])
+def test_a_fixed_text_puts_a_system_prompt_before_the_question_and_takes_no_other_turn(name: str) -> None:
+    template = configured(name)
+    assert template("1+1", None, [THINK]) == template("Think.\n\n1+1", None)
+    with pytest.raises(UserError, match=r"a chat with earlier turns \(system, user, assistant\), expected a question"):
+        template("1+1", None, EARLIER)
 
 
 def bos_tokenizer(adds: bool) -> Any:

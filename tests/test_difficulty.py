@@ -6,6 +6,7 @@ from small_runs import SMALL_MODEL, composed
 
 from edge_grpo.data.file import read_problems
 from edge_grpo.programs.difficulty_run import measure_difficulty
+from edge_grpo.types import Turn
 
 SMALL = (
     "data.train_count=5",
@@ -28,6 +29,30 @@ def test_writes_problems_with_their_rates(tmp_path):
     assert problems[0].solution.endswith(f"\\boxed{{{problems[0].answers[0]}}}")
     by_question = json.loads((tmp_path / "correctness_rates.json").read_text())
     assert by_question == {p.question: 0.0 for p in problems}
+
+
+def test_chats_and_other_columns_come_back(tmp_path):
+    path, earlier = tmp_path / "mine.jsonl", [{"role": "system", "content": "Think."}]
+    for i in range(2):
+        question = {"role": "user", "content": f"{i} + 1 = ?"}
+        row = {
+            "prompt": [*earlier, question],
+            "reward_model": {"ground_truth": i + 1},
+            "extra_info": {"half": "\ud83d"},
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    small = [text for text in SMALL if not text.startswith("data.")]
+    cfg, _ = composed("difficulty", "data=file", f"data.path={path}", *small, f"paths.run_dir={tmp_path / 'out'}")
+    measure_difficulty(cfg)
+    before, after = read_problems(path, {}, []), read_problems(tmp_path / "out" / "problems.jsonl", {}, [])
+    assert [(p.id, p.turns, p.question, p.answers) for p in after] == [
+        (p.id, p.turns, p.question, p.answers) for p in before
+    ]
+    assert [p.turns for p in after] == [(Turn("system", "Think."),)] * 2
+    assert [p.correctness_rate for p in after] == [0.0] * 2
+    kept = ("reward_model", "extra_info")
+    assert [[p.columns[name] for name in kept] for p in after] == [[p.columns[name] for name in kept] for p in before]
 
 
 def test_every_row_of_a_file_is_measured(tmp_path):
