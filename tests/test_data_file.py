@@ -232,7 +232,7 @@ def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -
         ("t.arrow", "no arrow", r"t\.arrow: cannot be read as arrow"),
         ("t.csv", "question,answer", r"t\.csv: no rows"),
         ("t.csv", "question,question\n1,2", r"t\.csv: two columns are called 'question': rename one"),
-        ("t.csv", 'question,answer\n"1,2', r"t\.csv: cannot be read as csv \(unexpected end of data\)"),
+        ("t.csv", 'question,answer\n"1,2', r"t\.csv:2: unexpected end of data; a quotation mark"),
         ("t.txt", "question,answer", r"t\.txt: cannot read \.txt, only \.json, .*\.csv"),
         ("t.jsonl.gz", "no gzip", r"t\.jsonl\.gz: cannot be read as gz"),
         ("t.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', r"t\.json: lists of objects stand under train, test"),

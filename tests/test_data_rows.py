@@ -128,10 +128,12 @@ def test_chats_written_in_other_ways_are_the_same_chat(tmp_path: Path) -> None:
 
 def test_a_system_prompt_stands_once(tmp_path: Path) -> None:
     prompt = [{"role": "system", "content": "Think."}, QUESTION]
-    rows = [{"prompt": prompt, "answer": "2", "system": system} for system in ("Think.", None, "Guess.")]
+    rows = [{"prompt": prompt, "answer": "2", "system_prompt": system} for system in ("Think.", None, "Guess.")]
     problems, bad_rows = read(tmp_path, *rows)
     assert [p.turns for p in problems] == [(Turn("system", "Think."),)] * 2
-    assert bad_rows == ["3: system is 'Guess.' (str), expected none beside the system turn of the chat, or the same"]
+    assert bad_rows == [
+        "3: system_prompt is 'Guess.' (str), expected none beside the system turn of the chat, or the same"
+    ]
 
 
 def test_the_gold_of_a_solution(tmp_path: Path) -> None:

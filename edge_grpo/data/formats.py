@@ -65,7 +65,7 @@ COMMON: Mapping[str, Names] = {
     "solution": ("solution",),
     "correctness_rate": ("correctness_rate",),
     "id": ("id",),
-    "system": ("system", "system_prompt"),
+    "system": ("system_prompt",),
 }
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from edge_grpo.data.values import (
     Place,
     chat,
     gold_answers,
+    gold_in_box,
     gsm8k,
     identity,
     is_text,
@@ -24,7 +26,6 @@ from edge_grpo.data.values import (
     text_or_none,
 )
 from edge_grpo.errors import UserError
-from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.seeding import stage_generator
 from edge_grpo.types import Problem, Turn
 
@@ -85,7 +86,7 @@ def _problem(values: Mapping[str, Any], row: Row, default_id: str, layout: Layou
         solution=solution,
         correctness_rate=rate(*read("correctness_rate")),
         origin=row.where,
-        columns={name: value for name, value in values.items() if name != layout.columns["question"]},
+        columns=MappingProxyType({k: value for k, value in values.items() if k != layout.columns["question"]}),
         turns=turns,
     )
 
@@ -126,7 +127,7 @@ def _gold(value: object, place: Place, solution: str | None, layout: Layout) -> 
         place.refuse_as("without a solution", "one, as there is no answer column")
     if worked:
         return gold_answers(worked[0], place), worked[1]
-    boxed = last_boxed(solution)
+    boxed = gold_in_box(solution)
     if boxed is None and layout.bare_solution and "\n" not in solution.strip():
         return gold_answers(solution, place), None
     if boxed is None:

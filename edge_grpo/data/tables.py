@@ -201,7 +201,7 @@ def _read_file(path: Path) -> list[tuple[int, object]]:
         return READERS[kind](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from error
-    except (pa.ArrowException, OSError, EOFError, zlib.error, csv.Error) as error:
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         said = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]} ({said[0]})") from error
 
@@ -261,7 +261,12 @@ def _read_csv(path: Path) -> list[tuple[int, object]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # solutions are longer than the 128 KiB it starts with
     delimiter = "\t" if _kind(path) == ".tsv" else ","
     rows = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
-    header = next(rows, [])
+    try:
+        header, *fields_of = [fields for fields in rows if fields] or [[]]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:{rows.line_num}: {error}; a quotation mark inside quoted text is written twice"
+        ) from error
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}: two columns are called {twice[0]!r}: rename one")
@@ -272,7 +277,7 @@ def _read_csv(path: Path) -> list[tuple[int, object]]:
             return Unreadable(f"of {len(fields)} fields", expected)
         return {name: value or None for name, value in zip(header, fields, strict=True)}
 
-    return [(number, record(fields)) for number, fields in enumerate((row for row in rows if row), start=1)]
+    return [(number, record(fields)) for number, fields in enumerate(fields_of, start=1)]
 
 
 def _read_parquet(path: Path) -> list[tuple[int, object]]:

@@ -8,10 +8,12 @@ from typing import Any, NoReturn, TypeGuard
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError
 from edge_grpo.data.tables import MAX_DIGITS
+from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.types import Turn
 
 GSM8K_ANSWER = re.compile(r"^####(?!#)[^\S\n]*(.*?)\s*\Z", re.MULTILINE)
 GSM8K_CALCULATION = re.compile(r"<<.*?>>")
+BARE_BOX = re.compile(r"\\boxed[ \t]+([^\s${}\\]+)")
 SURROGATE = re.compile("[\ud800-\udfff]")
 HUGE = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 ROLES = ("system", "user", "assistant")
@@ -124,6 +126,15 @@ def _answer_text(value: object) -> str:
         return ""
     # Tables hold whole numbers as floats where another row has a fraction.
     return str(int(value)) if value == int(value) else repr(value)
+
+
+def gold_in_box(solution: str) -> str | None:
+    r"""What the last box of a worked solution holds; some solutions of MATH (2103.03874) write it in other ways.
+
+    >>> [gold_in_box(text) for text in (r"So \boxed{\frac{1}{2}}.", r"It is \fbox{7}.", r"$\boxed 2$.", "2")]
+    ['\\frac{1}{2}', '7', '2', None]
+    """
+    return last_boxed(BARE_BOX.sub(r"\\boxed{\1}", solution.replace("\\fbox", "\\boxed")))
 
 
 def gsm8k(text: str) -> tuple[str, str] | None:
