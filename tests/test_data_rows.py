@@ -169,6 +169,12 @@ def test_a_lone_backslash_is_a_bad_row(tmp_path: Path, lost: str, field: str) ->
     assert bad_rows[0].endswith(f" with a control character, expected {word}: JSON writes a backslash twice, \\{word}")
 
 
+def test_a_lone_backslash_in_one_of_several_answers(tmp_path: Path) -> None:
+    problems, bad_rows = read(tmp_path, '{"question": "q", "answer": ["0.5", "\\frac{1}{2}"]}')
+    assert problems == []
+    assert bad_rows[0].startswith("1: answer is '\\x0crac{1}{2}' with a control character")
+
+
 def test_line_breaks_tabs_and_page_breaks_of_prose_stay(tmp_path: Path) -> None:
     text = "by\neq. (3)\tan apple\textra\r\nright\fChapter 2\n\nnot\tto\tfractions \\frac{1}{2} \\neq"
     problems, bad_rows = read(tmp_path, {"question": text, "answer": "1", "solution": text})

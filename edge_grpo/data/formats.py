@@ -240,6 +240,8 @@ def _meant(wanted: Sequence[str], field: str, there: Sequence[str]) -> str:
     ('Quesiton', '')
     >>> _meant(["answer"], "answer", ["my_answer"]), _meant(["answer"], "answer", ["meta.answer"])
     ('my_answer', 'meta.answer')
+    >>> _meant(["prompt"], "question", ["system_prompt"])  # another field's
+    ''
     """
     others = {name for of in FORMATS for other, names in of.columns.items() if other != field for name in names}
 
