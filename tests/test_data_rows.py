@@ -91,7 +91,10 @@ BAD_CHATS: list[tuple[Any, str]] = [
     ),
     ([QUESTION, "x"], "prompt is a chat whose turn 2 is str, expected an object {role, content}"),
     ([{"role": "user", "content": None}], "prompt is a chat whose turn 1 holds NoneType, expected a text"),
-    ([{"role": "user", "content": [{"type": "image"}]}], "prompt is a chat whose turn 1 holds list, expected a text"),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image"}]}],
+        "prompt is a chat whose turn 1 holds list, expected a text",
+    ),
     (
         [{"role": "user", "content": " "}],
         f"prompt is a chat whose last turn is empty, expected {TEXT}",
@@ -134,6 +137,13 @@ def test_a_system_prompt_stands_once(tmp_path: Path) -> None:
     assert bad_rows == [
         "3: system_prompt is 'Guess.' (str), expected none beside the system turn of the chat, or the same"
     ]
+
+
+def test_a_solution_column_goes_before_the_last_turn(tmp_path: Path) -> None:
+    messages = [QUESTION, {"role": "assistant", "content": "\\boxed{3}"}]
+    rows = [{"messages": messages, "solution": solution} for solution in ("\\boxed{2}", None)]
+    problems, _ = read(tmp_path, *rows)
+    assert [(p.answers, p.solution) for p in problems] == [(("2",), "\\boxed{2}"), (("3",), "\\boxed{3}")]
 
 
 def test_the_gold_of_a_solution(tmp_path: Path) -> None:
@@ -214,9 +224,9 @@ def test_a_broken_id_is_a_bad_row(tmp_path: Path) -> None:
 
 def test_csv(tmp_path: Path) -> None:
     path, bad_rows = tmp_path / "t.csv", []
-    path.write_text('question,answer,correctness_rate,solution\n"a, b",1,0.5,\n\nc,2\nd,3,x,\n')
-    (problem,) = read_problems(path, {}, bad_rows)
-    assert (problem.question, problem.correctness_rate, problem.solution) == ("a, b", 0.5, None)
+    path.write_text('question,answer,correctness_rate,solution\n"a, b",1,0.5,\n\nc,2\nd,3,x,\ne,4,,\n')
+    problems = read_problems(path, {}, bad_rows)
+    assert [(p.question, p.correctness_rate, p.solution) for p in problems] == [("a, b", 0.5, None), ("e", None, None)]
     assert [str(row).removeprefix(f"{path}:") for row in bad_rows] == [
         "2: line is of 2 fields, expected 4, as in the header",
         "3: correctness_rate is 'x' (str), expected a number in [0, 1] or null",

@@ -100,6 +100,16 @@ def test_every_completion_is_in_the_file_with_its_grading(finished):
     assert not list(folder.glob(".parts"))
 
 
+def test_a_benchmark_of_chats_is_asked_with_its_turns(tmp_path):
+    turns = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 + 1 = ?"}]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": turns, "reward_model": {"ground_truth": "2"}}))
+    args = ("evaluation=file", f"evaluation.benchmarks.file.path={tmp_path}/b.jsonl", "data/template=question")
+    evaluate(tmp_path / "out", *SMALL_MODEL, *args, "evaluation.max_new_tokens=2", "evaluation.num_samples=1")
+    (row,) = read_completions(tmp_path / "out").to_dict("records")
+    assert row["prompt"] == "<|system|>Think.<|user|>1 + 1 = ?<|assistant|>"
+    assert (row["question"], list(row["answers"])) == ("system: Think.\n\nuser: 1 + 1 = ?", ["2"])
+
+
 def test_the_results_name_the_policy_and_the_sampling(finished):
     results = json.loads((finished[0] / "results.json").read_text())
     assert set(results["benchmarks"]) == {"chain2", "chain5"}

@@ -1,6 +1,7 @@
 """Sampled completions: who wrote which part of them, as rows, as HTML, and across a resume."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -10,7 +11,7 @@ from edge_grpo.callbacks.samples import SampleWriter, describe_rows, pieces
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.loggers.hooks import RunLogger
 from edge_grpo.loggers.samples import as_html
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
+from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Turn
 
 KINDS = {"s": Provenance.SAMPLED, "i": Provenance.INJECTED, "r": Provenance.REFERENCE}
 EOS = 0
@@ -55,6 +56,13 @@ def test_pieces_are_runs_of_one_writer():
     ]
     # An EOS that somebody else wrote has no text, so it is no piece.
     assert pieces(response(("s", "2"), ("i", "\0")), decode) == [["sampled", "2"]]
+
+
+def test_a_chat_is_shown_with_its_turns():
+    scored = BATCH.scored
+    chat = replace(scored.rollout.problems[0], turns=(Turn("system", "Think."),))
+    batch = replace(BATCH, scored=replace(scored, rollout=replace(scored.rollout, problems=(chat,))))
+    assert describe_rows(batch, 1, decode)[0]["question"] == "system: Think.\n\nuser: 1 + 1?"
 
 
 def test_rows_hold_rewards_branch_and_pieces():
