@@ -73,6 +73,12 @@ def test_a_column_whose_name_has_a_dot_goes_before_a_nested_one(tmp_path: Path) 
             {},
             r"no answer column; .*found question, info\.golds; .*\[info\.golds\]",
         ),
+        ({"question": "q", "x": {"answer": 1}}, {"answer": ["x.anser"]}, r"looked for x\.anser, .*\[x\.answer\]\?$"),
+        (
+            {"question": "q", "answer": 1},
+            {"answer": "answer"},
+            r"data\.columns\.answer=answer: expected a list, \[answer\]",
+        ),
         # A named column that is not there is not replaced by another one.
         ({"question": "q", "answer": 1}, {"answer": ["anser"]}, r"looked for anser, .*\.answer=\[answer\]\?$"),
     ],

@@ -54,8 +54,9 @@ from edge_grpo.nearest import nearest
 
 FIELDS = ("question", "answer", "solution", "correctness_rate", "id", "system")
 
-Columns = dict[str, list[str] | None]
-"""field -> accepted column names, the first that the table has wins; null leaves it to the rows' format"""
+Columns = dict[str, list[str] | str | None]
+"""field -> accepted column names, the first that the table has wins; null leaves it to the rows' format. A text is
+refused by `check_columns`, which can say how it is written."""
 
 Names = tuple[str, ...]
 Has = Callable[[str], bool]
@@ -245,11 +246,13 @@ def _meant(wanted: Sequence[str], field: str, there: Sequence[str]) -> str:
     """
     others = {name for of in FORMATS for other, names in of.columns.items() if other != field for name in names}
 
+    leaves = [want.rpartition(".")[2].lower() for want in wanted]
+
     def likeness(name: str) -> float:
         leaf = name.rpartition(".")[2].lower()
-        if any(leaf == want or leaf.endswith(f"_{want}") for want in wanted):
+        if any(leaf == want or leaf.endswith(f"_{want}") for want in leaves):
             return 1.0
-        return max(difflib.SequenceMatcher(None, leaf, want).ratio() for want in wanted)
+        return max(difflib.SequenceMatcher(None, leaf, want).ratio() for want in leaves)
 
     near = [name for name in there if name not in others and likeness(name) >= 0.75]
     return max(near, key=likeness, default="")
