@@ -10,8 +10,9 @@ import torch
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
 from edge_grpo.data.checks import asked
+from edge_grpo.data.files import Unreadable
 from edge_grpo.data.formats import ABSENT, Layout, layout_of, lookup
-from edge_grpo.data.tables import Row, Unreadable
+from edge_grpo.data.tables import Row
 from edge_grpo.data.values import (
     TEXT,
     Place,

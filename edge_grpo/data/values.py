@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeGuard
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError
-from edge_grpo.data.tables import MAX_DIGITS
+from edge_grpo.data.files import MAX_DIGITS
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.types import Turn
 
