@@ -50,6 +50,7 @@ MANDATORY = {
     "data=hub": ("data.name=owner/name",),
     "model=hf": ("model.path=model",),
     "evaluation=file": ("evaluation.benchmarks.file.path=problems.jsonl",),
+    "reward=python": ("reward.function=operator:truth",),
     "evaluation=paper": ("paths.evaluation_suite=suite",),
 }
 

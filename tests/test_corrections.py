@@ -34,7 +34,7 @@ def sampled(text, eos=True):
     return Response(ids, -ones, ones, torch.zeros(len(ids), dtype=torch.int8), "stop" if eos else "length")
 
 
-def score(problems, texts):
+def score(problems, texts, responses=None):
     """Right if the gold answer stands in a box at the end."""
     right = torch.tensor(
         [t.rstrip(".").endswith(f"\\boxed{{{p.answers[0]}}}") for p, t in zip(problems, texts, strict=True)]

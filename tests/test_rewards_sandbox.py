@@ -173,7 +173,7 @@ def test_without_its_confinement_a_process_evaluates_nothing(tmp_path: Path) -> 
     script = (
         "from edge_grpo.rewards._fork_server_main import _Children\n"
         "from edge_grpo.rewards._sandbox import Sandbox\n"
-        f"print(_Children(Sandbox(('landlock',), 999), 5.0, 1).outcome({task!r})[0].decode())"
+        f"print(_Children(Sandbox(('landlock',), 999), 5.0, 1, 4096).outcome({task!r})[0].decode())"
     )
     assert in_a_process_of_its_own(script) == _frames.CRASH.decode() + "\n"
     assert not list(tmp_path.iterdir())

@@ -18,13 +18,22 @@ Encode = Callable[[str], tuple[int, ...]]
 """text -> token ids, no special tokens added"""
 
 
+class Score(Protocol):
+    """n problems, n texts and perhaps the n responses behind them -> n scores."""
+
+    def __call__(
+        self, problems: Sequence[Problem], texts: Sequence[str], responses: Sequence[Response] | None = None
+    ) -> Scores: ...
+
+
 @dataclass(frozen=True)
 class CorrectionTools:
     """What the training loop lends to a correction.
 
     Args:
         generate: (token prefixes, budgets) -> continuations by the policy, in order.
-        score: (problems, texts) -> their scores; each call grades.
+        score: (problems, texts) -> their scores; each call grades. A third argument, the responses behind the texts,
+            is for rewards that read tokens or the finish reason.
         encode: text -> token ids, no special tokens added.
         decode: token ids -> text without special tokens.
         eos_ids: tokens that end a response; the first one is written where an edit ends.
@@ -35,7 +44,7 @@ class CorrectionTools:
     """
 
     generate: Callable[[list[list[int]], list[int]], list[Response]]
-    score: Callable[[Sequence[Problem], Sequence[str]], Scores]
+    score: Score
     encode: Encode
     decode: Callable[[torch.Tensor], str]
     eos_ids: tuple[int, ...]

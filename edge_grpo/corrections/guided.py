@@ -193,7 +193,7 @@ def rescored(scored: ScoredRollout, edited: Mapping[int, Response], tools: Corre
         responses[row] = edited[row]
         texts[row] = tools.decode(edited[row].token_ids)
     problems = [scored.rollout.problem_of(row) for row in rows]
-    scores = tools.score(problems, [texts[row] for row in rows])
+    scores = tools.score(problems, [texts[row] for row in rows], [edited[row] for row in rows])
     return ScoredRollout(
         rollout=replace(scored.rollout, responses=tuple(responses)),
         texts=tuple(texts),

@@ -88,8 +88,9 @@ class ForcedReflection:
             sampling,
             [self._generator(scored, row, seed) for row in rows],
         )
-        texts = [policy.decode(join(begun[row], more).token_ids) for row, more in zip(rows, continuations, strict=True)]
-        correct = rewards([rollout.problem_of(row) for row in rows], texts).correct.tolist() if rows else []
+        whole = [join(begun[row], more) for row, more in zip(rows, continuations, strict=True)]
+        texts = [policy.decode(response.token_ids) for response in whole]
+        correct = rewards([rollout.problem_of(row) for row in rows], texts, whole).correct.tolist() if rows else []
         made = pd.DataFrame(
             {
                 "forced_response": pd.Series([policy.decode(r.token_ids) for r in continuations], dtype=object),

@@ -24,7 +24,8 @@ class ForkServer:
     """A process that forks those that grade. Not for several threads at once.
 
     Args:
-        settings: `timeout_s`, `memory_limit_gb`, `preload`, `layers` and `items_per_process` of `_fork_server_main`.
+        settings: `timeout_s`, `memory_limit_gb`, `preload`, `reply_bytes`, `layers` and `items_per_process` of
+            `_fork_server_main`.
         start_s: seconds it may take to start.
 
     Attributes:

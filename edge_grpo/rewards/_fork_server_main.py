@@ -1,7 +1,7 @@
 """The program of a fork server: it imports what grading needs and forks the processes that grade.
 
 A process that has seen what a model wrote is trusted with nothing. It ends after `items_per_process` items, and its
-reply is at most `_REPLY_BYTES` of JSON, read with a deadline. This program looks at no item.
+reply is at most `reply_bytes` of JSON, read with a deadline. This program looks at no item.
 """
 
 import gc
@@ -14,8 +14,6 @@ from typing import Any, NoReturn
 
 from edge_grpo.rewards import _frames
 from edge_grpo.rewards._sandbox import Sandbox, die_with_parent, limit_memory, preload
-
-_REPLY_BYTES = 4096
 
 
 def main() -> None:
@@ -31,7 +29,7 @@ def main() -> None:
     # Frozen objects keep their pages shared: no collection in a child writes to them.
     gc.collect()
     gc.freeze()
-    children = _Children(sandbox, settings["timeout_s"], settings["items_per_process"])
+    children = _Children(sandbox, settings["timeout_s"], settings["items_per_process"], settings["reply_bytes"])
     _frames.send(replies, _frames.READY, json.dumps(sandbox.layers).encode())
     while True:
         try:
@@ -45,10 +43,11 @@ def main() -> None:
 class _Children:
     """One child at a time, forked when it is needed."""
 
-    def __init__(self, sandbox: Sandbox, timeout_s: float, items_per_process: int) -> None:
+    def __init__(self, sandbox: Sandbox, timeout_s: float, items_per_process: int, reply_bytes: int) -> None:
         self._sandbox = sandbox
         self._timeout_s = timeout_s
         self._items_per_process = items_per_process
+        self._reply_bytes = reply_bytes
         self._pid: int | None = None
         self._tasks = self._replies = -1
         self._items = 0
@@ -60,7 +59,7 @@ class _Children:
                 self._fork()
             self._items += 1
             _frames.send(self._tasks, _frames.TASK, task)
-            kind, reply = _frames.receive(self._replies, self._timeout_s, _REPLY_BYTES)
+            kind, reply = _frames.receive(self._replies, self._timeout_s, self._reply_bytes)
         except TimeoutError:
             kind, reply = _frames.TIMEOUT, b""
         except _frames.TooLongError:

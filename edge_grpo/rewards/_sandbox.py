@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_grpo.rewards import _interpreter, _landlock, _seccomp
+from edge_grpo.rewards._load import module_of
 
 _PR_SET_PDEATHSIG = 1
 
@@ -39,12 +40,12 @@ def limit_memory(memory_limit_gb: float) -> None:
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Import the modules and call their `warm_up`, where they have one, so that no item's time-out pays for it.
+    """Import modules (or files) and call their `warm_up`, where they have one, so that no item's time-out pays for it.
 
     Modules that are built in are imported too: a confined process cannot do it any more.
     """
     for name in modules:
-        getattr(importlib.import_module(name), "warm_up", lambda: None)()
+        getattr(module_of(name), "warm_up", lambda: None)()
     for name in sys.builtin_module_names:
         if name not in _interpreter.BANNED_MODULES:
             importlib.import_module(name)

@@ -3,6 +3,7 @@
 "Right" is what the accuracy reward says and nothing else: a format bonus can never make a response right.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Rollout, ScoredRollout, Scores
+from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,10 @@ class Reward(Protocol):
     """One reward: n problems and n response texts in, [n] numbers out (`FunctionReward` makes one of a function).
 
     It may have `counts` (answers so far, `GRADING_COUNTS`), `state_dict` and `load_state_dict` (plain types, for
-    checkpoints) and, under the name `accuracy`, `ungradable` (what is wrong with each problem, or None) and `unparsed`
-    (which texts hold no answer that can be read).
+    checkpoints), `ungradable` (what is wrong with each problem, or None) and, under the name `accuracy`, `unparsed`
+    (which texts hold no answer that can be read). If it declares a keyword-only argument `responses`, it gets the n
+    `Response`s behind the texts, with tokens and finish reason; None for texts that nobody generated (references, gold
+    answers, pieces of a response).
     """
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor: ...
@@ -50,6 +53,7 @@ class WeightedRewards:
             raise UserError(f"reward.rewards names {sorted(rewards)} but reward.weights {sorted(weights)}")
         self.rewards = dict(rewards)
         self.weights = {name: float(weights[name]) for name in rewards}
+        self._takes_responses = {name for name, reward in self.rewards.items() if _takes_responses(reward)}
         self._counts = {"values": 0, "not_finite": 0}
 
     @property
@@ -63,21 +67,33 @@ class WeightedRewards:
         found = [getattr(reward, "counts", {}) for reward in self.rewards.values()]
         return {name: sum(counts.get(name, 0) for counts in found) for name in GRADING_COUNTS} | self._counts
 
-    def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Scores:
-        """Grade n responses, each exactly once."""
-        parts = {
-            name: self._finite(name, _numbers(name, reward, reward(problems, texts), len(texts)), problems)
-            for name, reward in self.rewards.items()
-        }
+    def __call__(
+        self, problems: Sequence[Problem], texts: Sequence[str], responses: Sequence[Response] | None = None
+    ) -> Scores:
+        """Grade n responses, each exactly once.
+
+        Args:
+            problems, texts: n each.
+            responses: [n], for the rewards that read more of a response than its text (see `Reward`).
+        """
+        parts = {}
+        for name, reward in self.rewards.items():
+            more: dict[str, Any] = {"responses": responses} if name in self._takes_responses else {}
+            values = _numbers(name, reward, reward(problems, texts, **more), len(texts))
+            parts[name] = self._finite(name, values, problems)
         total = torch.zeros(len(texts), dtype=torch.float32)
         for name, part in parts.items():
             total += self.weights[name] * part
         return Scores(rewards=total, parts=parts, correct=parts["accuracy"] >= 1.0)
 
     def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
-        """What the accuracy reward cannot grade, and why; None where it can, or if it cannot tell."""
-        accuracy = self.rewards["accuracy"]
-        return accuracy.ungradable(problems) if hasattr(accuracy, "ungradable") else [None] * len(problems)
+        """What the first reward that complains cannot grade, and why; None where none complains."""
+        complaints: list[str | None] = [None] * len(problems)
+        for reward in self.rewards.values():
+            if hasattr(reward, "ungradable"):
+                new = reward.ungradable(problems)
+                complaints = [old or its for old, its in zip(complaints, new, strict=True)]
+        return complaints
 
     def unparsed(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
         """Which texts hold no answer that can be read, as far as the accuracy reward can tell.
@@ -136,8 +152,17 @@ def _numbers(name: str, reward: Reward, values: Any, n: int) -> Tensor:
     return part
 
 
+def _takes_responses(reward: Reward) -> bool:
+    """Whether it declares a keyword-only argument `responses`; a positional one of that name is its texts."""
+    try:
+        parameter = inspect.signature(reward).parameters.get("responses")
+    except (TypeError, ValueError):  # a builtin has no signature
+        return False
+    return parameter is not None and parameter.kind is parameter.KEYWORD_ONLY
+
+
 def score_rollout(rollout: Rollout, rewards: WeightedRewards, decode: Callable[[Tensor], str]) -> ScoredRollout:
     """Decode and grade every row once."""
     texts = tuple(decode(response.token_ids) for response in rollout.responses)
     problems = [rollout.problem_of(row) for row in range(rollout.num_rows)]
-    return ScoredRollout(rollout=rollout, texts=texts, scores=rewards(problems, texts))
+    return ScoredRollout(rollout=rollout, texts=texts, scores=rewards(problems, texts, rollout.responses))

@@ -38,7 +38,9 @@ class KillablePool:
         memory_limit_gb: address space of a process in GiB (Linux).
         items_per_process: items that a process does before it ends. With 1, what an item does to the interpreter
             concerns no other item, which items that Python evaluates need; a fork costs about 10 ms.
-        preload: modules that a worker imports before its first item; it calls their `warm_up`, if they have one.
+        preload: modules (or files that end in `.py`) that a worker imports before its first item; it calls their
+            `warm_up`, if they have one.
+        reply_bytes: the longest reply that is read, in bytes of JSON; a longer one is an error.
 
     Attributes:
         counts: items lost so far: `timeout`, `error` (the function raised, or its result is none), `crash` (the
@@ -55,9 +57,10 @@ class KillablePool:
         memory_limit_gb: float,
         items_per_process: int = 1,
         preload: tuple[str, ...] = (),
+        reply_bytes: int = 4096,
     ) -> None:
         numbers = {"workers": workers, "timeout_s": timeout_s, "memory_limit_gb": memory_limit_gb}
-        for name, value in {**numbers, "items_per_process": items_per_process}.items():
+        for name, value in {**numbers, "items_per_process": items_per_process, "reply_bytes": reply_bytes}.items():
             if value <= 0:
                 raise UserError(f"{name} must be positive, got {value}")
         self.workers = workers
@@ -65,6 +68,7 @@ class KillablePool:
         self.memory_limit_gb = memory_limit_gb
         self.items_per_process = items_per_process
         self.preload = preload
+        self.reply_bytes = reply_bytes
         self.counts = {"timeout": 0, "error": 0, "crash": 0}
         self._layers = (*_KERNEL_LAYERS, "interpreter")  # of which a worker uses those that its kernel offers
         self._has_started = False
@@ -169,6 +173,7 @@ class KillablePool:
                 "memory_limit_gb": self.memory_limit_gb,
                 "items_per_process": self.items_per_process,
                 "preload": self.preload,
+                "reply_bytes": self.reply_bytes,
                 "layers": self._layers,
             }
             try:
