@@ -50,7 +50,7 @@ MANDATORY = {
     "data=hub": ("data.name=owner/name",),
     "model=hf": ("model.path=model",),
     "evaluation=file": ("evaluation.benchmarks.file.path=problems.jsonl",),
-    "reward=python": ("reward.function=operator:truth",),
+    "reward=python": (f"reward.function={Path(__file__).parent}/examples/my_rewards.py:exact",),
     "evaluation=paper": ("paths.evaluation_suite=suite",),
 }
 

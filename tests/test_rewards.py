@@ -122,7 +122,10 @@ def test_names_must_match_and_hold_accuracy() -> None:
 def test_every_config_builds_a_weighted_reward(path: Path) -> None:
     if path.stem == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
-    rewards = instantiate(OmegaConf.load(path))
+    cfg = OmegaConf.load(path)
+    if path.stem == "python":
+        cfg.function = f"{Path(__file__).parent}/examples/my_rewards.py:exact"
+    rewards = instantiate(cfg)
     assert isinstance(rewards, WeightedRewards)
     assert type(rewards.rewards) is dict
     assert all(weight == 1.0 for weight in rewards.weights.values())

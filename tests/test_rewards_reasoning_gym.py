@@ -6,10 +6,10 @@ from escapes import ESCAPES, NEXT_RESULT, Surroundings
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
-from edge_grpo.rewards.reasoning_gym import ReasoningGymAccuracy
+from edge_grpo.rewards.reasoning_gym import ReasoningGymAccuracy, without_wrapper
 from edge_grpo.types import Problem
 
-pytest.importorskip("reasoning_gym")
+create_dataset = pytest.importorskip("reasoning_gym").create_dataset
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,31 @@ def test_scores_are_the_generators_own_and_keep_their_order(accuracy: ReasoningG
     texts = [r"\boxed{AB}", r"\boxed{-4}", r"\boxed{['A', 'B']}", r"\boxed{4}", "-4", r"\boxed{" + "1" * 10_001 + "}"]
     problems = [INSERTION, SUM, INSERTION, SUM, SUM, SUM]
     assert accuracy(problems, texts).tolist() == pytest.approx([1.0, 1.0, 0.1, 0.0, 0.0, 0.0])
+
+
+# An answer of each kind: a number, Yes or No, a sentence, a word, a list, several lines.
+GENERATORS = (
+    *("leg_counting", "syllogism", "knights_knaves", "letter_jumble", "number_sorting", "binary_matrix"),
+    *("aiw", "decimal_arithmetic", "zebra_puzzles"),
+)
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+@pytest.mark.parametrize("wrapper", [r"\text{%s}", r"\mathrm{%s}", "$%s$", r"$\textbf{ %s }$", r"\(%s\)", "%s"])
+def test_a_right_answer_in_latex_is_right(accuracy: ReasoningGymAccuracy, generator: str, wrapper: str) -> None:
+    entry = create_dataset(generator, size=1, seed=3)[0]
+    assert accuracy([problem(generator, entry)], [rf"\boxed{{{wrapper % entry['answer']}}}"]).tolist() == [1.0]
+
+
+def test_a_wrong_answer_in_latex_is_wrong(accuracy: ReasoningGymAccuracy) -> None:
+    assert accuracy([SUM, SUM], [r"\boxed{\text{4}}", r"\boxed{$-5$}"]).tolist() == [0.0, 0.0]
+
+
+def test_only_what_wraps_the_whole_answer_is_taken_off() -> None:
+    kept = [r"\text{a} or \text{b}", "$1$ and $2$", r"\frac{1}{2}", r"5 \text{ cm}", r"\text{a", "", "$", r"\textit"]
+    assert [without_wrapper(answer) for answer in kept] == kept
+    assert without_wrapper(r"\text{\{a\} {b}}") == r"\{a\} {b}"
+    assert without_wrapper("$$" + r"\mathbf{\text{7}}" + "$$") == "7"
 
 
 def test_a_partial_score_is_not_right(accuracy: ReasoningGymAccuracy) -> None:

@@ -1,6 +1,7 @@
 """The accuracy reward of reasoning_gym's procedural problems: each generator's own scorer."""
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,19 @@ from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.rewards.pool import KillablePool
 from edge_grpo.types import Problem
 
+_WRAPPED = re.compile(
+    r"\\(?:text(?:rm|bf|it|tt|sf|normal)?|math(?:rm|bf|it|tt|sf)|mbox|operatorname)\s*\{(?P<macro>.*)\}"
+    r"|\$(?P<dollars>[^$]*)\$|\$\$(?P<display>[^$]*)\$\$|\\\((?P<parentheses>.*)\\\)",
+    re.DOTALL,
+)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
 
 class ReasoningGymAccuracy:
     r"""Score of the last `\boxed{...}` by the scorer of the generator that made the problem.
+
+    Scorers compare plain text, so what LaTeX wraps around the whole content is taken off: `\boxed{\text{Yes}}` and
+    `\boxed{$5$}` answer Yes and 5.
 
     Scores lie in [0, 1] and may be partial; only 1 counts as right (`WeightedRewards`). No box, a time-out, a crash
     or an exception score 0. Several of the scorers evaluate the answer as Python, so each answer gets a process of its
@@ -72,7 +83,7 @@ class ReasoningGymAccuracy:
             answer = last_boxed(text)
             if answer is not None and len(answer) <= self.max_answer_chars:
                 rows.append(row)
-                items.append((generator, entry, answer))
+                items.append((generator, entry, without_wrapper(answer)))
         without_answer = len(texts) - len(items)
         for name, n in (("total", len(texts)), ("fast", without_answer), ("unparsed", without_answer)):
             self._counts[name] += n
@@ -100,6 +111,29 @@ class ReasoningGymAccuracy:
             return f"reward=reasoning_gym needs problem.extra keys {missing}"
         generator = problem.extra["generator"]
         return None if self._is_generator(generator) else f"reasoning_gym has no generator named {generator!r}"
+
+
+def without_wrapper(answer: str) -> str:
+    r"""The answer without the text or font macros and dollar signs around the whole of it.
+
+    >>> without_wrapper(r"\text{Yes}"), without_wrapper(r"$\mathrm{ 5 }$"), without_wrapper(r"\text{a} or \text{b}")
+    ('Yes', '5', '\\text{a} or \\text{b}')
+    """
+    while (match := _WRAPPED.fullmatch(answer)) is not None:
+        if match["macro"] is not None and not _is_balanced(match["macro"]):
+            break
+        answer = match[match.lastgroup or 0].strip()
+    return answer
+
+
+def _is_balanced(text: str) -> bool:
+    """Whether no brace closes one that was opened before the text."""
+    depth = 0
+    for token in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _is_score(value: object) -> bool:
