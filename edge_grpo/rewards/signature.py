@@ -47,7 +47,7 @@ class Signature:
 
     | style | recognised by an argument called | called with |
     |---|---|---|
-    | trl | `prompts` or `completions` | lists; every column of the data, as a list, by its name |
+    | trl | `prompts`, `completions` or `completion_ids` | lists; every column of the data, as a list, by its name |
     | verl | `solution_str` | one response: `data_source`, `solution_str`, `ground_truth`, `extra_info` |
     | verl_batch | `solution_strs` | the plurals of these, as lists |
     | batch | `questions`, `answers`, `responses`, `finish_reasons` or `solutions` | lists; so are columns |
@@ -196,7 +196,7 @@ class Signature:
 
 
 def _style(names: set[str]) -> Style:
-    if names & {"prompts", "completions"}:
+    if names & {"prompts", "completions", "completion_ids"}:
         return "trl"
     if "solution_str" in names:
         return "verl"
