@@ -6,16 +6,19 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from small_runs import SHORT, SMALL_GRPO, equal_weights, metrics_rows, weights
+from test_corrections import encode, score, scored, tools
 
+from edge_grpo.corrections.guided import rescored
 from edge_grpo.errors import UserError
 from edge_grpo.responses import reference_response, written_response
 from edge_grpo.rewards.base import WeightedRewards
-from edge_grpo.rewards.function import FunctionReward
+from edge_grpo.rewards.function import FunctionReward, _is_reply
 from edge_grpo.rewards.python import PythonRewards
 from edge_grpo.types import Problem, Provenance
 
@@ -306,13 +309,13 @@ def test_a_column_that_no_row_has_is_refused_and_one_that_some_lack_makes_them_b
     def graded(response, level):
         return 0.0
 
-    rewards = WeightedRewards(
-        {"accuracy": FunctionReward(lambda response: 0.0), "more": FunctionReward(graded)}, {"accuracy": 1, "more": 1}
-    )
-    first, second = rewards.ungradable([SUM, BARE])
-    assert first is None
-    assert second is not None
-    assert second.startswith("no column 'level', which reward function")
+    content, needy = FunctionReward(lambda response: 0.0), FunctionReward(graded)
+    for accuracy, more in ((content, needy), (needy, content)):
+        rewards = WeightedRewards({"accuracy": accuracy, "more": more}, {"accuracy": 1, "more": 1})
+        first, second = rewards.ungradable([SUM, BARE])
+        assert first is None
+        assert second is not None
+        assert second.startswith("no column 'level', which reward function")
 
 
 # Finding the function
@@ -419,6 +422,36 @@ def test_only_a_reward_that_declares_responses_by_keyword_gets_them():
     assert seen["new"] is None
 
 
+def test_columns_are_copies_whatever_the_function_does_to_them():
+    problem = Problem("p", "?", ("2",), columns={"extra_info": {"index": 7}, "tags": ["a"]})
+
+    def one(response, columns, tags):
+        columns["extra_info"]["index"] += 1
+        tags.append("b")
+        return float(columns["extra_info"]["index"])
+
+    def trl(completions, **kwargs):
+        kwargs["tags"][0].append("b")
+        return [float(len(kwargs["tags"][0]))]
+
+    assert [FunctionReward(one)([problem], [""]).tolist() for _ in range(2)] == [[8.0]] * 2
+    assert [FunctionReward(trl)([problem], [""]).tolist() for _ in range(2)] == [[2.0]] * 2
+
+
+def test_a_correction_hands_the_responses_that_it_has_edited():
+    texts = ["a \\boxed{1}", "b \\boxed{7}"]
+    before = scored(texts, g=2)
+    seen = []
+
+    def score_and_keep(problems, texts, responses=None):
+        seen.append((texts, responses))
+        return score(problems, texts)
+
+    edited = {0: written_response(torch.tensor(encode("cut")), Provenance.REFERENCE, "length")}
+    rescored(before, edited, replace(tools(), score=score_and_keep))
+    assert seen == [(["cut"], [edited[0]])]
+
+
 # The sandbox
 
 SANDBOXED = """
@@ -493,6 +526,16 @@ def test_what_cannot_run_in_the_sandbox_is_refused(sandboxed):
         sandboxed("judge")
     with pytest.raises(UserError, match="sandbox=true needs function=module:function, as text"):
         FunctionReward(lambda response: 0.0, sandbox=True)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [[1.0], [1.0] * 3, [1.0, "1"], [True, 1.0], {"failed": 1}, {"failed": "x" * 1001}, {"failed": "", "a": 1}, 1.0],
+)
+def test_in_the_sandbox_a_reply_of_another_form_is_none(reply):
+    assert not _is_reply(reply, size=2)
+    assert _is_reply([1.0, None], size=2)
+    assert _is_reply({"failed": "raised"}, size=2)
 
 
 # Runs

@@ -8,7 +8,7 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
-from edge_grpo.rewards._load import load, raised
+from edge_grpo.rewards._load import load, one_line, raised
 
 Arguments = dict[str, Any]
 Value = float | None
@@ -48,7 +48,7 @@ def call_all(function: Callable[..., Any], calls: Sequence[tuple[Arguments, int 
         returned = asyncio.run(_gathered(returned))
     values: list[list[Value]] = []
     for index, (value, (_, count)) in enumerate(zip(returned, calls, strict=True)):
-        if isinstance(value, Exception):
+        if isinstance(value, BaseException):
             raise CallError(index, raised(value)) from value
         try:
             values.append([_number(value)] if count is None else _numbers(value, count))
@@ -110,4 +110,4 @@ def _number(returned: Any, place: str = "") -> float:
 
 
 def _shown(value: object) -> str:
-    return " ".join(repr(value).split())[:80]
+    return one_line(repr(value), 80)

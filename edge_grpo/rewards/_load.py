@@ -72,6 +72,15 @@ def load(name: str) -> Callable[..., Any]:
     return _function(name, module, attribute)
 
 
+def one_line(text: str, limit: int) -> str:
+    """The first characters on one line, without those that a terminal obeys: a model may have written them.
+
+    >>> one_line("two\\nlines \\x1b[2J", 80)
+    'two lines [2J'
+    """
+    return "".join(filter(str.isprintable, " ".join(text.split())))[:limit]
+
+
 def raised(error: BaseException) -> str:
     """What was raised and where, in one line of at most some 400 characters.
 
@@ -82,7 +91,7 @@ def raised(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})" if trace else ""
-    text = " ".join(str(error).split())[:300]
+    text = one_line(str(error), 300)
     return f"raised {type(error).__name__}{': ' if text else ''}{text}{place}"
 
 

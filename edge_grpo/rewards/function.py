@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards._call import Arguments, CallError, Value, call_all, call_by_name
-from edge_grpo.rewards._load import load
+from edge_grpo.rewards._load import load, one_line
 from edge_grpo.rewards.pool import KillablePool
 from edge_grpo.rewards.signature import Row, Signature
 from edge_grpo.types import Problem, Response
@@ -132,7 +132,9 @@ class FunctionReward:
         items = [(self.name, *call) for call in calls]
         size = len(rows) // len(calls)  # rows of a call
         found = pool.map(call_by_name, items, partial(_is_reply, size=size))
-        failures = [(i, reply["failed"]) for i, reply in enumerate(found) if isinstance(reply, dict)]
+        failures = [
+            (i, one_line(reply["failed"], _MESSAGE)) for i, reply in enumerate(found) if isinstance(reply, dict)
+        ]
         self._counts["total"] += len(rows)
         self._counts["error"] += len(failures) * size
         for kind, count in pool.counts.items():

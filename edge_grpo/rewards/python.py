@@ -55,12 +55,12 @@ class PythonRewards(WeightedRewards):
 
 def _part_names(functions: Sequence[str]) -> list[str]:
     """
-    >>> _part_names(["mine:score", "mine:short", "other.py:short", "third:accuracy"])
-    ['accuracy', 'short', 'short_2', 'accuracy_2']
+    >>> _part_names(["mine:score", "mine:short_2", "other.py:short", "third:short", "third:accuracy"])
+    ['accuracy', 'short_2', 'short', 'short_3', 'accuracy_2']
     """
     parts = ["accuracy"]
     for name in functions[1:]:
         bare = name.rpartition(":")[2]
-        number = sum(part == bare or part.rpartition("_")[0] == bare for part in parts)
-        parts.append(f"{bare}_{number + 1}" if number else bare)
+        candidates = (bare, *(f"{bare}_{number}" for number in range(2, len(functions) + 2)))
+        parts.append(next(part for part in candidates if part not in parts))
     return parts

@@ -28,6 +28,8 @@ OURS: Mapping[Style, tuple[str, ...]] = {
 
 # TRL's own trainer hands these; they belong to it, and there is nothing like them here.
 _OF_TRL = ("trainer_state", "log_extra", "log_metric", "environments")
+# What a function raises that takes a text for a list of messages, or the reverse.
+_MISREAD = ("Type", "Attribute", "Index")
 # TRL hands the other columns only.
 _NOT_OF_TRL = ("prompt", "completion", "completion_ids")
 
@@ -132,7 +134,7 @@ class Signature:
 
     def hint(self, message: str) -> str:
         """What may help against an error of the function."""
-        if self.style != "trl" or not message.startswith(("raised TypeError", "raised AttributeError")):
+        if self.style != "trl" or not message.startswith(tuple(f"raised {name}Error" for name in _MISREAD)):
             return ""
         return "; does it read chat messages where it gets texts, or the reverse? set conversational=true, or false"
 
