@@ -447,9 +447,9 @@ def test_a_correction_hands_the_responses_that_it_has_edited():
         seen.append((texts, responses))
         return score(problems, texts)
 
-    edited = {0: written_response(torch.tensor(encode("cut")), Provenance.REFERENCE, "length")}
+    edited = {1: written_response(torch.tensor(encode("cut")), Provenance.REFERENCE, "length")}
     rescored(before, edited, replace(tools(), score=score_and_keep))
-    assert seen == [(["cut"], [edited[0]])]
+    assert seen == [(["cut"], [edited[1]])]
 
 
 # The sandbox
@@ -503,6 +503,8 @@ def test_in_the_sandbox_no_response_can_hang_kill_or_write_anything(sandboxed, t
     assert reward([SUM] * 7, texts).tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     counts = reward.counts
     assert (counts["total"], counts["timeout"], counts["crash"], counts["error"]) == (7, 1, 1, 2)
+    assert reward([SUM], ["2"]).tolist() == [1.0]
+    assert reward.counts == {**counts, "total": 8}
     assert not (tmp_path / "trace").exists()
     assert "which counts as 0" not in caplog.text
     assert "in the sandbox that counts as 0 and in verifier/error_rate" in caplog.text
