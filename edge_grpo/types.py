@@ -7,7 +7,8 @@
     T  response length in tokens (of the longest response where padded)
     V  vocabulary
 
-Tokens go in and tokens come out: text is decoded for graders and people and is never encoded again.
+Tokens go in and tokens come out: text is decoded for graders and people and is never encoded again
+(`correction=guided_official` is the deliberate exception).
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,8 +63,10 @@ class Problem:
     """the row's columns besides the question's, as they stand in the table, for rewards that read them"""
     turns: tuple[Turn, ...] = ()
     """what stands before the question in its chat: a system prompt, earlier turns"""
+    prompt: str = ""
+    """the whole prompt as text, special tokens written out, set once by the data module"""
     prompt_ids: tuple[int, ...] = ()
-    """the prompt as tokens, set once by the data module"""
+    """the prompt as tokens, set with it"""
     solution_ids: tuple[int, ...] = ()
     """the reference as tokens without EOS, set once by the data module; empty if there is none"""
 

@@ -1,10 +1,13 @@
-"""`python tests/official.py [FOLDER]`: the update held against numbers of the released EDGE-GRPO trainer.
+"""`python tests/official.py [FOLDER]`: our own path held against numbers of the released EDGE-GRPO trainer.
 
-FOLDER (default: ../shared/official beside the checkout) holds a model and `released.npz`: what the released trainer
-computed in float64 on scripted rollouts. For every scenario the released prompt and completion tokens, masks and
-rewards go through `GRPOUpdate` with the advantage of `experiment=edge_grpo_official` or of its launched layout, and
-the largest difference of each quantity is printed. What comes before the update (texts, tokens and rewards after
-correction) is not compared: see "Not reproduced" in docs/departures.md.
+FOLDER (default: ../shared/official beside the checkout) holds a model, a tokenizer and `released.npz`: what the
+released trainer computed in float64 on scripted rollouts. For every scenario
+
+- the scripted responses are graded, corrected (branches and continuations are scripted too), encoded and graded again
+  as `experiment=edge_grpo_official` or its launched layout does it: the rows whose prompt, text, tokens or mask is not
+  the released one are counted, and the largest difference of a reward is taken;
+- the released prompt and completion tokens, masks and rewards go through `GRPOUpdate` with the advantage of that
+  experiment: the largest difference of each quantity is taken.
 
 Layouts: `one_batch`, all rows padded in one process; `row_a_rank`, one row a process, as the released script launches
 it, which has no padding. There bnpo is a mean over rows of their token means, so it is our loss=grpo.
@@ -14,25 +17,31 @@ import json
 import sys
 from collections import defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from small_runs import composed
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edge_grpo.advantages.base import AdvantageInputs
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.command_line.check import instantiate
-from edge_grpo.corrections.base import UNIFORM_WEIGHT
+from edge_grpo.corrections.base import UNIFORM_WEIGHT, CorrectionTools
+from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
+from edge_grpo.data.base import with_prompt
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.forward import MicrobatchForward
-from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
+from edge_grpo.rewards.base import score_rollout
+from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "official"
 PAD = "pad_is_eos"
@@ -63,12 +72,22 @@ class Released:
     def __contains__(self, what: str) -> bool:
         return f"{self.prefix}/{what}" in self.numbers
 
+    @property
+    def num_rows(self) -> int:
+        """N, where each row is on a rank of its own."""
+        return len({key.split("/")[4] for key in self.numbers if key.startswith(f"{self.prefix}/row")})
+
     def of_rows(self, what: str) -> list[Tensor]:
         """[N] of [T]; one batch is padded, rows on ranks of their own are not."""
         if self.layout == "one_batch":
             return list(self[what])
-        rows = len({key.split("/")[4] for key in self.numbers if key.startswith(f"{self.prefix}/row")})
-        return [self[f"row{row}/{what}"][0] for row in range(rows)]
+        return [self[f"row{row}/{what}"][0] for row in range(self.num_rows)]
+
+    def texts(self) -> list[str]:
+        """[N], after correction."""
+        if self.layout == "one_batch":
+            return self.numbers[f"{self.prefix}/texts"].tolist()
+        return [str(self.numbers[f"{self.prefix}/row{row}/texts"][0]) for row in range(self.num_rows)]
 
     def advantages(self) -> Tensor:
         """[N], before EDA."""
@@ -79,9 +98,7 @@ class Released:
         columns = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         problems, responses = [], []
         for prompt, shown, completion, mask in zip(*map(self.of_rows, columns), strict=True):
-            ids = completion[mask.bool()]
-            kinds = torch.full(ids.shape, Provenance.SAMPLED, dtype=torch.int8)
-            responses.append(Response(ids, torch.zeros(len(ids)), torch.zeros(len(ids)), kinds, "length"))
+            responses.append(sampled(completion[mask.bool()], "length"))
             problems.append(Problem(str(len(problems)), "", ("",), prompt_ids=tuple(prompt[shown.bool()].tolist())))
         rollout = Rollout(tuple(problems), tuple(responses), 1)
         device = torch.device("cpu")
@@ -101,10 +118,110 @@ class Given:
         return self.advantages, {}
 
 
+def sampled(ids: Tensor, finish_reason) -> Response:
+    kinds = torch.full(ids.shape, Provenance.SAMPLED, dtype=torch.int8)
+    return Response(ids, torch.zeros(len(ids)), torch.zeros(len(ids)), kinds, finish_reason)
+
+
+@cache
+def experiment(padded: bool):
+    """The settings of the preset for this layout; the tokenizer's chat template has the instruction already."""
+    preset = f"experiment=edge_grpo_official{'' if padded else '_launched'}"
+    cfg, _ = composed("train", preset, "data/template=question")
+    return cfg
+
+
 def official(base, padded: bool) -> EntropyDriven:
     """The advantage of the preset for this layout, over `base`."""
-    cfg, _ = composed("train", f"experiment=edge_grpo_official{'' if padded else '_launched'}")
-    return replace(instantiate(cfg.advantage), base=base)
+    return replace(instantiate(experiment(padded).advantage), base=base)
+
+
+class ScriptedChoices(OfficialGuidedCorrection):
+    """The branches of the rows that are corrected, one after the other, instead of drawn ones."""
+
+    def script(self, branches) -> None:
+        self.left = [branch for branch in branches if branch is not None]
+
+    def _draw(self, u, candidates):
+        branch = self.left.pop(0)
+        assert branch in candidates, f"{branch} is none of {list(candidates)}"
+        return branch
+
+
+def corrected(policy: Policy, scenario, padded: bool) -> ScoredRollout:
+    """The scripted responses after correction, by the stages of the preset."""
+    cfg = experiment(padded)
+    rewards, template = rewards_of(padded), instantiate(cfg.data.template)
+    eos = policy.tokenizer.eos_token_id
+
+    def responses(rows) -> list[Response]:
+        return [sampled(torch.tensor(row["ids"] + [eos] * row["eos"]), "stop") for row in rows]
+
+    def continuations(prefixes, budgets) -> list[Response]:
+        assert len(prefixes) == len(scenario["rows"])  # all of them, whether they reflect or not
+        assert set(budgets) == {256}
+        return responses(scenario["continuations"])
+
+    columns = (scenario[name] for name in ("questions", "answers", "solutions"))
+    problems = tuple(
+        with_prompt(Problem(question, question, (answer,), solution), template, policy.tokenizer)
+        for question, answer, solution in zip(*columns, strict=True)
+    )
+    rollout = Rollout(problems, tuple(responses(scenario["rows"])), scenario["G"])
+    settings = {name: value for name, value in cfg.correction.items() if name != "_target_"}
+    correction = ScriptedChoices(**settings)
+    correction.script(scenario["branches"])
+    tools = CorrectionTools(
+        generate=continuations,
+        score=rewards,
+        encode=policy.encode,
+        decode=policy.decode,
+        eos_ids=policy.eos_ids,
+        pad_id=policy.pad_id,
+        generator=torch.Generator(),
+        max_new_tokens=cfg.rollout.max_new_tokens,
+        max_reward=rewards.max_reward,
+        context_length=policy.context_length,
+    )
+    done = correction(score_rollout(rollout, rewards, policy.decode), tools)
+    assert done.branches == tuple(scenario["branches"])
+    return done.scored
+
+
+@cache
+def rewards_of(padded: bool):
+    return instantiate(experiment(padded).reward)
+
+
+def of_correction(policy: Policy, released: Released, scenario) -> dict[str, float]:
+    """Rows whose prompt, text, tokens or mask after correction is not the released one; difference of the rewards."""
+    padded = released.layout == "one_batch"
+    ours = corrected(policy, scenario, padded)
+    found: defaultdict[str, float] = defaultdict(float)
+    found["texts: unequal rows"] = sum(a != b for a, b in zip(ours.texts, released.texts(), strict=True))
+    rows = range(ours.rollout.num_rows)
+    for part in [rows] if padded else [[row] for row in rows]:
+        for name, values in as_released(ours.rollout, part, policy.pad_id).items():
+            theirs = released.of_rows(name)
+            unequal = [gap(value, theirs[row]) > 0 for value, row in zip(values, part, strict=True)]
+            found[f"{name}: unequal rows"] += sum(unequal)
+    if "rewards" in released:
+        scores = torch.stack([ours.scores.parts["format"], ours.scores.parts["accuracy"]], dim=1)
+        found["rewards"] = gap(scores, released["rewards"])
+    return dict(found)
+
+
+def as_released(rollout: Rollout, rows, pad_id: int) -> dict[str, Tensor]:
+    """Tokens and masks of an update batch as released: prompts padded on the left, completions on the right."""
+    batch = to_update_batch(rollout, rows, token_weight=UNIFORM_WEIGHT, pad_id=pad_id, device=torch.device("cpu"))
+    width = int(batch.prompt_lengths.max())
+    prompts = [batch.tokens[i, :n] for i, n in enumerate(batch.prompt_lengths.tolist())]
+    return {
+        "prompt_ids": torch.stack([F.pad(prompt, (width - len(prompt), 0), value=pad_id) for prompt in prompts]),
+        "prompt_mask": torch.arange(width)[None] >= width - batch.prompt_lengths[:, None],
+        "completion_ids": batch.response_tokens,
+        "completion_mask": batch.completion_mask,
+    }
 
 
 class Backward:
@@ -159,10 +276,12 @@ def differences(folder: Path = FOLDER) -> dict[str, float]:
     numbers = dict(np.load(folder / "released.npz", allow_pickle=False))
     scenarios = json.loads((folder / "scenarios.json").read_text())
     model = load_model(folder)
+    policy = Policy(model, AutoTokenizer.from_pretrained(folder / PAD))
     largest: defaultdict[str, float] = defaultdict(float)
     for scenario, loss, layout in sorted({tuple(key.split("/")[1:4]) for key in numbers}):
         released = Released(numbers, scenario, loss, layout)
         found = {**of_update(model, released, loss), **of_tokens(model, released)}
+        found |= of_correction(policy, released, scenarios[scenario])
         if "rewards" in released:
             found["advantages before EDA"] = of_advantages(released, scenarios[scenario]["G"])
         for name, value in found.items():
@@ -221,7 +340,7 @@ def main() -> None:
         print(f"skipped: {folder / 'released.npz'} is not there")
         return
     for name, value in sorted(differences(folder).items()):
-        print(f"{name:24} {value:.1e}")
+        print(f"{name:32} {value:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Guided error correction: branches, tokens, provenance, bounds."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ def score(problems, texts, responses=None):
     return Scores(rewards=right.float(), parts={"accuracy": right.float()}, correct=right)
 
 
-def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200, context_length=None):
+def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200, context_length=None, pad_id=None):
     def generate(prefixes, budgets):
         if calls is not None:
             calls.append((prefixes, budgets))
@@ -54,6 +55,7 @@ def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200,
         encode=encode,
         decode=decode,
         eos_ids=(EOS,),
+        pad_id=EOS if pad_id is None else pad_id,
         generator=torch.Generator().manual_seed(seed),
         max_new_tokens=max_new_tokens,
         max_reward=1.0,
@@ -69,7 +71,9 @@ def replace_length(response, budget):
 
 
 def scored(texts, g=4, solution="3 + 4 = 7\n\\boxed{7}", eos=True):
-    problem = Problem("p", "3 + 4 = ?", ("7",), solution, prompt_ids=encode("3 + 4 = ?"), solution_ids=encode(solution))
+    question = "3 + 4 = ?"
+    prompt = {"prompt": question, "prompt_ids": encode(question)}
+    problem = Problem("p", question, ("7",), solution, **prompt, solution_ids=encode(solution))
     rollout = Rollout((problem,) * (len(texts) // g), tuple(sampled(t, eos) for t in texts), g)
     problems = [rollout.problem_of(row) for row in range(len(texts))]
     return ScoredRollout(rollout, tuple(texts), score(problems, texts))
@@ -87,6 +91,11 @@ def guided(cls=GuidedCorrection, probabilities=(0.5, 0.25, 0.25), **changes):
     }
     names = ("reflect", "answer", "solution")
     return cls(probabilities=dict(zip(names, probabilities, strict=True)), **(settings | changes))
+
+
+def official(probabilities=(0.5, 0.25, 0.25), **changes):
+    settings = {"keep_eos": False, "max_batch_prompt_tokens": 256, "batch": "iteration"}
+    return guided(OfficialGuidedCorrection, probabilities, **(settings | changes))
 
 
 WRONG, RIGHT = "\\boxed{5}", "\\boxed{7}"
@@ -200,13 +209,15 @@ def test_a_branch_without_room_in_the_models_context_is_not_taken():
 
 
 def test_official_continues_the_rows_that_have_room_in_the_context():
-    # A right row of 40 tokens fills the context of 49 and cannot be continued; the wrong ones have 40 + 9 > 48.
+    # A right row of 41 tokens fills the context behind the prompt's 9 and cannot be continued; a wrong one has 40.
     calls = []
-    correction = guided(OfficialGuidedCorrection, (1, 0, 0), keep_eos=False, max_batch_prompt_tokens=256)
-    texts = [WRONG, "x" * 30 + RIGHT + ".", RIGHT, WRONG]
-    after = correction(scored(texts), tools(calls=calls, context_length=9 + 41))
+    texts = [WRONG, "x" * 31 + RIGHT + ".", RIGHT, WRONG]
+    after = official((1, 0, 0))(scored(texts), tools(calls=calls, context_length=9 + 41))
     assert after.branches == ("reflect", None, None, "reflect")
-    assert calls[0][1] == [1, 41 - 10, 1]  # RIGHT has 9 bytes and an EOS
+    assert calls[0][1] == [1, 41 - 9, 1]  # RIGHT has 9 bytes, and is continued without its EOS
+    without_room = official((1, 0, 0))(scored([WRONG] * 4), tools(context_length=9 + 40))
+    assert without_room.branches == ("no_room",) * 4
+    assert without_room.scored.texts == (WRONG,) * 4
 
 
 def bound(correction, max_new_tokens=200, **changes):
@@ -223,9 +234,8 @@ def test_how_long_a_response_can_become():
     assert bound(guided(probabilities=(0, 0, 1))) == [200]
     assert bound(guided(probabilities=(0, 0, 1)), max_new_tokens=10) == [20]
     assert bound(guided(probabilities=(0, 0, 1)), max_new_tokens=10, solution_passes=False) == [10]
-    official = {"keep_eos": False, "max_batch_prompt_tokens": 256}
-    assert bound(guided(OfficialGuidedCorrection, **official)) == [200 + 31 + 64]
-    assert bound(guided(OfficialGuidedCorrection, (0, 1, 0), **official)) == [200 + 84]
+    assert bound(official()) == [200 + 31 + 64]
+    assert bound(official((0, 1, 0))) == [200 + 84]
 
 
 @pytest.mark.parametrize("probabilities", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.25, 0.25)])
@@ -289,29 +299,124 @@ def test_keep_changes_nothing():
     assert Keep()(before, tools()).scored is before
 
 
+def two_prompts(texts):
+    """Two groups of four with these texts; the second one's prompt is a token longer."""
+    group = scored(texts)
+    longer = replace(group.rollout.problems[0], prompt="3 + 4 = ? ", prompt_ids=encode("3 + 4 = ? "))
+    rollout = Rollout((*group.rollout.problems, longer), group.rollout.responses * 2, 4)
+    return ScoredRollout(rollout, group.texts * 2, score([rollout.problem_of(r) for r in range(8)], group.texts * 2))
+
+
+def ids_of(after):
+    return [tuple(response.token_ids.tolist()) for response in after.scored.rollout.responses]
+
+
 def test_official_loses_every_eos_and_leading_tokens():
-    long = scored([WRONG, RIGHT, WRONG, WRONG])
-    problem = replace(long.rollout.problems[0], prompt_ids=encode("3 + 4 = ? "))
-    rollout = Rollout((*long.rollout.problems, problem), (*long.rollout.responses, *long.rollout.responses), 4)
-    texts = long.texts * 2
-    both = ScoredRollout(rollout, texts, score([rollout.problem_of(r) for r in range(8)], texts))
     calls = []
-    correction = guided(OfficialGuidedCorrection, (1, 0, 0), keep_eos=False, max_batch_prompt_tokens=256)
-    after = correction(both, tools(calls=calls))
-    assert not any(EOS in r.token_ids.tolist() for r in after.scored.rollout.responses)
-    assert len(calls[0][0]) == 8  # the whole batch is continued
+    after = official((1, 0, 0))(two_prompts([WRONG, RIGHT, WRONG, WRONG]), tools(calls=calls))
+    # The longest row of the batch is a corrected one behind the longer prompt; its EOS is lost, of nothing is left.
+    assert ids_of(after)[4] == encode(WRONG + REFLECT + " so \\boxed{7}")
     # The first group's prompts are one token shorter: its responses lose their first token.
-    assert decode(after.scored.rollout.responses[1].token_ids) == RIGHT[1:]
-    assert decode(after.scored.rollout.responses[5].token_ids) == RIGHT
+    assert ids_of(after)[0] == (*encode(WRONG + REFLECT + " so \\boxed{7}")[1:], EOS)
+    assert ids_of(after)[1] == (*encode(RIGHT)[1:], EOS)
+    assert ids_of(after)[5] == (*encode(RIGHT), EOS)
     # What is graded is the whole text all the same.
     assert after.scored.texts[1] == after.scored.texts[5] == RIGHT
     assert after.branches[1] is None
+    # The whole batch is continued, from text: the right row without its EOS.
+    assert [bytes(prefix) for prefix in calls[0][0][:2]] == [
+        bytes(encode("3 + 4 = ?" + WRONG + REFLECT)),
+        bytes(encode("3 + 4 = ?" + RIGHT)),
+    ]
+    assert len(calls[0][0]) == 8
+
+
+def test_official_padding_is_trained_where_it_is_not_eos():
+    pad = TOKENIZER.pad_token_id
+    assert pad != EOS
+    after = official((0, 0, 1))(scored([RIGHT, WRONG, RIGHT, WRONG]), tools(pad_id=pad))
+    # The reference has 19 tokens, a right response 9 and ten of padding.
+    assert ids_of(after) == [(*encode(RIGHT), *[pad] * 10), encode("3 + 4 = 7\n\\boxed{7}")] * 2
+    right, reference = after.scored.rollout.responses[:2]
+    assert right.provenance.tolist() == [Provenance.SAMPLED] * 9 + [Provenance.INJECTED] * 10
+    assert reference.provenance.tolist() == [Provenance.REFERENCE] * 19
+    assert (right.finish_reason, reference.finish_reason) == ("length", "length")
+    # Where it is, the first one ends the response.
+    ended = official((0, 0, 1))(scored([RIGHT, WRONG, RIGHT, WRONG]), tools())
+    assert ids_of(ended) == [(*encode(RIGHT), EOS), encode("3 + 4 = 7\n\\boxed{7}")] * 2
+    assert ended.scored.rollout.responses[0].finish_reason == "stop"
+
+
+def test_official_rows_alone_are_neither_padded_nor_cut():
+    after = official((0, 0, 1), batch="row")(two_prompts([RIGHT, WRONG, RIGHT, WRONG]), tools())
+    assert ids_of(after) == [encode(RIGHT), encode("3 + 4 = 7\n\\boxed{7}")] * 4
+    # Each row has its own bound on the prompt: the second group's has 10 tokens.
+    calls = []
+    before = two_prompts([RIGHT, WRONG, RIGHT, WRONG])
+    after = official((0, 0, 1), batch="row", max_batch_prompt_tokens=10)(before, tools(calls=calls))
+    assert after.branches == (None, "solution", None, "solution") + (None,) * 4
+    assert after.scored.rollout.responses[4:] == before.rollout.responses[4:]
+    assert [len(prefixes) for prefixes, _ in calls] == [4]
+
+
+def test_official_generates_even_when_no_row_reflects():
+    for texts, branches in (([RIGHT] * 4, (None,) * 4), ([WRONG] * 4, ("answer",) * 4)):
+        calls = []
+        after = official((0, 1, 0))(scored(texts), tools(calls=calls, continuation=" \\boxed{5}"))
+        assert after.branches == branches
+        assert [len(prefixes) for prefixes, _ in calls] == [4]
+        assert after.scored.scores.correct.all()  # the continuations are thrown away
+
+
+def test_official_encodes_prompt_and_response_as_one_text():
+    """A newline at the end of the prompt takes up the one that a reference begins with."""
+
+    def join_newlines(text):  # as Qwen2's tokenizer does: two newlines are one token, 256 here
+        return tuple(256 if piece == "\n\n" else ord(piece) for piece in re.findall("\n\n|.|\n", text))
+
+    before = scored([WRONG] * 4, solution="\nSo \\boxed{7}")
+    problem = replace(before.rollout.problems[0], prompt="?\n", prompt_ids=join_newlines("?\n"))
+    before = replace(before, rollout=replace(before.rollout, problems=(problem,)))
+    after = official((0, 0, 1))(before, replace(tools(), encode=join_newlines))
+    # Of ("?", "\n\n", "S", ...) two tokens are the prompt's.
+    assert ids_of(after) == [join_newlines("So \\boxed{7}")] * 4
+    assert after.scored.texts == ("\nSo \\boxed{7}",) * 4
+
+
+def test_official_wrong_is_what_has_less_than_the_highest_reward():
+    before = scored([RIGHT] * 4)
+    poor = replace(before.scores, rewards=torch.tensor([1.0, 0.5, 1.0, 1.0]))
+    assert official((0, 1, 0))(replace(before, scores=poor), tools()).branches == (None, "answer", None, None)
+
+
+def test_official_keeps_the_spaces_of_a_text():
+    text = f" \n {RIGHT}"
+    assert ids_of(official()(scored([text] * 4), tools())) == [encode(text)] * 4
+
+
+def test_official_responses_end_with_the_tokenizers_own_eos():
+    # The model's generation config has a second one, which the released code does not look for.
+    second = replace(tools(), eos_ids=(EOS, ord("b")))
+    assert ids_of(official((0, 0, 1))(scored([RIGHT, WRONG, RIGHT, WRONG]), second))[0] == (*encode(RIGHT), EOS)
 
 
 def test_official_skips_batches_with_a_long_prompt():
-    correction = guided(OfficialGuidedCorrection, keep_eos=False, max_batch_prompt_tokens=9)  # "3 + 4 = ?" has 9
+    correction = official(max_batch_prompt_tokens=9)  # "3 + 4 = ?" has 9
     before = scored([WRONG] * 4)
     assert correction(before, tools()).scored is before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keep_eos": True},
+        {"max_response_tokens": 100},
+        {"loss_weights": {"sampled": 1.0, "injected": 0.5, "reference": 1.0}},
+    ],
+)
+def test_official_refuses_what_the_released_code_does_not_know(changes):
+    with pytest.raises(UserError, match=r"guided_official needs .*keep_eos=false.*null.*loss_weights of 1"):
+        official(**changes)
 
 
 @pytest.mark.parametrize(

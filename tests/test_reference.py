@@ -3,6 +3,8 @@
 import pytest
 from small_runs import SHORT, metrics_rows, run_small
 
+from edge_grpo.errors import UserError
+
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true", "bf16-mixed"])
 def test_the_policy_starts_at_its_reference_in_every_precision(precision, tmp_path):
@@ -13,3 +15,9 @@ def test_the_policy_starts_at_its_reference_in_every_precision(precision, tmp_pa
     first, second = (float(row["train/kl"]) for row in metrics_rows(folder)[:2])
     assert first == 0
     assert second > 0
+
+
+def test_the_official_correction_refuses_a_reference_before_any_work(tmp_path):
+    with pytest.raises(UserError, match=r"loss\.beta=0\.1: correction=guided_official .*; set loss\.beta=0"):
+        run_small(tmp_path / "run", "experiment=edge_grpo_official", "loss.beta=0.1")
+    assert not (tmp_path / "run" / "metrics.csv").exists()

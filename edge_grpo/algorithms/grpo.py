@@ -36,7 +36,8 @@ class GRPOModule(PolicyModule):
         shared: arguments of `PolicyModule`.
 
     Raises:
-        UserError: G below 2, mu below 1, or two strategies that define the same metric.
+        UserError: G below 2, mu below 1, two strategies that define the same metric, or a KL term that the correction
+            refuses.
     """
 
     corrects = True
@@ -58,6 +59,8 @@ class GRPOModule(PolicyModule):
             raise UserError(f"algorithm.update_epochs={update_epochs} must be at least 1")
         if self.rollout.sampling.greedy:
             raise UserError("rollout.temperature=0: greedy responses of a group are all equal, which teaches nothing")
+        if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
+            raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
         self.correction, self.group_filter = correction, group_filter
         self.advantage, self.loss = advantage, loss
         self.strategy_metrics = declared((correction, advantage, loss), describe)
@@ -135,6 +138,7 @@ class GRPOModule(PolicyModule):
             encode=self.policy.encode,
             decode=self.policy.decode,
             eos_ids=self.policy.eos_ids,
+            pad_id=self.policy.pad_id,
             generator=self._generator("correction"),
             max_new_tokens=self.rollout.max_new_tokens,
             max_reward=self.rewards.max_reward,

@@ -36,7 +36,8 @@ class CorrectionTools:
             is for rewards that read tokens or the finish reason.
         encode: text -> token ids, no special tokens added.
         decode: token ids -> text without special tokens.
-        eos_ids: tokens that end a response; the first one is written where an edit ends.
+        eos_ids: tokens that end a response; the first one, the tokenizer's own, is written where an edit ends.
+        pad_id: the tokenizer's padding token; its EOS if it has none.
         generator: CPU generator of this stage and iteration.
         max_new_tokens: the rollout's budget.
         max_reward: the reward of a perfect response.
@@ -48,6 +49,7 @@ class CorrectionTools:
     encode: Encode
     decode: Callable[[torch.Tensor], str]
     eos_ids: tuple[int, ...]
+    pad_id: int
     generator: torch.Generator
     max_new_tokens: int
     max_reward: float
@@ -71,7 +73,10 @@ class Corrected:
 
 
 class Correction(Protocol):
-    """Correction strategy."""
+    """Correction strategy.
+
+    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence.
+    """
 
     token_weight: Mapping[Provenance, float]
     """loss weight of a token by who wrote it"""

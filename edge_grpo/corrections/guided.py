@@ -1,6 +1,6 @@
 """Guided Error Correction (GEC) of EDGE-GRPO; with probabilities (1, 0, 0) the baseline Force-R."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -120,7 +120,7 @@ class GuidedCorrection:
         edited |= self._reflect(rollout, reflecting, tools)
         return edited, tuple(branches)
 
-    def _draw(self, u: float, candidates: Mapping[str, Response]) -> str | None:
+    def _draw(self, u: float, candidates: Collection[str]) -> str | None:
         """The branch at quantile u of the probabilities renormalised to the candidates; None if there are none."""
         total = sum(self.probabilities[branch] for branch in candidates)
         cumulative, chosen = 0.0, None

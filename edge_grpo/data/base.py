@@ -28,11 +28,10 @@ class PromptTemplate(Protocol):
     def __call__(self, question: str, tokenizer: Any, turns: Sequence[Turn] = ()) -> str: ...
 
 
-def prompt_tokens(
-    question: str, template: PromptTemplate, tokenizer: Any, turns: Sequence[Turn] = ()
-) -> tuple[int, ...]:
-    """The prompt as tokens."""
-    return tuple(tokenizer(template(question, tokenizer, turns), add_special_tokens=False)["input_ids"])
+def with_prompt(problem: Problem, template: PromptTemplate, tokenizer: Any) -> Problem:
+    """The problem with its prompt as text and as tokens."""
+    prompt = template(problem.question, tokenizer, problem.turns)
+    return replace(problem, prompt=prompt, prompt_ids=tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]))
 
 
 class ProblemDataModule(pl.LightningDataModule):
@@ -208,17 +207,16 @@ class ProblemDataModule(pl.LightningDataModule):
         Raises:
             BadRowError: the prompt is over the budget, or has turns that the template has no place for.
         """
-        template = self.template_for(problem)
         try:
-            prompt_ids = prompt_tokens(problem.question, template, tokenizer, problem.turns)
+            encoded = with_prompt(problem, self.template_for(problem), tokenizer)
         except EarlierTurnsError as error:
             raise BadRowError(BadRow(problem.origin, "prompt", error.found, error.expected)) from error
-        if len(prompt_ids) > self.max_prompt_tokens:
-            found = f"{len(prompt_ids)} tokens long"
+        if len(encoded.prompt_ids) > self.max_prompt_tokens:
+            found = f"{len(encoded.prompt_ids)} tokens long"
             expected = f"at most data.max_prompt_tokens={self.max_prompt_tokens}"
             raise BadRowError(BadRow(problem.origin, "prompt", found, expected))
         solution = tokenizer(problem.solution, add_special_tokens=False)["input_ids"] if problem.solution else ()
-        return replace(problem, prompt_ids=prompt_ids, solution_ids=tuple(solution))
+        return replace(encoded, solution_ids=tuple(solution))
 
     def template_for(self, problem: Problem) -> PromptTemplate:
         """The template of one problem; the same for all unless a subclass mixes them."""

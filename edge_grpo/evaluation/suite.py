@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from edge_grpo.data.base import PromptTemplate, prompt_tokens
+from edge_grpo.data.base import PromptTemplate, with_prompt
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.benchmarks import Benchmark, load_benchmarks
 from edge_grpo.evaluation.sampling import room, sample
@@ -77,9 +76,7 @@ class Evaluation:
         """
         template = self.template or template
         self.sets = {
-            name: tuple(
-                replace(p, prompt_ids=prompt_tokens(p.question, template, policy.tokenizer, p.turns)) for p in problems
-            )
+            name: tuple(with_prompt(problem, template, policy.tokenizer) for problem in problems)
             for name, problems in load_benchmarks(self.benchmarks, self.limit).items()
         }
         for name, problems in self.sets.items():
