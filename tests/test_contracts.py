@@ -51,6 +51,7 @@ MANDATORY = {
     "model=hf": ("model.path=model",),
     "evaluation=file": ("evaluation.benchmarks.file.path=problems.jsonl",),
     "reward=python": (f"reward.function={Path(__file__).parent}/examples/my_rewards.py:exact",),
+    "evaluation=official_evaluate_model": ("paths.evaluation_suite=suite",),
     "evaluation=paper": ("paths.evaluation_suite=suite",),
 }
 

@@ -91,3 +91,22 @@ def test_a_benchmark_may_not_take_the_name_of_another_set():
     cfg, _ = composed("train", "evaluation=arithmetic", "+evaluation.benchmarks.total=${evaluation.benchmarks.chain2}")
     with pytest.raises(UserError, match=r"evaluation\.benchmarks\.total: total is a set of every run"):
         instantiate(cfg.evaluation)
+
+
+def test_the_released_trainer_evaluates_as_it_trains():
+    cfg, _ = composed("train", "evaluation=official_trainer", "rollout.temperature=0.6", "algorithm.num_generations=5")
+    evaluation = instantiate(cfg.evaluation)
+    assert evaluation.correct
+    assert (evaluation.num_samples, evaluation.max_new_tokens) == (5, cfg.rollout.max_new_tokens)
+    assert evaluation.sampling == instantiate(cfg.rollout).sampling
+    assert evaluation.seed == cfg.seed
+
+
+def test_the_released_evaluate_model_never_corrects_and_takes_the_clock():
+    for program in ("train", "evaluate"):
+        cfg, _ = composed(program, "evaluation=official_evaluate_model", "paths.evaluation_suite=DIR", "seed=5")
+        first, second = instantiate(cfg.evaluation), instantiate(cfg.evaluation)
+        assert not getattr(first, "correct", False)
+        assert (first.sampling.temperature, first.max_new_tokens, first.num_samples) == (0.1, 3000, 1)
+        assert list(first.benchmarks) == ["AIME24", "AMC", "MATH500", "Minerva", "OlympiadBench"] == first.average
+        assert first.seed != second.seed
