@@ -138,6 +138,32 @@ def test_official_config_rewards_the_format_of_anything() -> None:
     assert scores.correct.tolist() == [True, False]
 
 
+OFFICIAL_PAIRS = (  # answer, gold answer, right?
+    ("5", r"\text{5}", True),
+    (r"\frac12", r"\text{\frac{1}{2}}", True),
+    (r"\frac{1}{2}", r"\frac{1}{2}.", True),
+    ("Monday", "Monday.", True),
+    ("Tuesday", r"\text{Monday}", False),
+    ("5", "x = 5", True),
+    ("y=5", "x = 5", True),
+    (r"\text{x = 5}", "5.", True),
+    ("6", "x = 5.", False),
+    ("x", "x = 5", False),
+    ("2x", "f(x) = 2x", True),  # as everywhere
+)
+
+
+def test_official_grader_takes_off_what_stands_around_an_answer() -> None:
+    rewards = instantiate(OmegaConf.load(next(path for path in CONF if path.stem == "official")))
+    problems = [problem(gold) for _, gold, _ in OFFICIAL_PAIRS]
+    texts = [rf"so \boxed{{{answer}}}" for answer, _, _ in OFFICIAL_PAIRS]
+    assert rewards(problems, texts).correct.tolist() == [right for _, _, right in OFFICIAL_PAIRS]
+    assert not any(rewards.unparsed(problems, texts))
+    # What can be read without them is a gold answer.
+    assert rewards.ungradable([problem(r"\frac{1}{2}."), problem(r"\text{\frac{1}{2}}")]) == [None, None]
+    assert rewards.ungradable([problem("(1,")]) != [None]
+
+
 class Given:
     """A reward of given values."""
 
