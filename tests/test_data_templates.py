@@ -8,11 +8,16 @@ from hydra import compose, initialize_config_dir
 from tokenizers.processors import TemplateProcessing
 
 from edge_grpo.command_line.check import instantiate
-from edge_grpo.data.base import prompt_tokens
+from edge_grpo.data.base import with_prompt
 from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Turn
+from edge_grpo.types import Problem, Turn
+
+
+def prompt_ids(question: str, template: Any, tokenizer: Any) -> tuple[int, ...]:
+    return with_prompt(Problem("p", question, ()), template, tokenizer).prompt_ids
+
 
 CONF = Path(__file__).parents[1] / "conf"
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -122,20 +127,20 @@ def test_a_text_begins_with_the_bos_that_the_tokenizer_adds_and_only_then(name: 
     adds, knows = bos_tokenizer(True), bos_tokenizer(False)
     template = configured(name)
     with caplog.at_level("INFO"):
-        ids = [prompt_tokens(question, template, adds) for question in ("Q", "1+1")]
+        ids = [prompt_ids(question, template, adds) for question in ("Q", "1+1")]
     assert caplog.messages == ["prompts begin with <|begin_of_text|>, which the tokenizer adds to every text"]
     # The same ids as of the official programs, which hand the tokenizer the text.
     assert ids[0] == tuple(adds(configured(name)("Q", None))["input_ids"])
     assert [row.count(adds.bos_token_id) for row in ids] == [1, 1]
-    assert ids[0][1:] == prompt_tokens("Q", template, knows)
+    assert ids[0][1:] == prompt_ids("Q", template, knows)
 
 
 def test_a_bos_that_is_written_out_is_not_doubled() -> None:
     tokenizer = bos_tokenizer(True)
-    ids = prompt_tokens("Q", configured("llama"), tokenizer)
+    ids = prompt_ids("Q", configured("llama"), tokenizer)
     assert ids.count(tokenizer.bos_token_id) == 1
     tokenizer.chat_template = "<|begin_of_text|>{{ messages[0]['content'] }}"
-    assert prompt_tokens("Q", configured("question"), tokenizer).count(tokenizer.bos_token_id) == 1
+    assert prompt_ids("Q", configured("question"), tokenizer).count(tokenizer.bos_token_id) == 1
 
 
 def test_braces_of_latex_stay_as_they_are() -> None:
