@@ -11,8 +11,7 @@ Verdict = Literal["right", "wrong", "unparsed"]
 
 warnings.filterwarnings("ignore", module=r"latex2sympy2_extended|sympy|antlr4")
 
-# Answers of the usual kinds, each with a gold answer that costs a comparison.
-_USUAL = (
+USUAL = (
     (r"62.5\%", "5/8"),
     (r"3\frac{1}{2}", r"\frac{14}{4}"),
     (r"-\frac{1}{4}", "0.26"),
@@ -31,6 +30,7 @@ _USUAL = (
     (r"\{1, 2\}", r"n! \binom{5}{2}"),
     (r"x \ge 3", r"[3, \infty)"),
 )
+"""answers of the usual kinds, each with a gold answer that costs a comparison"""
 
 
 def grade(item: tuple[str, tuple[str, ...], float | None]) -> Verdict:
@@ -53,7 +53,7 @@ def grade(item: tuple[str, tuple[str, ...], float | None]) -> Verdict:
 
 def warm_up() -> None:
     """Fill the caches of the parser and of sympy, which every process that is forked from this one then has."""
-    for answer, gold in _USUAL:
+    for answer, gold in USUAL:
         grade((answer, (gold,), None))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.answers.options import with_options
-from edge_grpo.rewards.boxed import final_answers
+from edge_grpo.rewards.boxed import final_answers, last_boxed
 from edge_grpo.rewards.verifier import AnswerVerifier, Pair
 from edge_grpo.types import Problem
 
@@ -28,10 +28,13 @@ class Accuracy:
 
     Args:
         verifier: decides equality; graded in one call, so that it can work in parallel.
+        last_box_only: the last box alone counts (the released code), without the boxes of a list before it, a
+            comparison outside of it, and the options of a multiple choice.
     """
 
-    def __init__(self, verifier: AnswerVerifier) -> None:
+    def __init__(self, verifier: AnswerVerifier, last_box_only: bool = False) -> None:
         self.verifier = verifier
+        self.last_box_only = last_box_only
 
     @property
     def counts(self) -> dict[str, int]:
@@ -47,11 +50,11 @@ class Accuracy:
         for problem in problems:
             if not problem.answers:
                 raise UserError(f"{problem.origin or problem.id}: no gold answer, so nothing can be graded")
-        return torch.tensor(_any(_pairs(problems, texts), self.verifier), dtype=torch.float32)
+        return torch.tensor(_any(self._pairs(problems, texts), self.verifier), dtype=torch.float32)
 
     def unparsed(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
         """Which texts, graded before, hold no boxed answer or one that the verifier (if it tells) could not read."""
-        rows = _pairs(problems, texts)
+        rows = self._pairs(problems, texts)
         if not hasattr(self.verifier, "known"):
             return [pairs[0][0] is None for pairs in rows]
         return [all(verdict == "unparsed" for verdict in self.verifier.known(pairs)) for pairs in rows]
@@ -77,6 +80,16 @@ class Accuracy:
             )
         return [_complaint(problem.answers, broken) for problem in problems]
 
+    def _pairs(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[list[Pair]]:
+        """Of each row the readings of its answer, at least one (None: it has no answer)."""
+        rows = zip(problems, texts, strict=True)
+        if self.last_box_only:
+            return [[(last_boxed(text), problem.answers)] for problem, text in rows]
+        return [
+            [(answer, with_options(problem.question, problem.answers)) for answer in final_answers(text) or (None,)]
+            for problem, text in rows
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """The verifier's state; empty if it has none."""
         return self.verifier.state_dict() if hasattr(self.verifier, "state_dict") else {}
@@ -85,14 +98,6 @@ class Accuracy:
         """Hand the verifier its state; a verifier without any ignores that of another."""
         if hasattr(self.verifier, "load_state_dict"):
             self.verifier.load_state_dict(state)
-
-
-def _pairs(problems: Sequence[Problem], texts: Sequence[str]) -> list[list[Pair]]:
-    """Of each row the readings of its answer, at least one (None: it has no answer)."""
-    return [
-        [(answer, with_options(problem.question, problem.answers)) for answer in final_answers(text) or (None,)]
-        for problem, text in zip(problems, texts, strict=True)
-    ]
 
 
 def _any(rows: Sequence[Sequence[Pair]], verifier: AnswerVerifier) -> list[bool]:

@@ -66,6 +66,8 @@ def final_answers(text: str) -> tuple[str, ...]:
     if len(set(contents)) > 1:
         return (" , ".join(contents),)
     answer = contents[-1]
+    if len(contents) > 1:  # the same one several times
+        return (answer, " , ".join(contents))
     relation = _RELATION.search(text[max(0, boxes[-1].begin - 40) : boxes[-1].begin])
     return (answer, f"{relation[1]}{relation[2]} {answer}") if relation else (answer,)
 

@@ -1,8 +1,9 @@
-r"""Which answers the released EDGE-GRPO grader counts right beside those of `MathVerifier`."""
+r"""Which answers the released EDGE-GRPO grader counts right."""
 
 import re
 from collections.abc import Sequence
 
+from edge_grpo.rewards import _official_grade
 from edge_grpo.rewards._grade import Verdict
 from edge_grpo.rewards.verifier import MathVerifier, Pair
 
@@ -12,7 +13,7 @@ _BEFORE_DOT = re.compile(r"(.*[^.\s])\s*\.", re.DOTALL)
 
 
 class OfficialVerifier(MathVerifier):
-    r"""`MathVerifier` on answers and gold answers without `\text{}` around them, `x =` before or a dot behind them.
+    r"""math-verify's verdict on answers and gold answers without `\text{}` around, `x =` before or a dot behind them.
 
     The released grader (arXiv 2507.21848, released code) takes these off before it compares, so that an answer matches
     a gold answer written in any of these ways, or one for another letter. What else it does differently is listed
@@ -21,6 +22,12 @@ class OfficialVerifier(MathVerifier):
     Args:
         workers, timeout_s, max_answer_chars, memory_limit_gb: see `MathVerifier`.
     """
+
+    _grade = staticmethod(_official_grade.grade)
+    _is_readable = staticmethod(_official_grade.is_readable)
+
+    def __init__(self, workers: int, timeout_s: float, max_answer_chars: int, memory_limit_gb: float) -> None:
+        super().__init__(workers, timeout_s, max_answer_chars, memory_limit_gb)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[bool]:
         """See `MathVerifier`."""

@@ -51,6 +51,9 @@ class MathVerifier:
         UserError: an argument that is not positive.
     """
 
+    _grade = staticmethod(grade)
+    _is_readable = staticmethod(is_readable)
+
     def __init__(
         self,
         workers: int = 2,
@@ -65,7 +68,9 @@ class MathVerifier:
             raise UserError(f"decimal_tolerance must lie between 0 and 1 (null: exact), got {decimal_tolerance}")
         self.decimal_tolerance = decimal_tolerance
         self.max_answer_chars = max_answer_chars
-        self._pool = KillablePool(workers, timeout_s, memory_limit_gb, _ITEMS_PER_PROCESS, preload=(grade.__module__,))
+        self._pool = KillablePool(
+            workers, timeout_s, memory_limit_gb, _ITEMS_PER_PROCESS, preload=(self._grade.__module__,)
+        )
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
         self._counts = {"total": 0, "fast": 0, "cached": 0, "unparsed": 0}
         self._lock = threading.Lock()
@@ -100,7 +105,7 @@ class MathVerifier:
             UserError: the workers cannot start.
         """
         hard = [gold for gold in dict.fromkeys(golds) if _number(gold) is None]
-        found = self._pool.map(is_readable, hard, lambda value: isinstance(value, bool))
+        found = self._pool.map(self._is_readable, hard, lambda value: isinstance(value, bool))
         readable = dict(zip(hard, found, strict=True))
         return [not readable.get(gold, True) for gold in golds]
 
@@ -129,7 +134,7 @@ class MathVerifier:
         }
         new = [key for key in dict.fromkeys(hard) if key not in found]
         items = [(answer, golds, self.decimal_tolerance) for answer, golds in new]
-        for key, verdict in zip(new, self._pool.map(grade, items, _VERDICTS.__contains__), strict=True):
+        for key, verdict in zip(new, self._pool.map(self._grade, items, _VERDICTS.__contains__), strict=True):
             found[key] = verdict
             if verdict is not None:
                 self._cache[key] = verdict

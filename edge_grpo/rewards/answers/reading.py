@@ -192,14 +192,23 @@ def _split_keeping(text: str, separators: str) -> list[tuple[str, str]]:
     return [*parts, (text[start:], "")]
 
 
+_CHOICE_ALONE = re.compile(r"(?:(?i:option|choice|answer|选项?)\s*:?\s*)?(?:\(([A-J])\)|([A-J]))\s*[.):]*")
+_CHOICE_BEFORE = re.compile(r"(?:\(([A-J])\)\s*[.:=]?|([A-J])(?:[.:]\s|\)))\s*(\S.*)")
+_CHOICE_BEHIND = re.compile(
+    r"(.+?)\s*(?:(?:,|\\Rightarrow)\s*(?:‹\s*\(?([A-J])\)?\s*›|\(([A-J])\))|\\Rightarrow\s*([A-J])"
+    r"|(?:(?<=[\d}›])|(?<=\\circ))\s*‹\s*\(([A-J])\)\s*›)"
+)
+
+
 def _choice(text: str) -> Value | None:
     words = text.replace("‹", "").replace("›", "").strip()
-    match = re.fullmatch(r"(?:(?i:option|choice|answer|选项?)\s*:?\s*)?(?:\(([A-J])\)|([A-J]))\s*[.):]*", words)
-    if match:
-        return Choice(match[1] or match[2])
-    match = re.fullmatch(r"(?:\(([A-J])\)\s*[.:]?\s*|([A-J])(?:[).:]\s*(?<=\)|\s)|\)\s*))(\S.*)", words)
-    if match and not re.match(r"[\^_+\-*/=]|\\(?:cdot|times|cup|cap)", match[3]):
-        return Choice(match[1] or match[2], _read(match[3]))
+    if alone := _CHOICE_ALONE.fullmatch(words):
+        return Choice(alone[1] or alone[2])
+    if behind := _CHOICE_BEHIND.fullmatch(text):
+        return Choice(next(letter for letter in behind.groups()[1:] if letter), _read(behind[1]))
+    before = _CHOICE_BEFORE.fullmatch(words)
+    if before and not re.match(r"[\^_+\-*/=]|\\(?:cdot|times|cup|cap)", before[3]):
+        return Choice(before[1] or before[2], _read(before[3]))
     return None
 
 
@@ -687,9 +696,9 @@ def _is_product(letters: str, before: str, after: str) -> bool:
     """
     if len(letters) == 1 or letters in ("dx", "dy", "dt"):
         return True
-    joined = bool(re.search(r"[\d{}^_(+*/-]$", before) or re.match(r"[{}^_)+*/-]", after))
+    joined = bool(re.search(r"(?:[{}^_(+*/-]\s*|\d)$", before) or re.match(r"\s*[{}^_)+*/-]", after))
     if len(letters) == 2:
-        return (letters.islower() or letters.isupper()) and (letters not in _NO_PRODUCTS or joined)
+        return joined or (letters not in _NO_PRODUCTS and (letters.islower() or letters.isupper()))
     return len(letters) == 3 and joined and not re.match(r"\s*[\dA-Za-z]", after)
 
 

@@ -88,6 +88,9 @@ RULES = (
     Rule(r"\\(?:limits|nolimits)(?![a-zA-Z])", "", r"\sum\limits -> \sum"),
     # Delimiters
     Rule(r"\\[()\[\]]|(?<!\\)\$", " ", r"\(5\) ->  5 "),
+    Rule(r"\\(?:text)?dollar(?![a-zA-Z])", r"\\$ ", r"\textdollar 5 -> \$  5"),
+    Rule(r"\\(?:Longr|longr|R|r)ightarrow(?![a-zA-Z])|\\implies(?![a-zA-Z])", r"\\Rightarrow ",
+         r"\implies 5 -> \Rightarrow  5"),
     Rule(r"\\(?:lbrace|\{)", r"\\{", r"\lbrace 1 -> \{ 1"),
     Rule(r"\\(?:rbrace|\})", r"\\}", r"1 \rbrace -> 1 \}"),
     Rule(r"\\(?:lvert|rvert|vert)(?![a-zA-Z])", "|", r"\lvert x\rvert -> | x|"),

@@ -33,6 +33,8 @@ _UNITS: dict[str, Expr] = {
         "dollar|USD|usd|buck|美元": _DOLLAR, "cent|¢|美分": _DOLLAR / 100, "pence|penny": _POUND / 100,
         "euro|欧元": _EURO,
         "yuan|元|RMB|块": _YUAN, "rupee|Rs|rs|INR": _RUPEE, "yen|日元": _YEN,
+        "cal|calorie": Symbol("calorie"), "kcal|kilocalorie": 1000 * Symbol("calorie"), "eV": Symbol("electronvolt"),
+        "kJ": 1000 * u.joule, "kW": 1000 * u.watt, "mol|mole": Symbol("mole"),
         "N|newton": u.newton, "J|joule": u.joule, "W|watt": u.watt, "Hz|hertz": u.hertz, "Pa|pascal": u.pascal,
         "V|volt": u.volt, "ohm": u.ohm, "K|kelvin": u.kelvin,
     }.items()
