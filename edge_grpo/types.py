@@ -63,6 +63,8 @@ class Problem:
     """the row's columns besides the question's, as they stand in the table, for rewards that read them"""
     turns: tuple[Turn, ...] = ()
     """what stands before the question in its chat: a system prompt, earlier turns"""
+    is_chat: bool = False
+    """whether the question stands in the table as a chat, so that rewards in TRL's style get messages"""
     prompt: str = ""
     """the whole prompt as text, special tokens written out, set once by the data module"""
     prompt_ids: tuple[int, ...] = ()

@@ -49,6 +49,7 @@ LAYOUTS: dict[str, tuple[list[dict[str, Any]], str, Callable[[int], Problem]]] =
         lambda i: problem(
             i,
             turns=THINK,
+            is_chat=True,
             columns={
                 "data_source": "sums",
                 "reward_model": {"style": "rule", "ground_truth": str(i + 1)},
@@ -82,7 +83,9 @@ LAYOUTS: dict[str, tuple[list[dict[str, Any]], str, Callable[[int], Problem]]] =
     "TRL with a chat": (
         table(lambda i, question: {"problem": "made from", "prompt": [user(question)], "solution": f"${i + 1}$"}),
         "TRL rows (question: prompt, solution: solution)",
-        lambda i: problem(i, answers=(f"${i + 1}$",), columns={"problem": "made from", "solution": f"${i + 1}$"}),
+        lambda i: problem(
+            i, is_chat=True, answers=(f"${i + 1}$",), columns={"problem": "made from", "solution": f"${i + 1}$"}
+        ),
     ),
     "TRL with a text": (
         table(lambda i, question: {"prompt": question, "answer": str(i + 1), "solution": f"So $\\boxed{{{i + 1}}}$"}),
@@ -110,7 +113,9 @@ LAYOUTS: dict[str, tuple[list[dict[str, Any]], str, Callable[[int], Problem]]] =
             }
         ),
         "messages rows (question: messages)",
-        lambda i: problem(i, turns=(Turn("user", "0 + 0 = ?"), Turn("assistant", "0")), solution=f"\\boxed{{{i + 1}}}"),
+        lambda i: problem(
+            i, is_chat=True, turns=(Turn("user", "0 + 0 = ?"), Turn("assistant", "0")), solution=f"\\boxed{{{i + 1}}}"
+        ),
     ),
     "MATH": (
         table(lambda i, question: {"problem": question, "solution": f"First \\boxed{{0}}, so \\boxed{{{i + 1}}}."}),
@@ -129,7 +134,7 @@ LAYOUTS: dict[str, tuple[list[dict[str, Any]], str, Callable[[int], Problem]]] =
     "question that is a chat, system column": (
         table(lambda i, question: {"question": [user(question)], "answer": i + 1, "system_prompt": "Think."}),
         "question and answer rows (question: question, answer: answer, system: system_prompt)",
-        lambda i: problem(i, turns=THINK, columns={"answer": i + 1, "system_prompt": "Think."}),
+        lambda i: problem(i, is_chat=True, turns=THINK, columns={"answer": i + 1, "system_prompt": "Think."}),
     ),
 }
 

@@ -20,7 +20,7 @@ from edge_grpo.responses import reference_response, written_response
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.function import FunctionReward, _is_reply
 from edge_grpo.rewards.python import PythonRewards
-from edge_grpo.types import Problem, Provenance
+from edge_grpo.types import Problem, Provenance, Turn
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLES = REPO / "tests" / "examples"
@@ -111,11 +111,8 @@ def test_a_trl_function_of_chats_gets_messages():
     assert completions == [[{"role": "assistant", "content": "2"}]]
 
 
-def test_problems_with_earlier_turns_are_chats_to_trl_unless_it_is_said_otherwise():
-    class Chat(Problem):
-        turns = (("system", "Be brief."),)
-
-    chat = Chat("c", "1 + 1 = ?", ("2",))
+def test_questions_that_are_chats_in_the_data_are_chats_to_trl_unless_it_is_said_otherwise():
+    chat = Problem("c", "1 + 1 = ?", ("2",), turns=(Turn("system", "Be brief."),), is_chat=True)
     seen = []
 
     def mine(prompts, completions):

@@ -274,7 +274,9 @@ def test_what_is_known_needs_no_worker_and_no_second_grading(verifier: MathVerif
 
 
 def test_a_reply_that_is_no_verdict_is_wrong_counted_and_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_grpo.rewards.verifier.grade", repr)  # as a process that its answer took over could reply
+    monkeypatch.setattr(
+        MathVerifier, "_grade", staticmethod(repr)
+    )  # as a process that its answer took over could reply
     verifier = MathVerifier(workers=1)
     assert verifier([(r"\frac{1}{2}", ("0.5",))]) == [False]
     assert verifier.counts["error"] == 1

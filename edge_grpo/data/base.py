@@ -229,7 +229,8 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     for p in problems:
         # The type alone of what JSON has no word for: the repr of an object may name its place in memory.
         columns = json.dumps(dict(p.columns), default=lambda value: type(value).__name__)
-        digest.update(repr((p.id, p.turns, p.question, p.answers, p.solution, p.correctness_rate, columns)).encode())
+        chat = (p.turns, p.is_chat)
+        digest.update(repr((p.id, chat, p.question, p.answers, p.solution, p.correctness_rate, columns)).encode())
     return digest.hexdigest()
 
 

@@ -89,6 +89,7 @@ def _problem(values: Mapping[str, Any], row: Row, default_id: str, layout: Layou
         origin=row.where,
         columns=MappingProxyType({k: value for k, value in values.items() if k != layout.columns["question"]}),
         turns=turns,
+        is_chat=messages_of(read("question")[0]) is not None,
     )
 
 

@@ -73,7 +73,9 @@ def _write(folder: Path, problems: tuple[Problem, ...], rates: list[float]) -> N
         {
             **p.columns,
             "id": p.id,
-            "question": [turn._asdict() for turn in (*p.turns, Turn("user", p.question))] if p.turns else p.question,
+            "question": [turn._asdict() for turn in (*p.turns, Turn("user", p.question))]
+            if p.turns or p.is_chat
+            else p.question,
             "answer": list(p.answers),
             "solution": p.solution,
             "correctness_rate": rate,

@@ -37,7 +37,7 @@ class FunctionReward:
     Args:
         function: `module:function` or `path/to/file.py:function`, found in the working directory too; or the function.
         conversational: whether a TRL function gets prompts and completions as lists of chat messages. Null: for
-            problems that have turns before the question.
+            problems whose question stands in the data as a chat.
         sandbox: run it in killable, confined processes; the function must be given as text.
         workers: number of them.
         timeout_s: seconds a call may take there: a response, or all responses of a function that takes lists.

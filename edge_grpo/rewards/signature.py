@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from edge_grpo.errors import UserError
 from edge_grpo.nearest import nearest
 from edge_grpo.rewards._call import Arguments
-from edge_grpo.types import Problem, Response
+from edge_grpo.types import Problem, Response, Turn
 
 Style = Literal["response", "batch", "trl", "verl", "verl_batch"]
 
@@ -176,7 +176,7 @@ class Signature:
         return {name: copy.deepcopy(row.problem.columns[name]) for name in names}
 
     def _is_chat(self, problem: Problem) -> bool:
-        return bool(getattr(problem, "turns", ())) if self._conversational is None else self._conversational
+        return problem.is_chat if self._conversational is None else self._conversational
 
     def _taken(self, arguments: Arguments) -> Arguments:
         return arguments if self._takes_all else {k: v for k, v in arguments.items() if k in self._names}
@@ -214,8 +214,7 @@ def _finish_reason(row: Row) -> str | None:
 def _prompt(problem: Problem, chat: bool) -> Any:
     if not chat:
         return problem.question
-    turns = [(role, content) for role, content in getattr(problem, "turns", ())]
-    return [{"role": role, "content": content} for role, content in (*turns, ("user", problem.question))]
+    return [turn._asdict() for turn in (*problem.turns, Turn("user", problem.question))]
 
 
 def _ground_truth(columns: Mapping[str, Any]) -> Any:
