@@ -122,7 +122,8 @@ def _number_forms(bare: str) -> Iterator[tuple[str, str, bool]]:
     yield "noun", f"{value} apples", True
     yield "list", f"{value}, {value + 1}", False
     yield "ellipsis", rf"{value}, {value + 1}, \ldots", False
-    yield "factorial of", f"{value + 3}!", False
+    if 0 < value < 1000:
+        yield "factorial of", f"{value + 3}!", False
     yield "unknown command", rf"\foo{{2}} {value}", False
     yield "hedge", rf"{value} \text{{ or }} {value + 2}", False
 
@@ -153,7 +154,8 @@ def _list_forms(bare: str) -> Iterator[tuple[str, str, bool]]:
     if re.fullmatch(rf"{number}(?:,{number})+", bare) and not re.fullmatch(r"\d{1,3}(,\d{3})+", bare):
         items = [item.strip() for item in bare.split(",")]
         yield "another order", ", ".join(reversed(items)), True
-        yield "braces", rf"\{{{', '.join(items)}\}}", True
+        if len(set(items)) == len(items):
+            yield "braces", rf"\{{{', '.join(items)}\}}", True
         yield "and", ", ".join(items[:-1]) + rf" \text{{ and }} {items[-1]}", True
         yield "subset", ", ".join(items[:-1]), False
         yield "last", items[-1], False

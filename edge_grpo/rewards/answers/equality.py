@@ -18,6 +18,8 @@ _DIGITS = 120
 _AGREE = Float("1e-100", _DIGITS)
 _TINY = Float("1e-100", _DIGITS)
 _FAMILY = frozenset("nkm")
+_WHOLE = frozenset("nkmN")
+_STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.sign, sympy.Abs)
 _SEQUENCES = frozenset({("", ""), ("(", ")"), ("[", "]"), ("<", ">")})
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
@@ -606,7 +608,8 @@ def same_expression(first: Expr, second: Expr) -> bool:
         return False
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     seen = 0
-    for point in _points(symbols) if symbols else ({},):
+    has_steps = any(side.has(*_STEPS) for side in (first, second))
+    for point in _points(symbols, many=has_steps) if symbols else ({},):
         a, b = _at(first, point), _at(second, point)
         if a is None and b is None:
             continue
@@ -628,14 +631,23 @@ def same_expression(first: Expr, second: Expr) -> bool:
     return seen > 0 or bool(sympy.simplify(first - second) == 0)
 
 
-def _points(symbols: Items[Symbol]) -> list[dict[Symbol, Expr]]:
-    """Four points that differ in size and in the signs of their coordinates, the same for every expression."""
+def _points(symbols: Items[Symbol], *, many: bool = False) -> list[dict[Symbol, Expr]]:
+    """Four points that differ in size and in the signs of their coordinates, the same for every expression.
+
+    Args:
+        symbols: of the expressions.
+        many: 40 more with coordinates up to 1,000 in size, since functions with steps agree at few points by chance;
+            n, k, m and N are whole numbers at all of them.
+    """
+    scales = [Rational(7, 5), Rational(-9, 7), Rational(3, 11), Rational(31, 9)]
+    scales += [Rational((-1) ** n * (3 * n) ** 2, 14) for n in range(1, 41)] if many else []
     points = []
-    for n, scale in enumerate((Rational(7, 5), Rational(-9, 7), Rational(3, 11), Rational(31, 9))):
+    for n, scale in enumerate(scales):
         point: dict[Symbol, Expr] = {}
         for place, symbol in enumerate(symbols):
             spread = Rational(zlib.crc32(f"{symbol.name}{n}".encode()) % 997 + 1, 1009)
-            point[symbol] = scale + spread * (-1 if (n + place) % 3 == 2 else 1)
+            value = scale + spread * (-1 if (n + place) % 3 == 2 else 1)
+            point[symbol] = sympy.floor(value) if many and symbol.name in _WHOLE else value
         points.append(point)
     return points
 

@@ -160,7 +160,7 @@ RULES = (
     Rule(r"(?<![A-Za-z\\])(alpha|beta|theta|lambda|omega|phi)(?![A-Za-z])", r"\\\1 ", r"2 theta -> 2 \theta "),
     Rule(r"(?<![A-Za-z\\])(sin|cos|tan|cot|log|ln|exp|arcsin|arccos|arctan)(?=\s*[\d(\\|x^_])", r"\\\1 ",
          r"sin(x) -> \sin (x)"),
-    Rule(r"([\d.]+)\s*[eE]([+-]?\d+)(?![\d.\w])", r"\1 \\times 10^{\2}", r"3e-4 -> 3 \times 10^{-4}"),
+    Rule(r"([\d.]+)\s*[eE]([+-]?\d+)(?!\.?\d|\w)", r"\1 \\times 10^{\2}", r"3e-4 -> 3 \times 10^{-4}"),
     Rule(r"(?<=\d)\s*x\s*(?=10\^)", r" \\times ", r"1.5x10^3 -> 1.5 \times 10^3"),
     Rule(r"(?<=[\d)}])\s+(?=[.,;]\s*$)", "", r"5 . -> 5."),
     # Connections
