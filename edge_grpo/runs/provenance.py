@@ -11,7 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("edge-grpo", "torch", "transformers", "pytorch-lightning", "hydra-core", "math-verify", "wandb")
+PACKAGES = ("edge-grpo", "torch", "transformers", "pytorch-lightning", "hydra-core", "math-verify", "sympy", "wandb")
 
 
 def run_info() -> dict[str, Any]:
