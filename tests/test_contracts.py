@@ -19,6 +19,7 @@ from edge_grpo.advantages.base import AdvantageInputs
 from edge_grpo.command_line.check import check_config, instantiate, to_dict
 from edge_grpo.command_line.run import config_dir
 from edge_grpo.errors import UserError
+from edge_grpo.group_filters.base import Groups
 from edge_grpo.losses.base import LossInputs, UpdateSize
 from edge_grpo.programs.train import INJECTED
 from edge_grpo.programs.train_run import build_module
@@ -374,7 +375,7 @@ def test_a_group_filter_keeps_mixed_groups(option, rewards):
     if option not in _BUILT:
         _BUILT[option] = strategy("group_filter", option)
     rewards = torch.tensor(rewards)
-    kept = _BUILT[option](rewards)
+    kept = _BUILT[option](Groups(rewards, rewards == 1))
     assert (kept.dtype, tuple(kept.shape)) == (torch.bool, (P,))
     mixed = (rewards.sum(1) > 0) & (rewards.sum(1) < G)
     assert kept[mixed].all()

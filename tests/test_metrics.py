@@ -77,6 +77,7 @@ def test_collapse_by_hand():
             "collapse/before/all_right": 1 / 3,
             "collapse/before/mixed": 1 / 3,
             "collapse/before/zero_variance": 2 / 3,
+            "collapse/phantom": 0,
             "collapse/after/all_wrong": 0,
             "collapse/after/all_right": 2 / 3,
             "collapse/after/mixed": 1 / 3,
@@ -93,6 +94,13 @@ def test_what_correction_revives_is_not_what_it_creates():
     metrics = collapse_metrics(scored(before, before), scored(after, after))
     assert metrics["collapse/revived_by_correction"] == pytest.approx(2 / 3)
     assert metrics["collapse/created_by_correction"] == pytest.approx(1 / 3)
+
+
+def test_a_group_of_one_outcome_whose_rewards_differ_is_a_phantom():
+    # Four groups: all wrong with one box, all right with one, mixed, all wrong with two.
+    before = scored([0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 1, 0, 1, 1])
+    metrics = collapse_metrics(before, scored([2] * 8, [1] * 8))  # what correction makes of them does not count
+    assert metrics["collapse/phantom"] == pytest.approx(2 / 4)
 
 
 def test_ranks_become_one_as_each_metric_says(monkeypatch):

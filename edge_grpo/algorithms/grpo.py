@@ -16,7 +16,7 @@ from edge_grpo.algorithms.rows import computed_rows, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, longest_responses
 from edge_grpo.errors import UserError
-from edge_grpo.group_filters.base import GroupFilter
+from edge_grpo.group_filters.base import GroupFilter, Groups
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss, UpdateSize
 from edge_grpo.seeding import stage_generator
@@ -148,8 +148,10 @@ class GRPOModule(PolicyModule):
 
     def update_of(self, corrected: Corrected) -> GRPOUpdate:
         """The update on the groups that the filter keeps."""
-        rewards = corrected.scored.scores.rewards.to(self.device)
-        kept = self.group_filter(rewards.view(-1, self.num_generations))
+        scores = corrected.scored.scores
+        rewards = scores.rewards.to(self.device)
+        correct = scores.correct.to(self.device).view(-1, self.num_generations)
+        kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
         batch = kept_rows(corrected.scored.rollout, kept, self.correction, self.policy, self.device)
         rewards = rewards[batch.row_ids]
         forward = self.forward_settings(

@@ -51,6 +51,8 @@ def collapse_metrics(before: ScoredRollout, after: ScoredRollout) -> dict[str, f
             f"collapse/{when}/mixed": share(right.any(1) & ~right.all(1)),
             f"collapse/{when}/zero_variance": share(equal[when]),
         }
+    right = before.scores.correct.view(-1, g)
+    metrics["collapse/phantom"] = share((right == right[:, :1]).all(1) & ~equal["before"])
     metrics["collapse/revived_by_correction"] = share(equal["before"] & ~equal["after"])
     metrics["collapse/created_by_correction"] = share(~equal["before"] & equal["after"])
     return metrics

@@ -85,6 +85,11 @@ COLLAPSE = Section(
             "groups that plain GRPO would have learnt nothing from",
         ),
         Lines(
+            "Phantom groups, as sampled",
+            ("collapse/phantom",),
+            "all wrong or all right, yet with unequal rewards: they teach the format and not the answer",
+        ),
+        Lines(
             "No advantage, after correction",
             ("collapse/after/zero_variance",),
             "groups that taught nothing all the same: below the panel before where correction pays",

@@ -70,6 +70,11 @@ METRICS: dict[str, Metric] = {
     "collapse/before/all_right": Metric("share", "groups of right responses only, as sampled", "mean"),
     "collapse/before/mixed": Metric("share", "groups with right and wrong responses, as sampled", "mean"),
     "collapse/before/zero_variance": Metric("share", "groups whose rewards are all equal, as sampled", "mean"),
+    "collapse/phantom": Metric(
+        "share",
+        "groups that are all wrong or all right while their rewards differ, as sampled: variance without an outcome",
+        "mean",
+    ),
     "collapse/after/all_wrong": Metric("share", "groups without a right response, after correction", "mean"),
     "collapse/after/all_right": Metric("share", "groups of right responses only, after correction", "mean"),
     "collapse/after/mixed": Metric("share", "groups with right and wrong responses, after correction", "mean"),

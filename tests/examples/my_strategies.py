@@ -65,8 +65,9 @@ class TryAgain:
 class FirstGroups:
     """Group filter: the first half of the iteration's problems."""
 
-    def __call__(self, rewards):
-        return torch.arange(len(rewards), device=rewards.device) < (len(rewards) + 1) // 2
+    def __call__(self, groups):
+        first = torch.arange(len(groups.rewards), device=groups.rewards.device)
+        return first < (len(first) + 1) // 2
 
 
 def even_checksum(question: str, answer: str, response: str) -> float:
