@@ -18,6 +18,7 @@ from edge_grpo.rewards.accuracy import Accuracy
 from edge_grpo.rewards.always_one import AlwaysOne
 from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
 from edge_grpo.rewards.boxed_format import BoxedFormat
+from edge_grpo.rewards.official import OfficialVerifier
 from edge_grpo.rewards.verifier import Pair
 from edge_grpo.types import Problem
 
@@ -140,28 +141,37 @@ def test_official_config_rewards_the_format_of_anything() -> None:
 
 OFFICIAL_PAIRS = (  # answer, gold answer, right?
     ("5", r"\text{5}", True),
-    (r"\frac12", r"\text{\frac{1}{2}}", True),
-    (r"\frac{1}{2}", r"\frac{1}{2}.", True),
-    ("Monday", "Monday.", True),
+    (r"\frac12", r"\frac{1}{2}", True),
+    ("0.5", r"\frac{1}{2}", True),
+    ("5", "5.", True),
+    (r"\frac{1}{2}", r"\frac{1}{2}.", False),
+    ("MONDAY", r"\text{Monday}", True),
     ("Tuesday", r"\text{Monday}", False),
     ("5", "x = 5", True),
     ("y=5", "x = 5", True),
-    (r"\text{x = 5}", "5.", True),
-    ("6", "x = 5.", False),
-    ("x", "x = 5", False),
-    ("2x", "f(x) = 2x", True),  # as everywhere
+    ("6", "x = 5", False),
+    ("5 cm", "5", True),
+    (r"50\%", "50", True),
+    ("5", r"\boxed{5}", True),
+    ("3", r"3 \mid n", True),  # a fragment, as it is released
+    ("(1, 2)", "(2, 1)", False),
 )
 
 
-def test_official_grader_takes_off_what_stands_around_an_answer() -> None:
+def test_the_official_grader_is_as_lenient_as_the_released_one() -> None:
     rewards = instantiate(OmegaConf.load(next(path for path in CONF if path.stem == "official")))
     problems = [problem(gold) for _, gold, _ in OFFICIAL_PAIRS]
     texts = [rf"so \boxed{{{answer}}}" for answer, _, _ in OFFICIAL_PAIRS]
     assert rewards(problems, texts).correct.tolist() == [right for _, _, right in OFFICIAL_PAIRS]
     assert not any(rewards.unparsed(problems, texts))
-    # What can be read without them is a gold answer.
-    assert rewards.ungradable([problem(r"\frac{1}{2}."), problem(r"\text{\frac{1}{2}}")]) == [None, None]
-    assert rewards.ungradable([problem("(1,")]) != [None]
+    assert rewards(problems[:1], [r"$x=\boxed{5}$, $y=\boxed{6}$"]).correct.tolist() == [False]  # the last box alone
+    assert rewards.ungradable([problem("(1,")]) == [None]
+
+
+def test_without_its_extra_the_official_grader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"reward=official needs mathruler: pip install 'edge-grpo\[official\]'"):
+        OfficialVerifier(1, 1.0, 100, 1.0)
 
 
 class Given:

@@ -19,7 +19,6 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3}){1,8}|[0-9]{1,30})(?:\.[0-
 _IDLE_SPACE = re.compile(r"\s+(?!\w)|(?<!\w)(?<!\d,)\s+")
 _VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 _CACHE_SIZE = 50_000
-_ITEMS_PER_PROCESS = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
 
 
 class AnswerVerifier(Protocol):
@@ -52,7 +51,7 @@ class MathVerifier:
     """
 
     _grade = staticmethod(grade)
-    _is_readable = staticmethod(is_readable)
+    _items_per_process = 2000  # then a fresh one: sympy's caches must not grow into the memory limit
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class MathVerifier:
         self.decimal_tolerance = decimal_tolerance
         self.max_answer_chars = max_answer_chars
         self._pool = KillablePool(
-            workers, timeout_s, memory_limit_gb, _ITEMS_PER_PROCESS, preload=(self._grade.__module__,)
+            workers, timeout_s, memory_limit_gb, self._items_per_process, preload=(self._grade.__module__,)
         )
         self._cache: OrderedDict[tuple[str, tuple[str, ...]], Verdict] = OrderedDict()
         self._counts = {"total": 0, "fast": 0, "cached": 0, "unparsed": 0}
@@ -105,7 +104,7 @@ class MathVerifier:
             UserError: the workers cannot start.
         """
         hard = [gold for gold in dict.fromkeys(golds) if _number(gold) is None]
-        found = self._pool.map(self._is_readable, hard, lambda value: isinstance(value, bool))
+        found = self._pool.map(is_readable, hard, lambda value: isinstance(value, bool))
         readable = dict(zip(hard, found, strict=True))
         return [not readable.get(gold, True) for gold in golds]
 
