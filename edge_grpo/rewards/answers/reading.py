@@ -9,9 +9,9 @@ import re
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from sympy import Expr, Integer, Pow, Rational, Symbol
 
+from edge_grpo.rewards.answers.grammar import sympy_of
 from edge_grpo.rewards.answers.rules import MULTIPLIERS, meaning_of_words, normalised
 from edge_grpo.rewards.answers.units import CURRENCY_SIGNS, DEGREE, ratio, unit_of
 from edge_grpo.rewards.answers.values import (
@@ -37,7 +37,6 @@ from edge_grpo.rewards.answers.values import (
     Value,
 )
 
-_CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, interpret_contains_as_eq=False, lowercase_symbols=False)
 _FUNCTIONS_TEXT = """
     sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm
 """
@@ -642,17 +641,21 @@ def _expression(text: str) -> Expr | None:
     return _parsed(text) if _is_known(text.replace("P_{pm}", "P")) else None
 
 
-def _mixed(text: str) -> str:
-    r"""Mixed numbers as sums.
+_MIXED = re.compile(r"(?<![\d.}])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})(?!\s*[\d/^])")
 
-    >>> _mixed("1 1/4"), _mixed(r"-2\frac{1}{2}")
-    ('(1+\\frac{1}{4})', '-(2+\\frac{1}{2})')
+
+def _mixed(text: str) -> str:
+    r"""Mixed numbers as sums; `2\frac{3}{2}` is none.
+
+    >>> _mixed("1 1/4"), _mixed(r"-2\frac{1}{2}"), _mixed(r"2\frac{3}{2}")
+    ('(1+\\frac{1}{4})', '-(2+\\frac{1}{2})', '2\\frac{3}{2}')
     """
-    match = re.fullmatch(r"([-+]?)\s*(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})", text)
-    if not match:
-        return text
-    over, under = (match[3], match[4]) if match[3] else (match[5], match[6])
-    return rf"{match[1]}({match[2]}+\frac{{{over}}}{{{under}}})"
+
+    def as_sum(match: re.Match[str]) -> str:
+        over, under = (match[2], match[3]) if match[2] else (match[4], match[5])
+        return rf"({match[1]}+\frac{{{over}}}{{{under}}})" if int(over) < int(under) else match[0]
+
+    return _MIXED.sub(as_sum, text)
 
 
 def _is_known(text: str) -> bool:
@@ -714,7 +717,7 @@ def _parsed(text: str) -> Expr | None:
     text = re.sub(r"(?<![a-zA-Z\\])I(?![a-zA-Z])", "I_{0}", text)  # else the imaginary unit
     text = re.sub(r"(?<![a-zA-Z\\])E(?=\s*_)", r"\\Xi ", text)  # else a power of ten
     try:
-        value = latex2sympy(text, is_real=None, normalization_config=None, conversion_config=_CONFIG)
+        value = sympy_of(text)
     except Exception:
         return None
     if not isinstance(value, Expr) or value.has(sympy.nan):
