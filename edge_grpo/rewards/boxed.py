@@ -20,6 +20,9 @@ _RELATION = re.compile(
 )
 
 
+_MINUS = re.compile(r"(?:[=$(:{,]|\\[(\[]|\\approx)[\s{]*-\s*$|^-$")
+
+
 def last_boxed(text: str) -> str | None:
     r"""Content of the last complete `\boxed{...}`, stripped; one pass, so time is linear in the text.
 
@@ -53,6 +56,8 @@ def final_answers(text: str) -> tuple[str, ...]:
     ('1 , 2',)
     >>> final_answers(r"so $n \geq \boxed{13}$")
     ('13', 'n\\geq 13')
+    >>> final_answers(r"$x = -\boxed{3}$")
+    ('-3',)
     >>> final_answers(r"\boxed{3} is wrong, it is \boxed{5}"), final_answers("5")
     (('5',), ())
     """
@@ -68,7 +73,10 @@ def final_answers(text: str) -> tuple[str, ...]:
     answer = contents[-1]
     if len(contents) > 1:  # the same one several times
         return (answer, " , ".join(contents))
-    relation = _RELATION.search(text[max(0, boxes[-1].begin - 40) : boxes[-1].begin])
+    before = text[max(0, boxes[-1].begin - 40) : boxes[-1].begin]
+    if _MINUS.search(before):  # outside of the box
+        return (f"-{answer}" if re.fullmatch(r"[\d.,]+|\\[dt]?frac\{\d+\}\{\d+\}", answer) else f"-({answer})",)
+    relation = _RELATION.search(before)
     return (answer, f"{relation[1]}{relation[2]} {answer}") if relation else (answer,)
 
 

@@ -19,7 +19,7 @@ _AGREE = Float("1e-100", _DIGITS)
 _TINY = Float("1e-100", _DIGITS)
 _FAMILY = frozenset("nkm")
 _WHOLE = frozenset("nkmN")
-_STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.sign, sympy.Abs)
+_STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.sign, sympy.Abs, sympy.Sum, sympy.Product)
 _SEQUENCES = frozenset({("", ""), ("(", ")"), ("[", "]"), ("<", ">")})
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
@@ -57,6 +57,7 @@ class _Equality:
         return (
             (v.Choice, self._choices),
             (v.Named, self._named),
+            (v.Approximation, self._approximations),
             (v.Residue, self._residues),
             (v.Based, self._based),
             (v.Clock, self._clocks),
@@ -78,7 +79,8 @@ class _Equality:
     def _texts(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Text) and isinstance(answer, v.Text):
             return gold.key == answer.key
-        return False
+        text, other = (gold, answer) if isinstance(gold, v.Text) else (answer, gold)
+        return isinstance(text, v.Text) and bool(letters := _spelled(other)) and letters == sorted(text.key.lower())
 
     def _choices(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Choice) and isinstance(answer, v.Choice):
@@ -94,7 +96,10 @@ class _Equality:
 
     def _named(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Named) and isinstance(answer, v.Named):
-            return _names_agree(gold.name, answer.name) and self(gold.value, answer.value)
+            if _names_agree(gold.name, answer.name):
+                return self(gold.value, answer.value)
+            first, second = _as_equation(gold), _as_equation(answer)  # x = y and y = x
+            return first is not None and second is not None and _same_equation(first, second)
         named, other = (gold, answer) if isinstance(gold, v.Named) else (answer, gold)
         assert isinstance(named, v.Named)
         if isinstance(other, (v.Relation, v.Builder)) and _names_of(other) - {named.name}:
@@ -105,6 +110,13 @@ class _Equality:
         if isinstance(other, v.Text) and isinstance(named.value, v.Text):
             return other.key == named.value.key
         return self(gold.value if gold is named else gold, answer.value if answer is named else answer)
+
+    def _approximations(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, v.Approximation):
+            readings = (gold.exact,) if isinstance(answer, v.Approximation) else (gold.exact, gold.rounded)
+            return any(self(reading, answer) for reading in readings)
+        assert isinstance(answer, v.Approximation)
+        return self(gold, answer.exact) or self(gold, answer.rounded)
 
     def _residues(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Residue) and isinstance(answer, v.Residue):
@@ -221,6 +233,8 @@ class _Equality:
         return False
 
     def _both_sequences(self, gold: v.Sequence, answer: v.Sequence) -> bool:
+        if any(side.left == "" and isinstance(side.items[0], v.Relation) for side in (gold, answer)):
+            return (gold.left == answer.left and self._lists(gold.items, answer.items)) or self._sets(gold, answer)
         if (gold.left, gold.right) == (answer.left, answer.right) and gold.left not in ("", "{"):
             return self._in_order(gold, answer)
         if {gold.left, answer.left} <= {"", "{"}:
@@ -253,9 +267,8 @@ class _Equality:
         return _match(gold, answer, self)
 
     def _in_order(self, gold: v.Sequence, answer: v.Sequence) -> bool:
-        sides = []
-        for side in (gold, answer):
-            sides.append(_by_name(side.items))
+        both = all(_distinct_names(side.items) for side in (gold, answer))
+        sides = [_by_name(side.items) if both or not side.left else side.items for side in (gold, answer)]
         return self._rows(*sides)
 
     def _sets(self, gold: Value, answer: Value) -> bool:
@@ -265,6 +278,8 @@ class _Equality:
                 return True
         if isinstance(gold, v.Builder) and isinstance(answer, v.Builder) and self(gold.condition, answer.condition):
             return True
+        if (names := _variables(gold)) and (others := _variables(answer)) and names != others:
+            return False
         first, second = _as_set(gold), _as_set(answer)
         return first is not None and second is not None and _same_set(first, second)
 
@@ -281,6 +296,13 @@ class _Equality:
         return self._sets(gold, answer)
 
     def _equations(self, gold: Value, answer: Value) -> bool:
+        if isinstance(gold, Number) or isinstance(answer, Number):  # a + b = 5 says that the sum is 5
+            number, equation = (gold, answer) if isinstance(gold, Number) else (answer, gold)
+            is_sum = isinstance(equation, v.Equation) and equation.left.is_Add and not equation.right.free_symbols
+            if not is_sum or not all(part.is_Symbol for part in equation.left.args) or number.expr.free_symbols:  # type: ignore[union-attr]
+                return False
+            value = Number(equation.right)  # type: ignore[union-attr]
+            return self._numbers(*((gold, value) if number is gold else (value, answer)))
         return isinstance(gold, v.Equation) and isinstance(answer, v.Equation) and _same_equation(gold, answer)
 
     def _numbers(self, gold: Value, answer: Value) -> bool:
@@ -361,23 +383,69 @@ def _letters(value: Value) -> str:
         letters = "".join(sorted(str(part) for part in value.expr.args))
     elif isinstance(value, v.Text):
         letters = value.key.upper()
+        letters = "".join(sorted(letters)) if len(letters) == 2 else letters
     else:
         return ""
     rising = all(a < b for a, b in itertools.pairwise(letters))
     return letters if rising and len(letters) > 1 and all("A" <= letter <= "J" for letter in letters) else ""
 
 
+def _spelled(value: Value) -> list[str]:
+    r"""The letters of a product of different letters, which `\text{AB}` is too; empty for anything else."""
+    if not isinstance(value, Number) or not value.expr.is_Mul:
+        return []
+    letters = [str(part) for part in value.expr.args]
+    return sorted(letter.lower() for letter in letters) if all(len(letter) == 1 for letter in letters) else []
+
+
+_GENERIC = frozenset(("answer", "final answer", "result", "value", "solution", "total", "option", "choice"))
+
+
 def _names_agree(gold: str, answer: str) -> bool:
-    """Two single letters must be the same, except that a curve may be y or a function.
+    """Symbols must be the same, except that a curve may be y or a function; words may name what a symbol stands for.
 
     >>> _names_agree("x", "y"), _names_agree("y", "f(x)"), _names_agree("area", "S"), _names_agree("k", "f(x)")
     (False, True, True, False)
+    >>> _names_agree("f(x)", "g(x)"), _names_agree("f'(x)", "f(x)"), _names_agree("total cost", "cost")
+    (True, False, True)
+    >>> _names_agree("a_1", "a_2"), _names_agree("|ab|", "ba"), _names_agree("length", "width")
+    (False, True, False)
     """
-    if gold == answer:
+    if gold == answer or gold in _GENERIC or answer in _GENERIC:
         return True
-    plain = [name for name in (gold, answer) if len(name) == 1]
-    functions = [name for name in (gold, answer) if re.fullmatch(r"[A-Za-z]'?\([a-z]\)", name)]
-    return len(plain) < 2 and not (functions and plain and plain != ["y"])
+    words = [re.fullmatch(r"[a-z ]{4,}|[一-鿿]+", name) is not None for name in (gold, answer)]
+    if all(words):
+        return set(gold.split()) <= set(answer.split()) or set(gold.split()) >= set(answer.split())
+    if any(words):
+        return True
+    (base, place, order, at), (other_base, other_place, other_order, other_at) = (_parts(n) for n in (gold, answer))
+    if order != other_order:
+        return False
+    if base != other_base:
+        curves = {name for name, argument in ((base, at), (other_base, other_at)) if not argument.isalpha()}
+        plain = len(base) == 1 and len(other_base) == 1
+        if at.isalpha() and other_at.isalpha():  # a function may be called g
+            return plain and not (place or other_place)
+        return curves == {"y"} if plain else not (place or other_place) and 1 in (len(base), len(other_base))
+    same_place = place == other_place or not (place and other_place)
+    same_argument = at == other_at or not (at and other_at) or (at.isalpha() and other_at.isalpha())
+    return same_place and same_argument
+
+
+def _parts(name: str) -> tuple[str, str, int, str]:
+    """Letter(s), subscript, order of the derivative and argument of a symbol.
+
+    >>> _parts("f''(x)"), _parts("a_{n}"), _parts(r"\\frac{dy}{dx}"), _parts("ba")
+    (('f', '', 2, 'x'), ('a', 'n', 0, ''), ('y', '', 1, ''), ('ab', '', 0, ''))
+    """
+    text = re.sub(r"\\(?:overline|angle|triangle|vec|overrightarrow|hat)(?![a-zA-Z])|[|{}\s]", "", name)
+    if match := re.fullmatch(r"\\frac(?:d|\\partial)([a-zA-Z]?)(?:d|\\partial)[a-zA-Z]", text):
+        return (match[1] or "y", "", 1, "")
+    match = re.fullmatch(r"(.+?)(?:_([^'(^]+))?('*)(\^-1)?(?:\((.*)\))?", text)
+    if match is None:
+        return (text, "", 0, "")
+    base = "".join(sorted(match[1].lower())) if match[1].isalpha() and len(match[1]) == 2 else match[1]
+    return (base + (match[4] or ""), match[2] or "", len(match[3]), match[5] or "")
 
 
 def _names_of(value: Value) -> set[str]:
@@ -386,6 +454,14 @@ def _names_of(value: Value) -> set[str]:
     if isinstance(value, v.Relation):
         return {str(s) for item in value.items if isinstance(item, Number) for s in item.expr.free_symbols}
     return set()
+
+
+def _variables(value: Value) -> set[str]:
+    """The variables of the comparisons in a set of numbers; none in intervals and in sets by their condition."""
+    if isinstance(value, (v.Union, v.Sequence)):
+        parts = value.parts if isinstance(value, v.Union) else value.items
+        return {name for part in parts for name in _variables(part)}
+    return _names_of(value)
 
 
 def _reduced(residue: v.Residue) -> Value:
@@ -483,6 +559,8 @@ def _as_set(value: Value) -> Set | None:
         parts = [_as_set(part) for part in value.parts]
         if any(part is None for part in parts):
             return None
+        if len(_variables(value)) > 1:
+            return None
         return sympy.Complement(*parts) if value.minus else sympy.Union(*parts)
     if isinstance(value, v.Sequence):
         return _sequence_as_set(value)
@@ -492,7 +570,10 @@ def _as_set(value: Value) -> Set | None:
 def _sequence_as_set(value: v.Sequence) -> Set | None:
     if value.left == "" and all(isinstance(item, v.Relation) for item in value.items):
         parts = [_as_set(item) for item in value.items]
-        return None if any(part is None for part in parts) else sympy.Union(*parts)
+        if any(part is None for part in parts) or len(_variables(value)) > 1:
+            return None
+        both = sympy.Intersection(*parts)
+        return sympy.Union(*parts) if both is S.EmptySet else both  # `x < 1, x > 3` says "or"
     if not all(isinstance(item, Number) and not item.expr.free_symbols for item in value.items):
         return None
     numbers = [item.expr for item in value.items]  # type: ignore[union-attr]
@@ -512,6 +593,9 @@ def _solution(relation: v.Relation) -> Set | None:
         return None
     symbol = Symbol(next(iter(names)))
     whole: Set = S.Reals
+    if len(relation.ops) == 1 and (parts := _without_bars(relation)) is not None:
+        solutions = [_solution(part) for part in parts]
+        return None if any(part is None for part in solutions) else sympy.Union(*solutions)
     items = [item.expr for item in relation.items]  # type: ignore[union-attr]
     for left, right, op in zip(items, items[1:], relation.ops, strict=False):
         difference = sympy.expand(left - right)
@@ -534,6 +618,18 @@ def _solution(relation: v.Relation) -> Set | None:
             }[op]
         )
     return whole
+
+
+def _without_bars(relation: v.Relation) -> tuple[v.Relation, ...] | None:
+    """`|x| < 2` as -2 < x < 2, `|x| > 2` as x > 2 or x < -2; None for anything else."""
+    side = relation if isinstance(relation.items[0].expr, sympy.Abs) else _turned(relation)  # type: ignore[union-attr]
+    inner, bound, op = side.items[0].expr, side.items[1].expr, side.ops[0]  # type: ignore[union-attr]
+    if not isinstance(inner, sympy.Abs) or not bound.is_positive or op == "!=":
+        return None
+    inside, low, high = Number(inner.args[0]), Number(-bound), Number(bound)
+    if op in ("<", "<="):
+        return (v.Relation((low, inside, high), (op, op)),)
+    return v.Relation((inside, high), (op,)), v.Relation((inside, low), (_FLIPPED[op],))
 
 
 def _same_set(first: Set, second: Set) -> bool:
@@ -600,6 +696,7 @@ def same_expression(first: Expr, second: Expr) -> bool:
     >>> same_expression(Integer(2) ** 100, Integer(2) ** 100 + 1), same_expression(x / 2, 2 / x)
     (False, False)
     """
+    first, second = (side.doit() if side.has(sympy.Sum, sympy.Product) else side for side in (first, second))
     if first == second:
         return True
     if any(side.has(sympy.oo, sympy.zoo, -sympy.oo, sympy.nan) for side in (first, second)):
@@ -655,7 +752,10 @@ def _points(symbols: Items[Symbol], *, many: bool = False) -> list[dict[Symbol, 
 def _at(expr: Expr, point: dict[Symbol, Expr]) -> Expr | None:
     """The number that the expression is at a point, to 120 digits; None where it has none."""
     value = expr.subs(point) if point else expr
-    value = value.doit()
+    try:
+        value = value.doit()
+    except RecursionError:  # a sum up to 7/5
+        return None
     if value.free_symbols:
         return None
     if value.is_Rational:

@@ -16,6 +16,7 @@ from edge_grpo.rewards.answers.rules import MULTIPLIERS, meaning_of_words, norma
 from edge_grpo.rewards.answers.units import CURRENCY_SIGNS, DEGREE, ratio, unit_of
 from edge_grpo.rewards.answers.values import (
     DOTS,
+    Approximation,
     Based,
     Builder,
     Choice,
@@ -57,7 +58,8 @@ _NO_PRODUCTS_TEXT = """
 _NO_PRODUCTS = frozenset(_NO_PRODUCTS_TEXT.split())
 _NAME = re.compile(
     r"(?:‹[^‹›]+›|\\[a-zA-Z]+\s*\{[A-Za-z\s]+\}|\\(?:angle|triangle|overline|Delta|alpha|beta|theta|lambda|omega|"
-    r"mu|phi|rho|sigma|tau|delta|gamma)|\\(?:sin|cos|tan|cot)\s*(?:\\?[A-Za-z]+)|\|?[A-Za-z]+\|?|\\frac\s*\{d[a-z]?\}\{d[a-z]\})(?:[A-Z\s]*)"
+    r"mu|phi|rho|sigma|tau|delta|gamma)|\\(?:sin|cos|tan|cot)\s*(?:\\?[A-Za-z]+)|\|?[A-Za-z]+\|?|\\frac\s*\{d[a-z]?\}\{d[a-z]\}|"
+    r"\\frac\s*\{\\partial\s*[a-z]?\}\{\\partial\s*[a-z]\})(?:[A-Z\s]*)"
     r"(?:_\{?\\?[\w\s,]+\}?)?'*(?:\^\{-1\})?(?:\s*\(\s*[\w\s,]+\s*\))?"
 )
 _MONTHS_TEXT = """
@@ -67,7 +69,7 @@ _MONTHS = _MONTHS_TEXT.split()
 _MONTH = re.compile(rf"(?i)\b({'|'.join(m[:3] + '(?:' + m[3:] + ')?' for m in _MONTHS)})\b\.?")
 _OPS = {"<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\ne": "!="}
 _ANSWER = re.compile(
-    r"(?i)^(?:‹?\s*(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s*›?|答案[:是]?|\\therefore|\\implies|=|\\approx|"
+    r"(?i)^(?:‹?\s*(?:the\s+)?(?:final\s+)?answer(?:\s+is)?\s*:?\s*›?|答案[:是]?|‹?\s*(?:about|approximately|approx\.?|roughly)\s+›?|‹\s*(?:about|approximately|approx\.?|roughly)\s*›|约为?|大约|\\therefore|\\implies|=|\\approx|"
     r"\\Rightarrow|\\boxed)\s*(?=\S)"
 )
 _ENVIRONMENT = re.compile(
@@ -100,10 +102,11 @@ def is_text(value: Value) -> bool:
 
 
 def _read(text: str) -> Value:
+    is_word = re.fullmatch(r"\s*‹\s*[A-Za-z]{2,}\s*›[\s.]*", text) is not None
     text = _bare(text)
     meaning = meaning_of_words(text) if re.search(r"[^\W\d_]{2}|[一-鿿]", text) and "\\" not in text else None
     if meaning is not None:
-        text = meaning
+        text, is_word = meaning, False
     if text in (r"\R", r"(-\infty,\infty)"):
         return Reals()
     if re.fullmatch(r"[.,:;!?()\s]*", text):
@@ -115,7 +118,7 @@ def _read(text: str) -> Value:
         value = reader(text)
         if value is not None:
             return value
-    expr = _expression(text)
+    expr = None if is_word else _expression(text)
     return _number(text, expr) if expr is not None else Text(_key(text))
 
 
@@ -130,12 +133,12 @@ def _bare(text: str) -> str:
         before = text
         text = re.sub(r"(?:\\\\|[.,:;。,]|(?<!\\)\s)+$", "", text) if not text.endswith("...") else text
         text = re.sub(r"^(?:\\\\|[,;])+|^[\s]+", "", text)
+        if re.fullmatch(r"‹[^‹›]*\d[^‹›]*›", text):
+            text = text[1:-1].strip()
         text = _ANSWER.sub("", text)
         if text.startswith("{") and _closing(text, 0) == len(text) - 1:
             text = text[1:-1]
         text = re.sub(r"^‹([^‹›]*)›$", r"\1", text).strip() if not re.search(r"\d", text) or text[-1:] != "›" else text
-        if re.fullmatch(r"‹[^‹›]*\d[^‹›]*›", text):
-            text = text[1:-1].strip()
         if text == before:
             return text
     return text
@@ -218,13 +221,15 @@ def _clock_or_date(text: str) -> Value | None:
     if match and (match[4] or (int(match[1]) <= 24 and int(match[2]) < 60)):
         hour, half = int(match[1]), (match[4] or "").lower()
         return Clock((hour, int(match[2]), int(match[3] or 0)), half)
-    match = re.fullmatch(r"(\d{1,2})\s*([aApP])\.?\s*[mM]\.?", words)
+    match = re.fullmatch(r"(\d{1,2})\s*o'\s?clock()", words) or re.fullmatch(
+        r"(\d{1,2})\s*([aApP])\.?\s*[mM]\.?", words
+    )
     if match:
         return Clock((int(match[1]), 0, 0), match[2].lower())
     if re.fullmatch(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{4}/\d{1,2}/\d{1,2}", words):
         return Text(words)
     found = _MONTH.search(words)
-    if found and re.fullmatch(r"[\d\s,thsrdn]*", rest := words[: found.start()] + words[found.end() :]):
+    if found and re.fullmatch(r"(?:[\d\s,thsrdn]|of)*", rest := words[: found.start()] + words[found.end() :]):
         numbers = re.findall(r"\d+", rest)
         if numbers:
             return Date(found[1][:3].lower(), tuple(sorted(numbers)))
@@ -247,6 +252,8 @@ def _table(text: str) -> Value | None:
     elif kind in ("vmatrix", "Vmatrix"):
         return None
     else:
+        if len(cells) == 1 and len(cells[0]) == 1 and kind == "array":
+            return _read(cells[0][0]) if not before else Text(_key(text))
         value = Table(tuple(tuple(_read(cell) for cell in row) for row in cells))
     if not before:
         return value
@@ -272,9 +279,12 @@ _INTEGER = (r"(?:\(?\s*(?:‹?\s*(?:where|for|with)?\s*›?)?\s*([a-z])\s*(?:\\i
             r"integer\s*›?|‹\s*is an integer\s*›|‹\s*integer\s*›)\s*\)?)")  # fmt: skip
 
 
+_JOIN = "‹(?:or|and)›"
+
+
 def _family(text: str) -> Value | None:
     """`..., k in Z`: a family over the integer k, which is renamed so that any letter does."""
-    match = re.fullmatch(rf"(.+?)(?:,|;|\s|‹or›)\s*{_INTEGER}", text)
+    match = re.fullmatch(rf"(.+?)(?:,|;|\s|{_JOIN})\s*{_INTEGER}", text)
     if not match:
         return None
     inner = _read(match[1])
@@ -293,10 +303,12 @@ def _renamed(value: Value, letter: str) -> Value:
 
 def _list(text: str) -> Value | None:
     thousands = re.fullmatch(r"(?:\\\$|[€£¥₹])?\s*[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\s*(?:\\?%|[^\d,].*)?)?", text)
-    if thousands and not re.search(r"‹or›|[,;]\s", text):
+    if thousands and not re.search(rf"{_JOIN}|[,;]\s", text):
         return None
-    text = re.sub(r"(?<=\d),(?=\d{3}(?:\.\d|\b)[^,]*‹)(?![^‹]*‹or›)", "", text)
-    parts = [part.strip() for part in _split(text, r"\s*(?:[,;]\s*)?‹or›\s*|[,;]\s*|\\\\\s*")]
+    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})*(?:, -?\d{1,3}(?:,\d{3})*)+", text):  # 1,000, 2,000
+        text = re.sub(r",(?=\d)", "", text)
+    text = re.sub(rf"(?<=\d),(?=\d{{3}}(?:\.\d|\b)[^,]*‹)(?![^‹]*{_JOIN})", "", text)
+    parts = [part.strip() for part in _split(text, rf"\s*(?:[,;]\s*)?{_JOIN}\s*|[,;]\s*|\\\\\s*")]
     if len(parts) > 1 and parts[-1] == "":
         parts.pop()
     if len(parts) == 1:
@@ -309,22 +321,30 @@ def _list(text: str) -> Value | None:
         return None
     if any(not part for part in parts):
         return Text(_key(text))
-    amount = _compound(parts) if "‹or›" in text else None
+    joined = re.search(_JOIN, text)
+    amount = _compound(parts) if joined else None
     if amount is not None:
         return amount
     modulus = re.fullmatch(r"(.*?)‹mod›\s*(\w+)", parts[-1])
     if modulus and "‹mod›" not in "".join(parts[:-1]):
         return _residue(text)
-    if (
-        "‹or›" not in text
-        and "=" in parts[0]
-        and not any(re.search(r"[=<>]|\\(?:le|ge|in|ne)\b", p) for p in parts[1:])
-    ):
+    if not joined and "=" in parts[0] and not any(re.search(r"[=<>]|\\(?:le|ge|in|ne)\b", p) for p in parts[1:]):
         named = _named(text)  # x = 1, 2
         if named is not None:
             return named
     items = tuple(_read(part) for part in parts)
+    if "‹or›" in text and all(isinstance(item, Relation) for item in items):
+        return Union(items)
+    if joined and "," not in text and len(set(parts)) > 1 and _all_the_same(items):  # 5/4 or 1.25
+        return items[0]
     return Sequence("", _expanded(items), "")
+
+
+def _all_the_same(items: tuple[Value, ...]) -> bool:
+    from edge_grpo.rewards.answers.equality import same_expression
+
+    numbers = [item.expr for item in items if isinstance(item, Number)]
+    return len(numbers) == len(items) and all(same_expression(numbers[0], number) for number in numbers[1:])
 
 
 def _juxtaposed(text: str) -> list[str] | None:
@@ -379,7 +399,13 @@ def _residue(text: str) -> Value | None:
     return Residue(_read(inner), match[2]) if r"\equiv" not in inner else Text(_key(text))
 
 
+_LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|rho))"
+
+
 def _named(text: str) -> Value | None:
+    approximation = _approximation(text)
+    if approximation is not None:
+        return approximation
     parts = [part.strip() for part in _split(text, r"=|\\approx|\\in(?![a-zA-Z])|:=")]
     if len(parts) < 2:
         return _curly_name(text)
@@ -391,7 +417,7 @@ def _named(text: str) -> Value | None:
         return None if not re.search(r"=", text) else Text(_key(text))
     first, rest = parts[0], parts[1:]
     if len(rest) == 1:
-        tuple_name = re.fullmatch(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)", first)
+        tuple_name = re.fullmatch(rf"\(\s*{_LETTER}(?:\s*,\s*{_LETTER})+\s*\)", first)
         if tuple_name:
             value = _read(rest[0])
             names = [name.strip() for name in first[1:-1].split(",")]
@@ -415,6 +441,8 @@ def _chain(parts: list[str], text: str) -> Value:
     """`x = 2 + 3 = 5` is 5 if it holds; `x = y = 2` names two values."""
     from edge_grpo.rewards.answers.equality import same_expression
 
+    if len(set(parts)) == 1:  # 0 = 0 says nothing
+        return Text(_key(text))
     names = []
     while len(parts) > 1 and _is_name(parts[0]):
         names.append(_key(parts.pop(0)))
@@ -428,11 +456,32 @@ def _chain(parts: list[str], text: str) -> Value:
 
 
 def _is_name(text: str) -> bool:
-    """
+    r"""
     >>> [_is_name(text) for text in ("x", "f(x)", "‹Area›", "AB", "2x", "5", "a_n", "f'(x)", "xy")]
     [True, True, True, True, False, False, True, True, False]
     """
+    if re.fullmatch(r"[A-Za-z](?:\s*:\s*[A-Za-z])+|(?:P|E|\\det|\\arg|n)\s*\([^()]*\)|\\(?:det|arg)\s+[A-Za-z]", text):
+        return True  # a:b, P(X = 5)
     return bool(_NAME.fullmatch(text)) and not re.fullmatch(r"[a-z]{2,}", text)
+
+
+def _approximation(text: str) -> Value | None:
+    r"""`4\pi \approx 12.57`: the number and its rounding, if it is one."""
+    parts = [part.strip() for part in _split(text, r"\\approx(?![a-zA-Z])")]
+    if len(parts) != 2 or not all(parts) or _is_name(parts[0]) or not re.fullmatch(_SIMPLE + r"\D*", parts[1]):
+        return None
+    exact, rounded = (_read(part) for part in parts)
+    if isinstance(exact, Named):
+        inner = _approximation(parts[0].partition("=")[2].strip() + r" \approx " + parts[1])
+        return None if inner is None else Named(exact.name, inner)
+    number = rounded.number if isinstance(rounded, Quantity) else rounded
+    if not isinstance(exact, Number) or not isinstance(number, Number) or exact.expr.free_symbols:
+        return None
+    places = len((re.findall(r"\.(\d+)", parts[1]) or [""])[0])
+    error = sympy.Abs(exact.expr - number.expr).evalf(30)
+    if not (error.is_Number and error <= (Rational(1, 10**places) if places else Rational(1, 2))):
+        return Text(_key(text))
+    return Approximation(exact, rounded) if number.decimal or exact.decimal else exact
 
 
 def _curly_name(text: str) -> Value | None:
@@ -474,7 +523,7 @@ def _bracketed(text: str) -> Value | None:
         builder = re.fullmatch(r"([a-zA-Z])\s*(?:\\in\s*\\R\s*)?[|:](.+)", inner)
         if builder:
             return Builder(_read(builder[2]))
-        return Sequence("{", _expanded(tuple(_read(part) for part in _split(inner, r",|;|‹or›"))), "}")
+        return Sequence("{", _expanded(tuple(_read(part) for part in _split(inner, rf",|;|{_JOIN}"))), "}")
     match = re.fullmatch(r"([(\[\]])(.*)([)\]\[])", text, re.DOTALL)
     if not match:
         return None
@@ -487,20 +536,26 @@ def _bracketed(text: str) -> Value | None:
     left, right = match[1], match[3]
     if left == "]" or right == "[":  # ]a, b[
         left, right = {"]": "("}.get(left, left), {"[": ")"}.get(right, right)
-    return Sequence(left, tuple(_read(part) for part in parts), right)
+    items = tuple(_read(part) for part in parts)
+    rows = [item.items for item in items if isinstance(item, Sequence) and (item.left, item.right) == ("[", "]")]
+    if left == "[" and right == "]" and len(rows) == len(items) and len({len(row) for row in rows}) == 1:
+        return Table(tuple(rows))  # [[1, 2], [3, 4]]
+    return Sequence(left, items, right)
 
 
 def _based(text: str) -> Value | None:
-    match = re.fullmatch(r"\(?([0-9A-F]+)\)?\s*_\s*\{?\s*(?:‹)?\s*([1-9]\d?|[a-z]+)\s*(?:›)?\s*\}?", text)
-    if not match or not re.match(r"\d", match[1]):
+    match = re.fullmatch(r"\(?‹?([0-9A-F]+)›?\)?\s*_\s*\{?\s*(?:‹)?\s*([1-9]\d?|[a-z]+)\s*(?:›)?\s*\}?", text)
+    if not match:
         return None
     words = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
              "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
     base = words.get(match[2], match[2])
-    return Based(match[1].lstrip("0") or "0", base) if base.isdigit() else None
+    is_name = match[1].isalpha() and (base != "16" or len(match[1]) < 2)  # A_2
+    return Based(match[1].lstrip("0") or "0", base) if base.isdigit() and not is_name else None
 
 
 def _repeating(text: str) -> Value | None:
+    text = re.sub(r"(\.\d*?)(\d+?)\2{2,}\s*\\ldots$", r"\1\\overline{\2}", text)  # 0.333...
     plain = re.sub(r"\\dot\s*\{?(\d)\}?((?:\d*)\\dot\s*\{?(\d)\}?)?", _dots, text)
     match = re.fullmatch(
         r"([-+]?)\s*(\d*)\.(\d*)(?:\\overline\s*\{?(\d+)\}?|\((\d+)\))(?:\s*\\ldots)?(\s*\\?%)?", plain
@@ -536,7 +591,7 @@ def _quantity(text: str) -> Value | None:
     if match := re.fullmatch(r"(.+?)\s*(?:\\?%|‹?\s*(?i:percent|per cent|percentage|pct)\s*›?|‹\s*%\s*›)", text):
         inner = _read(match[1])
         return Percent(inner) if isinstance(inner, Number) else None
-    sign = re.match(r"([-+]?)\s*(\\\$|[€£¥₹])\s*(?=[\d.\\])", text)
+    sign = re.match(r"([-+]?)\s*(\\\$|[€£¥₹])\s*(?=-?[\d.\\])", text)
     if sign:
         rest = _read(sign[1] + text[sign.end() :])
         unit = CURRENCY_SIGNS[sign[2]]
@@ -575,6 +630,8 @@ def _with_unit(text: str) -> Value | None:
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", text) and r"\circ" in text:
         expr = _expression(re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"{\\frac{\1\\cdot\\pi}{180}}", text))
         return Text(_key(text)) if expr is None else _number(text, expr)
+    if minutes := re.fullmatch(r"(\d+)\s*\^\s*\\circ\s*(\d+)\s*'", text):  # 45 degrees 30'
+        return Quantity(Number(int(minutes[1]) + Rational(int(minutes[2]), 60)), DEGREE)
     match = re.fullmatch(r"(.*?)\s*\^\s*\\circ\s*(?:(?:\\circ)?\s*‹?\s*([CF]?)\s*›?)", text)
     if match and match[1]:
         number = _read(match[1])
@@ -641,7 +698,9 @@ def _expression(text: str) -> Expr | None:
     return _parsed(text) if _is_known(text.replace("P_{pm}", "P")) else None
 
 
-_MIXED = re.compile(r"(?<![\d.}])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})(?!\s*[\d/^])")
+_MIXED = re.compile(
+    r"(?<![\d.}])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})(?!\s*[\d/^])"
+)
 
 
 def _mixed(text: str) -> str:
@@ -659,7 +718,7 @@ def _mixed(text: str) -> str:
 
 
 def _is_known(text: str) -> bool:
-    if re.search(r"\d\s+\d|\d*\.\d*\.|[^\d]\.(?!\d)|\^[^{\s]\^|'|(?<![\d}])\.\D", text):
+    if re.search(r"\d\s+\d|\d*\.\d*\.|[^\d]\.(?!\d)|\^[^{\s]\^|'|(?<![\d}])\.\D|!\s*!|\^\d+\s*\^", text):
         return False
     if re.search(r"\d\s*\^\s*\{\s*\d+\s*\^\s*\{\s*\d+\s*\^", text):
         return False  # a tower that nobody can evaluate

@@ -44,6 +44,7 @@ class Rule:
 
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
+_ENCLOSED = "①-⓿"  # names of statements: ①③ is not 13
 
 CHARACTERS = {
     **dict.fromkeys("−–—‐‑‒﹣", "-"), "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*",
@@ -53,6 +54,8 @@ CHARACTERS = {
     "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\R ", "ℤ": r"\Z ", "ℕ": r"\N ", "°": r"^\circ ", "º": r"^\circ ",
     "…": r"\ldots ", "⋯": r"\ldots ", "∣": "|", "│": "|", "△": r"\triangle ", "∠": r"\angle ", "′": "'", "″": "''",
     "、": ",", "。": ".", "「": "", "」": "", "“": '"', "”": '"', "‘": "'", "’": "'", "∨": r"\lor ", "∧": r"\land ",
+    "⁄": "/", "∕": "/", "γ": r"\gamma ", "δ": r"\delta ", "ε": r"\epsilon ", "μ": r"\mu ", "ρ": r"\rho ",
+    "σ": r"\sigma ", "τ": r"\tau ", "Δ": r"\Delta ", "Σ": r"\Sigma ", "Ω": r"\Omega ", "Γ": r"\Gamma ", "Φ": r"\Phi ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": r"\langle ", "⟩": r"\rangle ",
 }  # fmt: skip
 """one character and its LaTeX"""
@@ -76,6 +79,8 @@ RULES = (
     Rule(r"(?<=\d)\{,\}(?=\d)", ",", r"1{,}234 -> 1,234"),
     Rule(r"(?<=\d)\s*(?:\\!\s*,|,\s*\\!)\s*(?:\\!\s*)?(?=\d{3}(?!\d))", ",", r"10,\!080 -> 10,080"),
     Rule(r"(?<=\d)\\[,;: ](?=\d{3}(?!\d))", ",", r"10\,000 -> 10,000"),
+    Rule(r"\{\s*:\s*\}|\\colon(?![a-zA-Z])", ":", r"3{:}45 -> 3:45"),
+    Rule(r"\\text\s*\{\s*([.,;:])\s*\}", r"\1", r"42\text{.} -> 42."),
     # Space
     Rule(r"\\(?:quad|qquad|thinspace|enspace|space|medspace|thickspace|newline)(?![a-zA-Z])", " ", r"\quad5 ->  5"),
     Rule(r"(?<!\\)\\[,;:!> ]|(?<!\\)~(?!=)|&nbsp;|\\[hv]space\*?\{[^{}]*\}", " ", r"5\;6 -> 5 6"),
@@ -86,6 +91,14 @@ RULES = (
     Rule(r"\\(?:[hv]?phantom|label|tag)\{[^{}]*\}", "", r"5\phantom{0} -> 5"),
     Rule(r"\\(?:textcolor|color)\s*\{[a-zA-Z]+\}", "", r"\color{red}{5} -> {5}"),
     Rule(r"\\(?:limits|nolimits)(?![a-zA-Z])", "", r"\sum\limits -> \sum"),
+    Rule(r"\\(?:checkmark|blacksquare|qedsymbol|qed)\s*$", "", r"42\blacksquare -> 42"),
+    Rule(r"\{\s*([^{}]*?)\s*\\over(?![a-zA-Z])\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", r"{3 \over 4} -> \frac{3}{4}"),
+    Rule(r"(?<=[\dA-F])\s*(?:\\text\s*\{\s*\(?\s*(?:in )?base\s+(\w+)\s*\)?\s*\}|\(?(?:in )?base\s+(\w+)\)?)\s*$",
+         r"_{\1\2}", r"1101\text{ (base 2)} -> 1101_{2}"),
+    Rule(r"(?<![\w\\])(\d+|[a-z])\s*(?:\\text\s*\{\s*choose\s*\}|choose)\s*(\d+|[a-z])(?!\w)", r"\\binom{\1}{\2}",
+         r"10 \text{ choose } 3 -> \binom{10}{3}"),
+    Rule(r"^\s*\\text\s*\{\s*(Rs\.?)\s*\}", r"\1 ", r"\text{Rs. }450 -> Rs. 450"),
+    Rule(r"^\s*([ABD-MO-Z])'?\s*(?=(?:\\left\s*)?\([^()]*,[^()]*\)\s*$)", r"\1 = ", r"P(2, 3) -> P = (2, 3)"),
     # Delimiters
     Rule(r"\\[()\[\]]|(?<!\\)\$", " ", r"\(5\) ->  5 "),
     Rule(r"\\(?:text)?dollar(?![a-zA-Z])", r"\\$ ", r"\textdollar 5 -> \$  5"),
@@ -105,7 +118,7 @@ RULES = (
          r"[\begin{array}{c}1\end{array}] -> \begin{array}{c}1\end{array}"),
     Rule(r"(?<!\\)\\\s*$", "", "5\\ -> 5"),
     # Other names of one command
-    Rule(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", r"\dfrac{1}{2} -> \frac{1}{2}"),
+    Rule(r"\\(?:[dtcs]|nice|flat)frac(?![a-zA-Z])", r"\\frac", r"\dfrac{1}{2} -> \frac{1}{2}"),
     Rule(r"\\[dt]binom(?![a-zA-Z])", r"\\binom", r"\dbinom{5}{2} -> \binom{5}{2}"),
     Rule(r"\\(?:leqslant|leqq|leq)(?![a-zA-Z])", r"\\le", r"x\leqslant 2 -> x\le 2"),
     Rule(r"\\(?:geqslant|geqq|geq)(?![a-zA-Z])", r"\\ge", r"x\geq 2 -> x\ge 2"),
@@ -133,7 +146,7 @@ RULES = (
     Rule(r"\^\s*\{?\s*\\prime\s*\}?", "'", r"f^{\prime} -> f'"),
     Rule(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", r"\frac13 -> \frac{1}{3}"),
     Rule(r"\\frac\s*(\w)\s*\{", r"\\frac{\1}{", r"\frac9{19} -> \frac{9}{19}"),
-    Rule(r"\\frac\s*(\{[^{}]*\})\s*([\da-zA-Z])", r"\\frac\1{\2}", r"\frac{270}7 -> \frac{270}{7}"),
+    Rule(r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*([\da-zA-Z])", r"\\frac\1{\2}", r"\frac{270}7 -> \frac{270}{7}"),
     Rule(r"\\frac\s*([\da-zA-Z])\s*([\da-zA-Z])", r"\\frac{\1}{\2}", r"\frac ab -> \frac{a}{b}"),
     Rule(r"\\frac\s*(\\[a-zA-Z]+)\s*([\da-zA-Z])", r"\\frac{\1}{\2}", r"\frac\pi2 -> \frac{\pi}{2}"),
     Rule(r"\\frac\s*(\\[a-zA-Z]+)\s*\{", r"\\frac{\1}{", r"\frac\pi{12} -> \frac{\pi}{12}"),
@@ -141,11 +154,22 @@ RULES = (
     Rule(r"\\sqrt\s*(\\[a-zA-Z]+)", r"\\sqrt{\1}", r"\sqrt\pi -> \sqrt{\pi}"),
     Rule(r"\^\s*(\\frac\{[^{}]*\}\{[^{}]*\})", r"^{\1}", r"2^\frac{1}{2} -> 2^{\frac{1}{2}}"),
     Rule(r"\^\s*\(([^()]*)\)", r"^{(\1)}", r"2^(n-1) -> 2^{(n-1)}"),
-    Rule(r"(?<=\d)\^(\d{2,})", r"^{\1}", r"2^10 -> 2^{10}"),
+    Rule(r"(?<=\d)\^(\d{2,})(?![\d^])", r"^{\1}", r"2^10 -> 2^{10}"),
     Rule(r"(?<!\\)([_^])\s*(\d)(?!\d)", r"\1{\2}", r"\log_2 8 -> \log_{2} 8"),
     Rule(r"(?<!\\)\{\s*([^{}]*?)\s*\\choose\s*([^{}]*?)\s*\}", r"\\binom{\1}{\2}", r"{5 \choose 2} -> \binom{5}{2}"),
     Rule(r"(?<![A-Za-z])C\s*\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}", r"C(5,2) -> \binom{5}{2}"),
     Rule(r"(?<![A-Za-z])C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1}{\2}", r"C_5^2 -> \binom{5}{2}"),
+    Rule(r"(?<![A-Za-z])A_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\frac{\1!}{(\1-\2)!}", r"A_5^2 -> \frac{5!}{(5-2)!}"),
+    Rule(r"(?<![\w}])(?:\{\s*\})?[_^]\{?(\d+)\}?\s*C\s*_\{?(\d+)\}?", r"\\binom{\1}{\2}", r"^{10}C_3 -> \binom{10}{3}"),
+    Rule(r"\\pi\s*\(", r"\\pi \\cdot (", r"\pi(4) -> \pi \cdot (4)"),
+    Rule(r"(?<=[\d.])\\bar\s*\{?(\d+)\}?", r"\\overline{\1}", r"0.\bar{3} -> 0.\overline{3}"),
+    Rule(r"(?<=\d)\s*\^\s*(?:o|\{\s*o\s*\})(?![a-zA-Z])", r"^\\circ ", r"45^o -> 45^\circ "),
+    Rule(r"(?<=\d)\s*\\Omega\s*$", " ‹ohm›", r"5\Omega -> 5 ‹ohm›"),
+    Rule(r"\+\s*/\s*-", r"\\pm ", r"+/-2 -> \pm 2"),
+    Rule(r"∛\s*\(?(\d+|[a-z])\)?", r"\\sqrt[3]{\1}", r"∛8 -> \sqrt[3]{8}"),
+    Rule(r"^\s*([\d.,]+)\s*\\\$\s*$", r"\\$\1", r"18\$ -> \$18"),
+    Rule(r"\\\{\s*\\begin\{array\}\s*\{[lcr\s]*\}(.*)\\end\{array\}\s*$", r"\\begin{cases}\1\\end{cases}",
+         r"\{\begin{array}{l}x=1\end{array} -> \begin{cases}x=1\end{cases}"),
     Rule(r"\\(?:pmod|pod|mod|bmod)\s*\{?\s*(\w+)\s*\}?", r" ‹mod› \1", r"7 \pmod{11} -> 7  ‹mod› 11"),
     Rule(r"\((?:mod|modulo)\s*(\w+)\)|(?<=\s)mod(?:ulo)?\s+(\w+)", r" ‹mod› \1\2", r"7 (mod 11) -> 7  ‹mod› 11"),
     # As in a program or on paper
@@ -164,9 +188,10 @@ RULES = (
     Rule(r"(?<=\d)\s*x\s*(?=10\^)", r" \\times ", r"1.5x10^3 -> 1.5 \times 10^3"),
     Rule(r"(?<=[\d)}])\s+(?=[.,;]\s*$)", "", r"5 . -> 5."),
     # Connections
-    Rule(r"(?i)\s*(?:,\s*)?(?<![a-z\\])(?:and|or)(?![a-z])\s*", r" ‹or› ", r"5 or 6 -> 5 ‹or› 6"),
-    Rule(r"\s*[或和与且]\s*", r" ‹or› ", r"1或2 -> 1 ‹or› 2"),
-    Rule(r"\s*\\(?:lor|land|wedge)(?![a-zA-Z])\s*", r" ‹or› ", r"5 \lor 6 -> 5 ‹or› 6"),
+    Rule(r"(?i)\s*(?:,\s*)?(?<![a-z\\])or(?![a-z])\s*", " ‹or› ", r"5 or 6 -> 5 ‹or› 6"),
+    Rule(r"(?i)\s*(?:,\s*)?(?<![a-z\\])and(?![a-z])\s*", " ‹and› ", r"5, and 6 -> 5 ‹and› 6"),
+    Rule(r"\s*或\s*|\s*\\lor(?![a-zA-Z])\s*", " ‹or› ", r"1或2 -> 1 ‹or› 2"),
+    Rule(r"\s*[和与且]\s*|\s*\\(?:land|wedge)(?![a-zA-Z])\s*", " ‹and› ", r"1 \land 2 -> 1 ‹and› 2"),
     Rule(r"\\(?:setminus|backslash)(?![a-zA-Z])", r"\\setminus ", r"A\backslash B -> A\setminus  B"),
     Rule(r"\\in(?![a-zA-Z])", r"\\in ", r"x\in A -> x\in  A"),
 )  # fmt: skip
@@ -174,7 +199,7 @@ RULES = (
 SAME_WORDS = {
     r"\emptyset": ["no solution", "no solutions", "no real solution", "no real solutions", "empty set", "the empty set",
                   "no such number", "no such numbers", "no values", "no roots", "no real roots", "there is no solution",
-                  "there are no solutions", "无解", "空集"],
+                  "there are no solutions", "no integer solutions", "none", "无解", "空集"],
     r"\R": ["all real numbers", "all reals", "the real numbers", "real numbers", "any real number", "所有实数", "实数",
             "任意实数", "all real x", "reals"],
     r"\infty": ["infinity", "无穷", "无穷大"],
@@ -182,7 +207,10 @@ SAME_WORDS = {
     "no": ["否", "no", "不是"],
     "true": ["正确", "对", "true"],
     "false": ["错误", "错", "false"],
-    "dne": ["does not exist", "dne", "不存在", "doesnt exist"],
+    "dne": ["does not exist", "dne", "不存在", "doesnt exist", "the limit does not exist",
+            "limit does not exist"],
+    "12:00 pm": ["noon", "正午"],
+    "12:00 am": ["midnight"],
     "undefined": ["undefined", "not defined"],
     "infinitely many": ["infinitely many", "infinite", "infinitely many solutions", "无穷多", "无数"],
 }  # fmt: skip
@@ -190,7 +218,13 @@ SAME_WORDS = {
 
 NUMBER_WORDS = {word: value for value, words in enumerate((
     "zero|零", "one|一", "two|二|两", "three|三", "four|四", "five|五", "six|六", "seven|七", "eight|八", "nine|九",
-    "ten|十", "eleven|十一", "twelve|十二"), start=0) for word in words.split("|")}  # fmt: skip
+    "ten|十", "eleven|十一", "twelve|十二", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen"), start=0) for word in words.split("|")}  # fmt: skip
+_TENS = dict(
+    zip(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], range(20, 100, 10), strict=True)
+)
+NUMBER_WORDS |= _TENS | {f"{ten}{joint}{word}": value + unit for ten, value in _TENS.items() for joint in ("", " ")
+                         for word, unit in NUMBER_WORDS.items() if 0 < unit < 10 and word.isascii()}  # fmt: skip
 MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
                "dozen": 12, "百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8}  # fmt: skip
 _BY_WORDS = {word: meaning for meaning, words in SAME_WORDS.items() for word in words}
@@ -240,10 +274,10 @@ def _plain_characters(text: str) -> str:
     text = re.sub(f"[{_SUBSCRIPTS}]+", lambda m: "_{" + unicodedata.normalize("NFKC", m[0]) + "}", text)
     text = re.sub(r"(\d?)\s*([¼-¾⅐-⅞])", _vulgar_fraction, text)
     text = "".join(CHARACTERS.get(char, char) for char in text)
-    text = unicodedata.normalize("NFKC", text)
+    text = re.sub(f"[^{_ENCLOSED}]+", lambda m: unicodedata.normalize("NFKC", m[0]), text)
     text = "".join(CHARACTERS.get(char, char) for char in text)
     return "".join(
-        str(unicodedata.digit(c)) if c.isdigit() and not c.isascii() else c
+        str(unicodedata.digit(c)) if c.isdecimal() and not c.isascii() else c
         for c in text
         if unicodedata.category(c) not in ("Cf", "Co", "Cs")
     )
@@ -269,7 +303,7 @@ _WRAPPER = re.compile(
 )
 _BARE_NUMBER = re.compile(r"\s*[-+]?[\d.,/:]*\d\s*|\s*[-+]?\d[\d.,/]*\s*%?\s*")
 _CONNECTION = re.compile(r"(?i)\s*,?\s*(?:and|or)\s*,?\s*")
-_CONNECTION_IN = re.compile(r"(?i)\s*,?\s+(?:and|or)\s+")
+_CONNECTION_IN = re.compile(r"(?i)\s*,?\s+(and|or)\s+")
 
 
 def _unwrap(match: re.Match[str]) -> str:
@@ -283,8 +317,9 @@ def _unwrap(match: re.Match[str]) -> str:
     if _BARE_NUMBER.fullmatch(inner) or (command == "mathrm" and inner.strip() in ("e", "i")):
         return " " + inner + " "
     if _CONNECTION.fullmatch(inner):
-        return " ‹or› "
+        return f" ‹{'or' if 'or' in inner.lower() else 'and'}› "
     if re.search(r"\\|\d.*[+*/=^]|[<>=]", inner):  # mathematics in words
         return " " + inner + " "
     parts = [part.strip() for part in _CONNECTION_IN.split(inner)]
-    return " ‹or› ".join(f" ‹{part}› " if part else " " for part in parts)
+    words = [f" ‹{part}› " if i % 2 == 0 else f" ‹{part.lower()}› " for i, part in enumerate(parts) if part]
+    return "".join(words) or " "

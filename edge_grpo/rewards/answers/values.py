@@ -44,6 +44,14 @@ class Percent:
 
 
 @dataclass(frozen=True)
+class Approximation:
+    """A number and its rounding, `4\\pi \\approx 12.57`, either of which is the answer."""
+
+    exact: Number
+    rounded: "Value"
+
+
+@dataclass(frozen=True)
 class Sequence:
     """Several values. `left` and `right` are the brackets, empty for a bare list; `{` holds a set."""
 
@@ -161,6 +169,7 @@ Value = (
     | Number
     | Quantity
     | Percent
+    | Approximation
     | Sequence
     | Union
     | Reals
