@@ -20,7 +20,7 @@ _RELATION = re.compile(
 )
 
 
-_MINUS = re.compile(r"(?:[=$(:{,]|\\[(\[]|\\approx)[\s{]*-\s*$|^-$")
+_MINUS = re.compile(r"(?:[=$(:{,]|\\[(\[]|\\approx)[ {]*-\s*$|^-$")
 
 
 def last_boxed(text: str) -> str | None:

@@ -11,6 +11,7 @@ import sympy
 from sympy import Expr, FiniteSet, Float, I, Integer, Interval, Rational, S, Set, Symbol
 
 from edge_grpo.rewards.answers import values as v
+from edge_grpo.rewards.answers.rules import meaning_of_words
 from edge_grpo.rewards.answers.units import DEGREE, ratio
 from edge_grpo.rewards.answers.values import Number, Value
 
@@ -80,7 +81,8 @@ class _Equality:
         if isinstance(gold, v.Text) and isinstance(answer, v.Text):
             return gold.key == answer.key
         text, other = (gold, answer) if isinstance(gold, v.Text) else (answer, gold)
-        return isinstance(text, v.Text) and bool(letters := _spelled(other)) and letters == sorted(text.key.lower())
+        assert isinstance(text, v.Text)
+        return bool(letters := _spelled(other)) and letters == sorted(text.key) and not meaning_of_words(text.key)
 
     def _choices(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Choice) and isinstance(answer, v.Choice):
@@ -139,7 +141,7 @@ class _Equality:
     def _clocks(self, gold: Value, answer: Value) -> bool:
         if not (isinstance(gold, v.Clock) and isinstance(answer, v.Clock)):
             return False
-        if gold.half and not answer.half and answer.fields[0] <= 12:
+        if gold.half and not answer.half and 0 < answer.fields[0] <= 12:
             return False
         halves = (gold.half, answer.half) if gold.half and answer.half else None
         if halves is not None and halves[0] != halves[1]:
@@ -264,6 +266,8 @@ class _Equality:
         if sum(_distinct_names(side) and not any(isinstance(i, v.Named) for i in other) for side, other in
                ((gold, answer), (answer, gold))) and not _one_variable(gold) and not _one_variable(answer):  # fmt: skip
             return self._rows(_by_name(gold), _by_name(answer))
+        if all(_one_variable(side) and side[0].name[:1] == "x" for side in (gold, answer)):  # type: ignore[union-attr]
+            gold, answer = ([item.value for item in side] for side in (gold, answer))  # type: ignore[union-attr]
         return _match(gold, answer, self)
 
     def _in_order(self, gold: v.Sequence, answer: v.Sequence) -> bool:
@@ -272,14 +276,15 @@ class _Equality:
         return self._rows(*sides)
 
     def _sets(self, gold: Value, answer: Value) -> bool:
+        names, others = _variables(gold), _variables(answer)
+        if names != others and ((names and others) or len(names | others) > 1):
+            return False
         if isinstance(gold, v.Union) and isinstance(answer, v.Union) and gold.minus == answer.minus:
             same = self._rows if gold.minus else lambda a, b: _match(a, b, self)
             if same(gold.parts, answer.parts):
                 return True
         if isinstance(gold, v.Builder) and isinstance(answer, v.Builder) and self(gold.condition, answer.condition):
             return True
-        if (names := _variables(gold)) and (others := _variables(answer)) and names != others:
-            return False
         first, second = _as_set(gold), _as_set(answer)
         return first is not None and second is not None and _same_set(first, second)
 
@@ -298,8 +303,13 @@ class _Equality:
     def _equations(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, Number) or isinstance(answer, Number):  # a + b = 5 says that the sum is 5
             number, equation = (gold, answer) if isinstance(gold, Number) else (answer, gold)
-            is_sum = isinstance(equation, v.Equation) and equation.left.is_Add and not equation.right.free_symbols
-            if not is_sum or not all(part.is_Symbol for part in equation.left.args) or number.expr.free_symbols:  # type: ignore[union-attr]
+            is_sum = isinstance(equation, v.Equation) and not equation.right.free_symbols
+            if (
+                not is_sum
+                or not (equation.left.is_Add or equation.left.is_Mul)
+                or not all(part.is_Symbol for part in equation.left.args)
+                or number.expr.free_symbols
+            ):  # type: ignore[union-attr]
                 return False
             value = Number(equation.right)  # type: ignore[union-attr]
             return self._numbers(*((gold, value) if number is gold else (value, answer)))
@@ -422,13 +432,15 @@ def _names_agree(gold: str, answer: str) -> bool:
     if order != other_order:
         return False
     if base != other_base:
+        if "|" in base + other_base:
+            return False
         curves = {name for name, argument in ((base, at), (other_base, other_at)) if not argument.isalpha()}
         plain = len(base) == 1 and len(other_base) == 1
-        if at.isalpha() and other_at.isalpha():  # a function may be called g
+        if at.islower() and other_at.islower():  # a function may be called g
             return plain and not (place or other_place)
         return curves == {"y"} if plain else not (place or other_place) and 1 in (len(base), len(other_base))
     same_place = place == other_place or not (place and other_place)
-    same_argument = at == other_at or not (at and other_at) or (at.isalpha() and other_at.isalpha())
+    same_argument = at == other_at or not (at and other_at) or (at.islower() and other_at.islower())
     return same_place and same_argument
 
 
@@ -438,7 +450,8 @@ def _parts(name: str) -> tuple[str, str, int, str]:
     >>> _parts("f''(x)"), _parts("a_{n}"), _parts(r"\\frac{dy}{dx}"), _parts("ba")
     (('f', '', 2, 'x'), ('a', 'n', 0, ''), ('y', '', 1, ''), ('ab', '', 0, ''))
     """
-    text = re.sub(r"\\(?:overline|angle|triangle|vec|overrightarrow|hat)(?![a-zA-Z])|[|{}\s]", "", name)
+    text = re.sub(r"\\(?:overline|angle|triangle|vec|overrightarrow|hat)(?![a-zA-Z])|[{}\s]", "", name)
+    text = re.sub(r"^\|([A-Za-z]{2,})\|$", r"\1", text)
     if match := re.fullmatch(r"\\frac(?:d|\\partial)([a-zA-Z]?)(?:d|\\partial)[a-zA-Z]", text):
         return (match[1] or "y", "", 1, "")
     match = re.fullmatch(r"(.+?)(?:_([^'(^]+))?('*)(\^-1)?(?:\((.*)\))?", text)

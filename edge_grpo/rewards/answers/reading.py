@@ -57,7 +57,7 @@ _NO_PRODUCTS_TEXT = """
 """
 _NO_PRODUCTS = frozenset(_NO_PRODUCTS_TEXT.split())
 _NAME = re.compile(
-    r"(?:‹[^‹›]+›|\\[a-zA-Z]+\s*\{[A-Za-z\s]+\}|\\(?:angle|triangle|overline|Delta|alpha|beta|theta|lambda|omega|"
+    r"(?:‹[^‹›]+›|\\(?!sqrt)[a-zA-Z]+\s*\{[A-Za-z\s]+\}|\\(?:angle|triangle|overline|Delta|alpha|beta|theta|lambda|omega|"
     r"mu|phi|rho|sigma|tau|delta|gamma)|\\(?:sin|cos|tan|cot)\s*(?:\\?[A-Za-z]+)|\|?[A-Za-z]+\|?|\\frac\s*\{d[a-z]?\}\{d[a-z]\}|"
     r"\\frac\s*\{\\partial\s*[a-z]?\}\{\\partial\s*[a-z]\})(?:[A-Z\s]*)"
     r"(?:_\{?\\?[\w\s,]+\}?)?'*(?:\^\{-1\})?(?:\s*\(\s*[\w\s,]+\s*\))?"
@@ -209,7 +209,7 @@ def _choice(text: str) -> Value | None:
     if behind := _CHOICE_BEHIND.fullmatch(text):
         return Choice(next(letter for letter in behind.groups()[1:] if letter), _read(behind[1]))
     before = _CHOICE_BEFORE.fullmatch(words)
-    if before and not re.match(r"[\^_+\-*/=]|\\(?:cdot|times|cup|cap)", before[3]):
+    if before and not re.match(r"[\^_+\-*/=]|\\(?:cdot|times|cup|cap)|\([A-J]\)", before[3]):
         return Choice(before[1] or before[2], _read(before[3]))
     return None
 
@@ -228,6 +228,7 @@ def _clock_or_date(text: str) -> Value | None:
         return Clock((int(match[1]), 0, 0), match[2].lower())
     if re.fullmatch(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{4}/\d{1,2}/\d{1,2}", words):
         return Text(words)
+    words = re.sub(r"(?i)\bsept\b", "Sep", words)
     found = _MONTH.search(words)
     if found and re.fullmatch(r"(?:[\d\s,thsrdn]|of)*", rest := words[: found.start()] + words[found.end() :]):
         numbers = re.findall(r"\d+", rest)
@@ -259,7 +260,7 @@ def _table(text: str) -> Value | None:
         return value
     name = before.rstrip("=").strip()
     if before.endswith("=") and _NAME.fullmatch(name):
-        return Named(_key(name), value)
+        return Named(_name(name), value)
     return Text(_key(text))
 
 
@@ -305,7 +306,9 @@ def _list(text: str) -> Value | None:
     thousands = re.fullmatch(r"(?:\\\$|[€£¥₹])?\s*[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\s*(?:\\?%|[^\d,].*)?)?", text)
     if thousands and not re.search(rf"{_JOIN}|[,;]\s", text):
         return None
-    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})*(?:, -?\d{1,3}(?:,\d{3})*)+", text):  # 1,000, 2,000
+    if re.fullmatch(
+        rf"-?\d{{1,3}}(?:,\d{{3}})*(?:(?:, |\s*{_JOIN}\s*)-?\d{{1,3}}(?:,\d{{3}})*)+", text
+    ):  # 1,000, 2,000
         text = re.sub(r",(?=\d)", "", text)
     text = re.sub(rf"(?<=\d),(?=\d{{3}}(?:\.\d|\b)[^,]*‹)(?![^‹]*{_JOIN})", "", text)
     parts = [part.strip() for part in _split(text, rf"\s*(?:[,;]\s*)?{_JOIN}\s*|[,;]\s*|\\\\\s*")]
@@ -335,7 +338,7 @@ def _list(text: str) -> Value | None:
     items = tuple(_read(part) for part in parts)
     if "‹or›" in text and all(isinstance(item, Relation) for item in items):
         return Union(items)
-    if joined and "," not in text and len(set(parts)) > 1 and _all_the_same(items):  # 5/4 or 1.25
+    if "‹or›" in text and "," not in text and len(set(parts)) > 1 and _all_the_same(items):  # 5/4 or 1.25
         return items[0]
     return Sequence("", _expanded(items), "")
 
@@ -395,7 +398,7 @@ def _residue(text: str) -> Value | None:
     inner = match[1].strip().strip("(").strip()
     name = re.fullmatch(r"(.+?)\\equiv(.+)", inner)
     if name and _NAME.fullmatch(name[1].strip()):
-        return Named(_key(name[1]), Residue(_read(name[2]), match[2]))
+        return Named(_name(name[1]), Residue(_read(name[2]), match[2]))
     return Residue(_read(inner), match[2]) if r"\equiv" not in inner else Text(_key(text))
 
 
@@ -412,7 +415,11 @@ def _named(text: str) -> Value | None:
     if any(not part for part in parts):
         return Text(_key(text))
     if any(
-        re.search(r"[<>]|\\(?:le|ge|ne|cup|equiv|to|Rightarrow|parallel|perp)(?![a-zA-Z])", part) for part in parts[:-1]
+        re.search(
+            r"[<>]|\\(?:le|ge|ne|cup|equiv|to|Rightarrow|parallel|perp)(?![a-zA-Z])",
+            re.sub(r"^P\s*\([^()]*\)$", "", part),
+        )
+        for part in parts[:-1]
     ):
         return None if not re.search(r"=", text) else Text(_key(text))
     first, rest = parts[0], parts[1:]
@@ -423,11 +430,11 @@ def _named(text: str) -> Value | None:
             names = [name.strip() for name in first[1:-1].split(",")]
             if isinstance(value, Sequence) and value.left == "(" and len(value.items) == len(names):
                 return Sequence("(", tuple(Named(n, v) for n, v in zip(names, value.items, strict=True)), ")")
-            return Named(_key(first), value)
+            return Named(_name(first), value)
         if _is_name(first):
-            return Named(_key(first), _read(rest[0]))
+            return Named(_name(first), _read(rest[0]))
         if _is_name(rest[0]) and re.search(r"\d", first) and r"\in" not in text:
-            return Named(_key(rest[0]), _read(first))
+            return Named(_name(rest[0]), _read(first))
         if r"\in" in text:
             return Text(_key(text))
         left, right = _expression(first), _expression(rest[0])
@@ -445,7 +452,7 @@ def _chain(parts: list[str], text: str) -> Value:
         return Text(_key(text))
     names = []
     while len(parts) > 1 and _is_name(parts[0]):
-        names.append(_key(parts.pop(0)))
+        names.append(_name(parts.pop(0)))
     values = [_read(part) for part in parts]
     numbers = [v.expr for v in values if isinstance(v, Number)]
     if len(numbers) != len(values) or not all(same_expression(numbers[-1], n) for n in numbers[:-1]):
@@ -478,16 +485,26 @@ def _approximation(text: str) -> Value | None:
     if not isinstance(exact, Number) or not isinstance(number, Number) or exact.expr.free_symbols:
         return None
     places = len((re.findall(r"\.(\d+)", parts[1]) or [""])[0])
-    error = sympy.Abs(exact.expr - number.expr).evalf(30)
-    if not (error.is_Number and error <= (Rational(1, 10**places) if places else Rational(1, 2))):
+    unit = Rational(1, 10**places)
+    error = sympy.Abs(exact.expr).doit() - sympy.Abs(number.expr)
+    error = error if error.is_Rational else error.evalf(30)
+    if exact.expr.evalf(30) * number.expr < 0 or not (error.is_Number and -unit / 2 <= error < unit):  # or cut off
         return Text(_key(text))
     return Approximation(exact, rounded) if number.decimal or exact.decimal else exact
+
+
+def _name(text: str) -> str:
+    """
+    >>> _name("‹Total cost›"), _name("P(A)"), _name("A B")
+    ('total cost', 'P(A)', 'AB')
+    """
+    return _key(text) if "‹" in text or re.fullmatch(r"[A-Za-z ]{4,}", text) else re.sub(r"\s+", "", text)
 
 
 def _curly_name(text: str) -> Value | None:
     match = re.fullmatch(r"(‹[^‹›:]+:?\s*›|[A-Za-z][A-Za-z ]{2,20})(?:\s*:|(?<=:›)|(?<=: ›))\s*(\S.*)", text)
     if match and not re.fullmatch(r"[A-Z]{1,2}", match[1]):
-        return Named(_key(match[1]), _read(match[2]))
+        return Named(_name(match[1]), _read(match[2]))
     return None
 
 
@@ -514,7 +531,7 @@ def _sets(text: str) -> Value | None:
     return None
 
 
-_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_PLUS_MINUS = Symbol("pm")
 
 
 def _bracketed(text: str) -> Value | None:
@@ -524,6 +541,8 @@ def _bracketed(text: str) -> Value | None:
         if builder:
             return Builder(_read(builder[2]))
         return Sequence("{", _expanded(tuple(_read(part) for part in _split(inner, rf",|;|{_JOIN}"))), "}")
+    if (point := re.fullmatch(r"([ABD-MO-Z])'?\s*(\(.*,.*\))", text)) and _closing(point[2], 0) == len(point[2]) - 1:
+        return Named(point[1], _read(point[2]))
     match = re.fullmatch(r"([(\[\]])(.*)([)\]\[])", text, re.DOTALL)
     if not match:
         return None
@@ -540,6 +559,12 @@ def _bracketed(text: str) -> Value | None:
     rows = [item.items for item in items if isinstance(item, Sequence) and (item.left, item.right) == ("[", "]")]
     if left == "[" and right == "]" and len(rows) == len(items) and len({len(row) for row in rows}) == 1:
         return Table(tuple(rows))  # [[1, 2], [3, 4]]
+    signs = [i for i, item in enumerate(items) if isinstance(item, Number) and _PLUS_MINUS in item.expr.free_symbols]
+    if left == "(" and right == ")" and len(signs) == 1:  # (1, \pm 2) is two points
+        place, number = signs[0], items[signs[0]]
+        assert isinstance(number, Number)
+        both = (Number(number.expr.xreplace({_PLUS_MINUS: Integer(sign)}), number.decimal) for sign in (1, -1))
+        return Sequence("", tuple(Sequence("(", (*items[:place], n, *items[place + 1 :]), ")") for n in both), "")
     return Sequence(left, items, right)
 
 

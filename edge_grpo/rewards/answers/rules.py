@@ -98,7 +98,7 @@ RULES = (
     Rule(r"(?<![\w\\])(\d+|[a-z])\s*(?:\\text\s*\{\s*choose\s*\}|choose)\s*(\d+|[a-z])(?!\w)", r"\\binom{\1}{\2}",
          r"10 \text{ choose } 3 -> \binom{10}{3}"),
     Rule(r"^\s*\\text\s*\{\s*(Rs\.?)\s*\}", r"\1 ", r"\text{Rs. }450 -> Rs. 450"),
-    Rule(r"^\s*([ABD-MO-Z])'?\s*(?=(?:\\left\s*)?\([^()]*,[^()]*\)\s*$)", r"\1 = ", r"P(2, 3) -> P = (2, 3)"),
+    Rule(r"(?<=\d)\s*\\text\s*\{\s*(?:in )?base\s*\}\s*(\d+)", r"_{\1}", r"12\text{ base }5 -> 12_{5}"),
     # Delimiters
     Rule(r"\\[()\[\]]|(?<!\\)\$", " ", r"\(5\) ->  5 "),
     Rule(r"\\(?:text)?dollar(?![a-zA-Z])", r"\\$ ", r"\textdollar 5 -> \$  5"),

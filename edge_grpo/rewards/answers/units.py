@@ -115,7 +115,7 @@ def _product(text: str, *, in_text: bool) -> Expr | None:
         if known is not None and not (nouns and len(name) <= 2):
             unit, power = unit * known ** (power * int(exponent or 1)), 1
         elif not exponent and _is_noun(name, in_text=in_text):
-            nouns.append(_singular(name.lower()))
+            nouns.append(_singular(name.lower()) if len(name) > 3 else _singular(name))
         else:
             return None
     if len(nouns) > _MAX_WORDS:
