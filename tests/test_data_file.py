@@ -124,6 +124,15 @@ def test_a_folder_of_configurations(tmp_path: Path) -> None:
     assert questions(tmp_path / "socratic") == questions(tmp_path / "socratic" / "train")
 
 
+def test_a_path_that_is_not_there_is_not_told_of_its_neighbours(tmp_path: Path) -> None:
+    touch(tmp_path, "train.jsonl", "test.jsonl", "test.parquet")
+    with pytest.raises(UserError, match=r"/trian: no such file or folder; did you mean .*/train\?"):
+        questions(tmp_path / "trian")
+    assert questions(tmp_path / "train") == ["train.jsonl"]
+    with pytest.raises(UserError, match=r"holds the splits test, train: choose one"):
+        questions(tmp_path)
+
+
 def test_a_number_that_is_no_shard_belongs_to_the_name(tmp_path: Path) -> None:
     touch(tmp_path, "aime-2024.jsonl", "aime-2025.jsonl")
     with pytest.raises(UserError, match="holds the splits aime-2024, aime-2025"):
@@ -174,7 +183,10 @@ BAD = [
     ({"question": " ", "answer": "1"}, "question is ' ' (str), expected a text that is not empty"),
     ({"question": 3, "answer": "1"}, "question is 3 (int), expected a text that is not empty"),
     # Half of a surrogate pair is no character: it can be neither encoded nor written.
-    ({"question": "\ud83d", "answer": "1"}, "question is '\\ud83d' (str), expected a text that is not empty"),
+    (
+        {"question": "\ud83d", "answer": "1"},
+        "question is '\\ud83d' with half a character, '\\ud83d', expected a text that is valid Unicode",
+    ),
     ({"question": "q"}, f"answer is None (NoneType), expected {ANSWER}"),
     ({"question": "q", "answer": ""}, f"answer is '' (str), expected {ANSWER}"),
     ({"question": "q", "answer": []}, f"answer is [] (list), expected {ANSWER}"),
@@ -226,7 +238,24 @@ def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -
         ("t.jsonl", "\n", r"t\.jsonl: no rows"),
         ("t.json", '[\n{"question": "q",\n]', r"t\.json:3: not JSON"),
         ("t.json", '{"question": 1}\n{"question": 2}', r"t\.json:2: not JSON .*\.jsonl"),
-        ("t.json", '{"question": 1}', r"t\.json: expected a list of objects, found dict"),
+        (
+            "t.json",
+            '{"question": 1}',
+            r"t\.json: expected a list of objects, .* an object with the keys question$",
+        ),
+        ("t.json", '{"data": {"rows": [{"question": 1}]}}', r"found an object with the keys data$"),
+        ("t.json", "{}", r"found an empty object$"),
+        ("t.json", "3", r"t\.json: expected a list of objects, .* found int$"),
+        ("t.jsonl", '[{"question": 1}]', r"t\.jsonl: holds one JSON list, expected an object a line: call it \.json$"),
+        ("t.jsonl", '[\n{"question": 1}\n]', r"t\.jsonl: holds one JSON list, .* \.json$"),
+        ("t.jsonl", '{\n"data": [{"question": 1}]\n}', r"t\.jsonl: holds one JSON object, .* \.json$"),
+        (
+            "t.csv",
+            "question;answer\n1;2",
+            r"the header 'question;answer' is one field: separate fields by commas$",
+        ),
+        ("t.csv", "question\tanswer\n1\t2", r"one field: separate fields by commas, or call it \.tsv$"),
+        ("t.tsv", "question,answer\n1,2", r"one field: separate fields by tabs, or call it \.csv$"),
         ("t.json", "[]", r"t\.json: no rows"),
         ("t.parquet", "no parquet", r"t\.parquet: cannot be read as parquet"),
         ("t.arrow", "no arrow", r"t\.arrow: cannot be read as arrow"),
@@ -243,6 +272,22 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, text: st
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_problems(tmp_path / name, COLUMNS, [])
+
+
+def test_blanks_around_the_names_of_a_header_are_no_part_of_them(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("question , answer\n1 + 1?, 2\n")
+    (problem,) = read_problems(tmp_path / "t.csv", {}, [])
+    assert (problem.question, problem.answers) == ("1 + 1?", ("2",))
+    (tmp_path / "t.csv").write_text("question, question\n1,2\n")
+    with pytest.raises(UserError, match="two columns are called 'question'"):
+        read_problems(tmp_path / "t.csv", {}, [])
+
+
+def test_lines_of_a_jsonl_file_that_are_lists_are_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('[1]\n{"question": "q", "answer": 1}\n')
+    bad_rows: list[Any] = []
+    assert [p.id for p in read_problems(tmp_path / "t.jsonl", {}, bad_rows)] == ["t-2"]
+    assert len(bad_rows) == 1
 
 
 def test_other_paths_that_cannot_be_read(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_missing_column_is_told_with_what_may_be_meant(tmp_path: Path, row: An
 
 TEXT, CHAT = "a text that is not empty", "one that ends with a turn of the user"
 BAD_CHATS: list[tuple[Any, str]] = [
-    ([], f"prompt is [] (list), expected {TEXT}, or a chat"),
+    ([], f"prompt is [] (list), expected {TEXT}, or a chat, [{{role: user, content: ...}}]"),
     (
         [{"role": "tool", "content": "x"}],
         "prompt is a chat whose turn 1 has the role 'tool', expected one of system, user, assistant",
@@ -225,7 +225,7 @@ def test_a_line_nested_too_deep_is_a_bad_row(tmp_path: Path) -> None:
 def test_a_broken_id_is_a_bad_row(tmp_path: Path) -> None:
     problems, bad_rows = read(tmp_path, *({"question": "q", "answer": 1, "id": name} for name in ("a\udc00", "a", 2)))
     assert [p.id for p in problems] == ["a", "2"]
-    assert bad_rows == ["1: id is 'a\\udc00' (str), expected a text that is not empty, a whole number, or null"]
+    assert bad_rows == ["1: id is 'a\\udc00' with half a character, '\\udc00', expected a text that is valid Unicode"]
 
 
 def test_csv(tmp_path: Path) -> None:

@@ -85,7 +85,10 @@ def _read_json(path: Path) -> list[tuple[int, object]]:
     if isinstance(values, dict):
         values = _list_under_a_key(values, path)
     if not isinstance(values, list):
-        raise UserError(f"{path}: expected a list of objects, found {type(values).__name__}")
+        found = type(values).__name__
+        if isinstance(values, dict):
+            found = f"an object with the keys {', '.join(list(values)[:5])}" if values else "an empty object"
+        raise UserError(f"{path}: expected a list of objects, or an object that holds one under a key; found {found}")
     return list(enumerate(values, start=1))
 
 
@@ -99,8 +102,20 @@ def _list_under_a_key(values: dict[str, Any], path: Path) -> object:
 
 def _read_jsonl(path: Path) -> list[tuple[int, object]]:
     # Not splitlines(): it also splits at U+2028, which may stand inside a JSON string.
-    lines = enumerate(_text(path).split("\n"), start=1)
-    return [(number, _line(line)) for number, line in lines if line.strip()]
+    text = _text(path)
+    rows = [(number, _line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if rows and not isinstance(rows[0][1], dict) and (kind := _whole(text)):
+        raise UserError(f"{path}: holds one JSON {kind}, expected an object a line: call it .json")
+    return rows
+
+
+def _whole(text: str) -> str | None:
+    """What the text is as one JSON document, if it is a list or an object."""
+    try:
+        values = _parsed(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return {list: "list", dict: "object"}.get(type(values))
 
 
 def _line(line: str) -> object:
@@ -120,11 +135,16 @@ def _read_csv(path: Path) -> list[tuple[int, object]]:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
     rows = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
-        header, *fields_of = [fields for fields in rows if fields] or [[]]
+        names, *fields_of = [fields for fields in rows if fields] or [[]]
     except csv.Error as error:
         raise UserError(
             f"{path}:{rows.line_num}: {error}; a quotation mark inside quoted text is written twice"
         ) from error
+    header = [name.strip() for name in names]  # "question, answer"
+    if len(header) == 1 and (other := next((mark for mark in ",;|\t" if mark in header[0]), None)):
+        separator = "tabs" if delimiter == "\t" else "commas"
+        hint = {"\t": ", or call it .tsv", ",": ", or call it .csv"}.get(other, "")
+        raise UserError(f"{path}: the header {header[0]!r} is one field: separate fields by {separator}{hint}")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}: two columns are called {twice[0]!r}: rename one")

@@ -100,7 +100,8 @@ def _question(value: object, place: Place) -> tuple[tuple[Turn, ...], str, str |
         # Only messages are said by the assistant too; a prompt that ends so would be one to go on from.
         return chat(messages, place, with_reference=place.column.rpartition(".")[2] == "messages")
     if not is_text(value) or not value.strip():
-        place.refuse(value, f"{TEXT}, or a chat" if isinstance(value, list | Mapping) else TEXT)
+        expected = f"{TEXT}, or a chat, [{{role: user, content: ...}}]" if isinstance(value, list | Mapping) else TEXT
+        place.refuse(value, expected)
     return (), place.whole(value), None
 
 

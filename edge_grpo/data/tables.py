@@ -67,13 +67,15 @@ def read_table(path: str | Path, split: str | None = None) -> Table:
         files = []
     if not files:
         raise _absent(where)
+    _check_one_format(files)
     shards = [(f"{file}:{n}", value) for file in files for n, value in read_file(file)]
     rows = [Row(place, number, value) for number, (place, value) in enumerate(shards, start=1)]
     return Table(str(where / split if split else where), split or where.name, rows)
 
 
 def _absent(path: Path) -> UserError:
-    near = nearest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, names + [name for name in map(_split_of, map(Path, names)) if name])
     hint = f"did you mean {path.parent / near}?" if near else "set data.path (or data.held_out_path)"
     return UserError(f"{path.absolute()}: no such file or folder; {hint}")
 
@@ -134,12 +136,20 @@ def _split_files(folder: Path, depth: int) -> dict[str, list[Path]]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and (name == "data" or not deep))
         for name in sorted(names):
             file = Path(parent, name)
-            if name.startswith(".") or name in ABOUT_DATA or kind_of(file) is None:
-                continue
-            bare = SHARD.sub("", bare_name(file))
-            split = "/".join([*parts, *([] if ONLY_SHARD.fullmatch(bare) else [bare])])
-            found.setdefault(split, []).append(file)
-    for files in found.values():
-        if len({kind_of(file) for file in files}) > 1:
-            raise UserError(f"{files[0]} and {files[-1]} are one split in two formats: name the file that is meant")
+            if (own := _split_of(file)) is not None:
+                found.setdefault("/".join([*parts, *([own] if own else [])]), []).append(file)
     return dict(sorted(found.items()))
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name says, "" if it is a number alone; None for what is no table."""
+    if file.name.startswith(".") or file.name in ABOUT_DATA or kind_of(file) is None:
+        return None
+    bare = SHARD.sub("", bare_name(file))
+    return "" if ONLY_SHARD.fullmatch(bare) else bare
+
+
+def _check_one_format(files: Sequence[Path]) -> None:
+    for file in files[1:]:
+        if kind_of(file) != kind_of(files[0]):
+            raise UserError(f"{files[0]} and {file} are one split in two formats: name the file that is meant")

@@ -36,6 +36,8 @@ class Place:
 
     def refuse(self, value: object, expected: str) -> NoReturn:
         """Tell of the value by its beginning and its type."""
+        if isinstance(value, str) and (half := SURROGATE.search(value)):
+            self.refuse_as(f"{value[:60]!r} with half a character, {half[0]!r}", "a text that is valid Unicode")
         shown = repr(value)
         self.refuse_as(f"{shown[:60] + '...' if len(shown) > 60 else shown} ({type(value).__name__})", expected)
 
