@@ -17,7 +17,7 @@ from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.file import FileDataModule, read_problems
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem
+from edge_grpo.types import Problem, Turn
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -335,8 +335,17 @@ def test_a_repeated_question_is_never_held_out(tmp_path: Path) -> None:
     train, held_out = divided(f"data.path={path}", "data.held_out_count=2")
     assert [p.question for p in held_out] == ["4 + 1", "5 + 1"]
     assert len(train) == 8
-    with pytest.raises(UserError, match=r"data\.held_out_count=3: .* has 10 good rows, 2 of them"):
+    with pytest.raises(
+        UserError, match=r"data\.held_out_count=3: .* has 10 good rows, 2 of them .*; set it to 1 to 2, as one"
+    ):
         divided(f"data.path={path}", "data.held_out_count=3")
+    write_json(path, [*ROWS, *ROWS])
+    with pytest.raises(UserError, match=r"0 of them .*; none can be: name held-out rows in data\.held_out_path"):
+        divided(f"data.path={path}", "data.held_out_count=1")
+    write_json(path, ROWS)
+    assert len(divided(f"data.path={path}", "data.held_out_count=5")[0]) == 1
+    with pytest.raises(UserError, match=r"6 of them .*; set it to 1 to 5, as one row must be left to train on"):
+        divided(f"data.path={path}", "data.held_out_count=6")
 
 
 def test_held_out_problems_of_another_file(tmp_path: Path) -> None:
@@ -347,7 +356,7 @@ def test_held_out_problems_of_another_file(tmp_path: Path) -> None:
     for count, expected in (("null", 3), ("2", 2)):
         problems, held_out = divided(*paths, f"data.held_out_count={count}")
         assert (len(problems), len(held_out)) == (6, expected)
-    with pytest.raises(UserError, match=r"data\.held_out_count=4: .*test\.json has 3 good rows"):
+    with pytest.raises(UserError, match=r"data\.held_out_count=4: .*test\.json has 3 good rows.* 1 to 3, or to null"):
         divided(*paths, "data.held_out_count=4")
     with pytest.raises(UserError, match=r"data\.held_out_count=null"):
         configured(f"data.path={train}", "data.held_out_count=null")
@@ -408,3 +417,45 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert problem.origin == f"{tmp_path / 'problems.jsonl'}:1"
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}/problem\.jsonl: no such file"):
         read_problems("~/problem.jsonl", COLUMNS, [])
+
+
+def test_a_column_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.json", tmp_path / "test.json"
+    rows = [row | {"rate": 0.5, "name": str(i), "told": "Think."} for i, row in enumerate(ROWS)]
+    write_json(train, rows)
+    write_json(test, [{"problem": "6 + 1", "answer": 7, "told": "Think."}])
+    named = {"solution": "solution", "correctness_rate": "rate", "id": "name", "system": "told"}
+    columns = [f"data.columns.{field}=[{name}]" for field, name in named.items()]
+    # What only training rows are read for may be missing of the held-out ones.
+    paths = (f"data.path={train}", f"data.held_out_path={test}", "data.held_out_count=null")
+    problems, held_out = divided(*paths, *columns)
+    assert [(p.id, p.correctness_rate) for p in problems] == [(str(i), 0.5) for i in range(6)]
+    assert held_out[0].turns == (Turn("system", "Think."),)
+    for field, name, hint in (
+        ("solution", "solutoin", r"; did you mean data\.columns\.solution=\[solution\]\?"),
+        ("correctness_rate", "rates", r"; did you mean data\.columns\.correctness_rate=\[rate\]\?"),
+        ("id", "number", r": leave data\.columns\.id out"),
+        ("system", "prefix", r": leave data\.columns\.system out"),
+    ):
+        with pytest.raises(UserError, match=rf"train\.json: no {field} column; looked for {name}, found .*{hint}$"):
+            divided(*paths, *columns, f"data.columns.{field}=[{name}]")
+    write_json(test, [{"problem": "6 + 1", "answer": 7}])
+    with pytest.raises(UserError, match=r"test\.json: no system column; looked for told"):
+        divided(*paths, *columns)
+
+
+@pytest.mark.parametrize("options", [["3", "4"], {"text": ["3", "4"], "label": ["A", "B"]}, [3, 4]])
+def test_options_that_the_model_does_not_see_are_told(
+    options: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"{i}: 2 + 2?", "answer": 1, "choices": options} for i in range(2)]
+    shown = [{"question": "5: 2 + 2? (A) 3 (B) 4", "answer": "B", "choices": options}]
+    write_json(tmp_path / "t.json", [*shown, *rows])
+    read_problems(tmp_path / "t.json", {}, [])
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "in 2 of 3 rows the question lacks options that stand in the column 'choices'" in warning
+    assert f"({tmp_path / 't.json'}:2)" in warning
+    caplog.clear()
+    write_json(tmp_path / "t.json", shown)
+    read_problems(tmp_path / "t.json", {}, [])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

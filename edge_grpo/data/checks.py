@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
+from edge_grpo.data.formats import OPTIONS
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem, Turn
 
@@ -52,6 +53,35 @@ def tell_repeats(train: Sequence[Problem], held_out: Sequence[Problem]) -> None:
             both[0].origin,
             seen[asked(both[0])].origin,
         )
+
+
+def tell_hidden_options(problems: Sequence[Problem], source: str) -> None:
+    """Warn where the options of a multiple choice stand in a column of their own and not in the question."""
+    for name in OPTIONS:
+        hidden = [problem for problem in problems if not _shows(problem, _options(problem.columns.get(name)))]
+        if hidden:
+            log.warning(
+                "%s: in %d of %d rows the question lacks options that stand in the column %r, so the model never sees "
+                "them (%s): write them into the question, with the letter or the text of one as its answer",
+                source,
+                len(hidden),
+                len(problems),
+                name,
+                hidden[0].origin,
+            )
+
+
+def _options(value: object) -> list[str]:
+    """
+    >>> _options(["3", 4]), _options({"text": ["3", "4"], "label": ["A", "B"]}), _options(3)
+    (['3', '4'], ['3', '4'], [])
+    """
+    texts = value.get("text") if isinstance(value, Mapping) else value
+    return [str(text) for text in texts] if isinstance(texts, list | tuple) else []
+
+
+def _shows(problem: Problem, options: Sequence[str]) -> bool:
+    return all(option in problem.question for option in options)
 
 
 def gradable(problems: Sequence[Problem], wrong: Sequence[str | None], bad_rows: list[BadRow]) -> list[Problem]:

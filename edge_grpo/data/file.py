@@ -1,12 +1,13 @@
 """Problems from a file or a folder: see `tables.read_table`."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from edge_grpo.data.bad_rows import BadRow
 from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.formats import Columns, check_columns
-from edge_grpo.data.rows import divided, parse_rows
+from edge_grpo.data.rows import NOT_OF_HELD_OUT, divided, parse_rows
 from edge_grpo.data.tables import read_table
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
@@ -47,7 +48,8 @@ class FileDataModule(ProblemDataModule):
         problems = read_problems(self.path, self.columns, self.bad_rows)
         if self.held_out_path is None:
             return problems, []
-        return problems, read_problems(self.held_out_path, self.columns, self.bad_rows)
+        held_out = read_problems(self.held_out_path, self.columns, self.bad_rows, may_lack=NOT_OF_HELD_OUT)
+        return problems, held_out
 
     def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
         """See `ProblemDataModule.divide`."""
@@ -55,7 +57,11 @@ class FileDataModule(ProblemDataModule):
 
 
 def read_problems(
-    path: str | Path, columns: Columns, bad_rows: list[BadRow], split: str | None = None
+    path: str | Path,
+    columns: Columns,
+    bad_rows: list[BadRow],
+    split: str | None = None,
+    may_lack: Collection[str] = (),
 ) -> list[Problem]:
     """All problems of a file or folder, without tokens.
 
@@ -64,9 +70,10 @@ def read_problems(
         columns: field -> accepted column names, which go before the format's.
         bad_rows: gets the rows that do not fit; they leave no problem.
         split: which one of a folder of several; only there.
+        may_lack: see `layout_of`.
 
     Raises:
         UserError: cannot be read, or has no such column.
     """
     table = read_table(path, split)
-    return parse_rows(table.rows, table.source, table.stem, columns, bad_rows)
+    return parse_rows(table.rows, table.source, table.stem, columns, bad_rows, may_lack)

@@ -115,7 +115,7 @@ def _whole(text: str) -> str | None:
         values = _parsed(text)
     except (json.JSONDecodeError, RecursionError):
         return None
-    return {list: "list", dict: "object"}.get(type(values))
+    return "list" if isinstance(values, list) else "object" if isinstance(values, dict) else None
 
 
 def _line(line: str) -> object:

@@ -43,7 +43,7 @@ messages rows (question: messages)
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -60,6 +60,9 @@ refused by `check_columns`, which can say how it is written."""
 
 Names = tuple[str, ...]
 Has = Callable[[str], bool]
+
+OPTIONS = ("choices", "options")
+"""columns that hold the options of a multiple choice"""
 
 ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "gold")
 COMMON: Mapping[str, Names] = {
@@ -177,16 +180,22 @@ def check_columns(columns: Mapping[str, Sequence[str] | None]) -> None:
             raise UserError(f"data.columns.{field}={names}: expected a list, [{names}]")
 
 
-def layout_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[str] | None], source: str) -> Layout:
+def layout_of(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Sequence[str] | None],
+    source: str,
+    may_lack: Collection[str] = (),
+) -> Layout:
     """The layout of a table: the first format that fits, with `columns` before its own names.
 
     Args:
         rows: of the table, at least one.
         columns: field -> accepted names; where they are given, no others are.
         source: for the message.
+        may_lack: fields whose `columns` this table need not have.
 
     Raises:
-        UserError: no column for the question or the answer.
+        UserError: no column for the question or the answer, or none of those that `columns` names for a field.
     """
     check_columns(columns)
     chosen: dict[str, Names] = {field: tuple(names) for field, names in columns.items() if names}
@@ -203,7 +212,7 @@ def layout_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Sequence[
     tried = [own] if own else FORMATS
     candidates = [replace(of, columns={**of.columns, **chosen}) for of in tried]
     of = next((of for of in candidates if of.fits(has, is_chat)), None)
-    missing = [field for field in ("question", "answer") if field in chosen and not any(map(has, chosen[field]))]
+    missing = [f for f in FIELDS if f in chosen and f not in may_lack and not any(map(has, chosen[f]))]
     if of is None or missing:
         raise _no_column(rows, missing, candidates, has, source)
     taken = {field: name for field in FIELDS if (name := of.found(field, has))}
@@ -220,7 +229,8 @@ def _no_column(
     wanted = sorted(names, key=lambda name: "." in name)
     there = _names(rows)
     near = _meant(wanted, field, there)
-    hint = f"; did you mean data.columns.{field}=[{near}]?" if near else f": set data.columns.{field}=[...]"
+    other = ": set data.columns.{}=[...]" if field in ("question", "answer") else ": leave data.columns.{} out"
+    hint = f"; did you mean data.columns.{field}=[{near}]?" if near else other.format(field)
     return UserError(f"{source}: no {field} column; looked for {', '.join(wanted)}, found {', '.join(there)}{hint}")
 
 
@@ -241,6 +251,8 @@ def _meant(wanted: Sequence[str], field: str, there: Sequence[str]) -> str:
     ('Quesiton', '')
     >>> _meant(["answer"], "answer", ["my_answer"]), _meant(["answer"], "answer", ["meta.answer"])
     ('my_answer', 'meta.answer')
+    >>> _meant(["answer", "label"], "answer", ["choices.label", "answerKey"])  # not the labels of the options
+    'answerKey'
     >>> _meant(["prompt"], "question", ["system_prompt"])  # another field's
     ''
     """
@@ -254,7 +266,8 @@ def _meant(wanted: Sequence[str], field: str, there: Sequence[str]) -> str:
             return 1.0
         return max(difflib.SequenceMatcher(None, leaf, want).ratio() for want in leaves)
 
-    near = [name for name in there if name not in others and likeness(name) >= 0.75]
+    taken = [name for name in there if name not in others and name.partition(".")[0] not in OPTIONS]
+    near = [name for name in taken if likeness(name) >= 0.75]
     return max(near, key=likeness, default="")
 
 

@@ -1,11 +1,12 @@
 """Problems from a data set on the Hugging Face hub."""
 
+from collections.abc import Collection
 from typing import Any
 
 from edge_grpo.data.bad_rows import BadRow
 from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.formats import Columns, check_columns
-from edge_grpo.data.rows import divided, parse_rows
+from edge_grpo.data.rows import NOT_OF_HELD_OUT, divided, parse_rows
 from edge_grpo.data.tables import Row
 from edge_grpo.errors import UserError
 from edge_grpo.types import Problem
@@ -56,7 +57,9 @@ class HubDataModule(ProblemDataModule):
             UserError: `datasets` is not installed, or the data set cannot be had.
         """
         problems = self._read(self.train_split)
-        return problems, [] if self.held_out_split is None else self._read(self.held_out_split)
+        if self.held_out_split is None:
+            return problems, []
+        return problems, self._read(self.held_out_split, NOT_OF_HELD_OUT)
 
     def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
         """See `ProblemDataModule.divide`."""
@@ -66,9 +69,9 @@ class HubDataModule(ProblemDataModule):
     def _source(self, split: str) -> str:
         return f"{self.name}[{split}]"
 
-    def _read(self, split: str) -> list[Problem]:
+    def _read(self, split: str, may_lack: Collection[str] = ()) -> list[Problem]:
         keys = "data.name, data.subset, data.train_split, data.held_out_split or data.revision"
-        return read_hub(self.name, self.subset, split, self.revision, self.columns, self.bad_rows, keys)
+        return read_hub(self.name, self.subset, split, self.revision, self.columns, self.bad_rows, keys, may_lack)
 
 
 def read_hub(
@@ -79,10 +82,11 @@ def read_hub(
     columns: Columns,
     bad_rows: list[BadRow],
     keys: str,
+    may_lack: Collection[str] = (),
 ) -> list[Problem]:
     """The problems of one split, without tokens; rows that do not fit join `bad_rows`.
 
-    Args: see `HubDataModule`; `keys` are the settings that an error names.
+    Args: see `HubDataModule`; `keys` are the settings that an error names; `may_lack`: see `layout_of`.
 
     Raises:
         UserError: `datasets` is not installed, the data set cannot be had, or it lacks a column.
@@ -90,7 +94,7 @@ def read_hub(
     table = _table(name, subset, split, revision, keys)
     source = f"{name}[{split}]"
     rows = [Row(f"{source}:{number}", number, row) for number, row in enumerate(table, start=1)]
-    return parse_rows(rows, source, split, columns, bad_rows)
+    return parse_rows(rows, source, split, columns, bad_rows, may_lack)
 
 
 def _table(name: str, subset: str | None, split: str, revision: str | None, keys: str) -> Any:

@@ -2,14 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
-from edge_grpo.data.checks import asked
+from edge_grpo.data.checks import asked, tell_hidden_options
 from edge_grpo.data.files import Unreadable
 from edge_grpo.data.formats import ABSENT, Layout, layout_of, lookup
 from edge_grpo.data.tables import Row
@@ -32,6 +32,9 @@ from edge_grpo.types import Problem, Turn
 
 log = logging.getLogger(__name__)
 
+NOT_OF_HELD_OUT = ("solution", "correctness_rate", "id")
+"""fields that `columns` may name although the held-out rows, which have the same `columns`, lack them"""
+
 
 def parse_rows(
     rows: Sequence[Row],
@@ -39,6 +42,7 @@ def parse_rows(
     stem: str,
     columns: Mapping[str, Sequence[str] | None],
     bad_rows: list[BadRow],
+    may_lack: Collection[str] = (),
 ) -> list[Problem]:
     """Problems of a table, without tokens; one log line says as what its rows are read.
 
@@ -48,6 +52,7 @@ def parse_rows(
         stem: a row without an id is called `<stem>-<row>`.
         columns: field -> accepted column names, which go before the format's.
         bad_rows: gets the rows that do not fit; they leave no problem.
+        may_lack: see `layout_of`.
 
     Raises:
         UserError: no rows, or a missing column.
@@ -57,9 +62,11 @@ def parse_rows(
     objects = passing(rows, _object, bad_rows)
     if not objects:
         return []
-    layout = layout_of([values for _, values in objects], columns, source)
+    layout = layout_of([values for _, values in objects], columns, source, may_lack)
     log.info("%s: read as %s", source, layout)
-    return passing(objects, lambda pair: _problem(pair[1], pair[0], f"{stem}-{pair[0].number}", layout), bad_rows)
+    problems = passing(objects, lambda pair: _problem(pair[1], pair[0], f"{stem}-{pair[0].number}", layout), bad_rows)
+    tell_hidden_options(problems, source)
+    return problems
 
 
 def _object(row: Row) -> tuple[Row, Mapping[str, Any]]:
@@ -138,21 +145,35 @@ def _gold(value: object, place: Place, solution: str | None, layout: Layout) -> 
     return (boxed,), solution
 
 
-def hold_out(problems: Sequence[Problem], count: int, source: str) -> tuple[list[Problem], list[Problem]]:
+def hold_out(
+    problems: Sequence[Problem], count: int, source: str, *, trained_on: bool = True
+) -> tuple[list[Problem], list[Problem]]:
     """Split into (rest, `count` held-out problems), both in their old order.
 
     The same problems are held out whatever data.seed is, so that runs with different seeds are compared on the same
     questions. Of a question that occurs twice no row is held out: the other row would leak it into training.
+
+    Args:
+        problems: of one source.
+        count: of held-out problems.
+        source: for the message.
+        trained_on: whether the rest is trained on, so that there must be one.
 
     Raises:
         UserError: too few problems, or none left to train on.
     """
     copies = Counter(asked(problem) for problem in problems)
     candidates = [i for i, problem in enumerate(problems) if copies[asked(problem)] == 1]
-    if not 1 <= count <= len(candidates) or count == len(problems):
+    most = min(len(candidates), len(problems) - trained_on)
+    if not 1 <= count <= most:
+        if trained_on:
+            way_out = f"set it to 1 to {most}, as one row must be left to train on, or" if most else "none can be:"
+            way_out += " name held-out rows in data.held_out_path (data=hub: data.held_out_split)"
+        else:
+            way_out = f"set it to 1 to {most}, or to null for all of them" if most else "set it to null for all of them"
         raise UserError(
             f"data.held_out_count={count}: {source} has {len(problems)} good rows, {len(candidates)} of them with a "
-            "question that occurs once; hold out at least 1 of those and leave 1 row to train on"
+            f"question that occurs once; {way_out}"
         )
     order = torch.randperm(len(candidates), generator=stage_generator(0, "held_out")).tolist()
     chosen = {candidates[i] for i in order[-count:]}
@@ -173,5 +194,5 @@ def divided(
         return hold_out(train, count, source)
     # All rows of a source that is only evaluated may be taken, so hold_out's remainder is not needed.
     if count is not None and count != len(held_out):
-        _, held_out = hold_out(held_out, count, held_out_source)
+        _, held_out = hold_out(held_out, count, held_out_source, trained_on=False)
     return train, held_out
