@@ -1,11 +1,67 @@
 """The advantage stage: rewards (and entropies) of whole groups in, advantages out. Pure maths."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+from edge_grpo.metric import StrategyMetrics
+
+
+@dataclass(frozen=True)
+class UpdateGroups:
+    """All M groups of one update, of every rank, on the CPU: what a statistic of the batch is taken over.
+
+    The rows of an `AdvantageInputs` may be one micro-batch of one rank; a statistic of them would change with the cut.
+
+    Args:
+        rewards: [M, G] float.
+        correct: [M, G] bool.
+        tokens: [M] int64, response tokens of the group.
+        parts: name of a reward -> [M, G] float, before weighting.
+    """
+
+    rewards: Tensor
+    correct: Tensor
+    tokens: Tensor
+    parts: Mapping[str, Tensor]
+
+    @staticmethod
+    def joined(some: Sequence["UpdateGroups"]) -> "UpdateGroups":
+        """The groups of several, one behind the other."""
+        return UpdateGroups(
+            rewards=torch.cat([groups.rewards for groups in some]),
+            correct=torch.cat([groups.correct for groups in some]),
+            tokens=torch.cat([groups.tokens for groups in some]),
+            parts={name: torch.cat([groups.parts[name] for groups in some]) for name in some[0].parts},
+        )
+
+
+@dataclass(frozen=True)
+class Grading:
+    """What grading says of N rows besides their rewards.
+
+    Args:
+        correct: [N] bool, by the accuracy reward alone, after correction.
+        parts: name of a reward -> [N] float, before weighting.
+        weights: name of a reward -> its weight.
+        max_reward: the reward of a perfect response.
+        update: all groups of the update.
+    """
+
+    correct: Tensor
+    parts: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    max_reward: float
+    update: UpdateGroups
+
+    def select(self, rows: Tensor) -> "Grading":
+        """The given rows [M]; `update` stays whole."""
+        parts = {name: part[rows] for name, part in self.parts.items()}
+        return Grading(self.correct[rows], parts, self.weights, self.max_reward, self.update)
 
 
 @dataclass(frozen=True)
@@ -15,9 +71,11 @@ class AdvantageInputs:
     Args:
         rewards: [N] float.
         num_generations: G.
-        entropy: [N, T] token entropies in nats, or None where no strategy reads them.
         completion_mask: [N, T] bool, response tokens.
         sampled_mask: [N, T] bool, response tokens that the policy sampled itself.
+        entropy: [N, T] token entropies in nats, or None where no strategy reads them.
+        grading: what else grading says of the rows; None where no strategy reads it.
+        logprobs: [N, T] log-probs of the policy before the update, in nats, without graph; filled with `entropy`.
     """
 
     rewards: Tensor
@@ -25,20 +83,40 @@ class AdvantageInputs:
     completion_mask: Tensor
     sampled_mask: Tensor
     entropy: Tensor | None = None
+    grading: Grading | None = None
+    logprobs: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = self.rewards.shape[0]
         if self.rewards.ndim != 1 or n % self.num_generations:
             raise ValueError(f"rewards of shape {tuple(self.rewards.shape)} are no groups of {self.num_generations}")
-        for name in ("entropy", "completion_mask", "sampled_mask"):
+        for name in ("entropy", "logprobs", "completion_mask", "sampled_mask"):
             value = getattr(self, name)
             if value is not None and (value.ndim != 2 or value.shape[0] != n):
                 raise ValueError(f"{name} of shape {tuple(value.shape)} for {n} rewards")
+        if self.grading is not None and len(self.grading.correct) != n:
+            raise ValueError(f"grading of {len(self.grading.correct)} rows for {n} rewards")
 
     @property
     def grouped_rewards(self) -> Tensor:
         """[P, G]"""
         return self.rewards.view(-1, self.num_generations)
+
+    @property
+    def graded(self) -> Grading:
+        """`grading`, for strategies that need it.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.grading is None:
+            raise ValueError("this advantage reads AdvantageInputs.grading, which is None")
+        return self.grading
+
+    @property
+    def grouped_correct(self) -> Tensor:
+        """[P, G] bool; see `graded`."""
+        return self.graded.correct.view(-1, self.num_generations)
 
 
 class Advantage(Protocol):
@@ -46,11 +124,13 @@ class Advantage(Protocol):
 
     What it reports is name -> [N] of rows or [N, T] of tokens; an attribute `metrics` says how each is logged (see
     `StrategyMetric`), and may be absent where there is nothing. rollouts.jsonl has the values of every row.
+
+    An attribute `min_generations` is the least G that it can work with; 2 where it is absent.
     """
 
     @property
     def reads_entropy(self) -> bool:
-        """Whether `AdvantageInputs.entropy` must be filled."""
+        """Whether `AdvantageInputs.entropy` and `logprobs` must be filled: both are of one forward pass."""
         ...
 
     @property
@@ -91,6 +171,50 @@ class RewardAdvantage:
         """The groups whose advantages are all 0, taken from the rewards alone."""
         advantages, _ = self(inputs)
         return (advantages == 0).view(len(inputs.grouped_rewards), -1).all(1)
+
+
+@dataclass(frozen=True)
+class OverBase:
+    """Base of the strategies that change another advantage token by token, as its field `base`, by the entropies.
+
+    Where `base` asks for something of the entropies, so does the whole.
+    """
+
+    base: Advantage
+
+    reads_entropy = True
+
+    @property
+    def metrics(self) -> StrategyMetrics:
+        return getattr(self.base, "metrics", {})
+
+    @property
+    def min_generations(self) -> int:
+        return min_generations(self.base)
+
+    @property
+    def differentiates_entropy(self) -> bool:
+        return self.base.differentiates_entropy
+
+    @property
+    def reads_padding(self) -> bool:
+        return self.base.reads_padding
+
+    @property
+    def inside_update(self) -> bool:
+        return self.base.inside_update
+
+    def of_base(self, inputs: AdvantageInputs) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The base's advantages [N, 1] or [N, T], the entropies [N, T] without graph, and what the base reports."""
+        if inputs.entropy is None:
+            raise ValueError(f"{type(self).__name__} needs token entropies")
+        advantages, reports = self.base(inputs)
+        return advantages if advantages.ndim == 2 else advantages[:, None], inputs.entropy.detach(), reports
+
+
+def min_generations(advantage: Any) -> int:
+    """The least G that an advantage can work with (see `Advantage`)."""
+    return getattr(advantage, "min_generations", 2)
 
 
 def collapsed(grouped_rewards: Tensor) -> Tensor:

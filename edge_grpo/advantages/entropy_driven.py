@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edge_grpo.advantages.base import Advantage, AdvantageInputs, check_positive
+from edge_grpo.advantages.base import Advantage, AdvantageInputs, check_positive, min_generations
 from edge_grpo.metric import StrategyMetric, StrategyMetrics
 
 # Below this an entropy counts as this (nats): keeps 1 / P^ finite for a deterministic response.
@@ -69,6 +69,10 @@ class EntropyDriven:
     def __post_init__(self) -> None:
         if self.clamp is not None:
             check_positive(clamp=self.clamp)
+
+    @property
+    def min_generations(self) -> int:
+        return min_generations(self.base)
 
     @property
     def inside_update(self) -> bool:

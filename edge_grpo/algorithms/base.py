@@ -241,6 +241,14 @@ class PolicyModule(pl.LightningModule):
         )
         return summed.tolist()
 
+    def gathered(self, value: Any) -> list[Any]:
+        """The ranks' values, in their order; what they hold is on the CPU."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return [value]
+        values: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(values, value)
+        return values
+
     def forward_settings(self, temperature: float, packing: bool) -> MicrobatchForward:
         """How rows go through the model in this algorithm's micro-batches."""
         return MicrobatchForward(

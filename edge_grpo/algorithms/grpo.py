@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from edge_grpo.advantages.base import Advantage
+from edge_grpo.advantages.base import Advantage, min_generations
 from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
 from edge_grpo.algorithms.reports import declared
-from edge_grpo.algorithms.rows import computed_rows, kept_rows
+from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, longest_responses
 from edge_grpo.errors import UserError
@@ -36,8 +36,8 @@ class GRPOModule(PolicyModule):
         shared: arguments of `PolicyModule`.
 
     Raises:
-        UserError: G below 2, mu below 1, two strategies that define the same metric, or a KL term that the correction
-            refuses.
+        UserError: G below 2 or below what the advantage needs, mu below 1, two strategies that define the same metric,
+            or a KL term that the correction refuses.
     """
 
     corrects = True
@@ -55,6 +55,11 @@ class GRPOModule(PolicyModule):
         super().__init__(**shared)
         if num_generations < 2:
             raise UserError(f"algorithm.num_generations={num_generations}: a group needs at least 2 responses")
+        if num_generations < (least := min_generations(advantage)):
+            raise UserError(
+                f"algorithm.num_generations={num_generations}: this advantage needs groups of at least {least} "
+                "responses (pass_at_k: more than advantage.k)"
+            )
         if update_epochs < 1:
             raise UserError(f"algorithm.update_epochs={update_epochs} must be at least 1")
         if self.rollout.sampling.greedy:
@@ -154,6 +159,14 @@ class GRPOModule(PolicyModule):
         kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
         batch = kept_rows(corrected.scored.rollout, kept, self.correction, self.policy, self.device)
         rewards = rewards[batch.row_ids]
+        grading = grading_of(
+            batch,
+            corrected.scored.scores,
+            self.rewards.weights,
+            self.rewards.max_reward,
+            self.num_generations,
+            self.gathered,
+        )
         forward = self.forward_settings(
             self.rollout.sampling.temperature, self.packing and not self.advantage.reads_padding
         )
@@ -162,11 +175,12 @@ class GRPOModule(PolicyModule):
             reference=self._reference_model(),
             batch=batch,
             rewards=rewards,
-            computed=computed_rows(batch, rewards, self.advantage, self.loss, self.num_generations),
+            computed=computed_rows(batch, rewards, self.advantage, self.loss, self.num_generations, grading),
             advantage=self.advantage,
             loss=self.loss,
             num_generations=self.num_generations,
             forward=forward,
+            grading=grading,
         )
 
     def _reference_model(self) -> Any | None:

@@ -1,16 +1,17 @@
 """Which rows of a rollout enter an update, and which of these are computed."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edge_grpo.advantages.base import Advantage, AdvantageInputs
+from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading, UpdateGroups
 from edge_grpo.corrections.base import Correction
 from edge_grpo.losses.base import Loss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
-from edge_grpo.types import Provenance, Rollout, UpdateBatch
+from edge_grpo.types import Provenance, Rollout, Scores, UpdateBatch
 
 
 def kept_rows(rollout: Rollout, kept: Tensor, correction: Correction, policy: Policy, device: Any) -> UpdateBatch:
@@ -32,8 +33,52 @@ def kept_rows(rollout: Rollout, kept: Tensor, correction: Correction, policy: Po
     return to_update_batch(rollout, rows, token_weight=weight, pad_id=policy.pad_id, device=device)
 
 
+def grading_of(
+    batch: UpdateBatch,
+    scores: Scores,
+    weights: Mapping[str, float],
+    max_reward: float,
+    num_generations: int,
+    gathered: Callable[[Any], list[Any]],
+) -> Grading:
+    """What grading says of the batch's rows, and of all groups of the update.
+
+    Args:
+        batch: N rows of whole groups.
+        scores: of all rows of the rollout, on the CPU.
+        weights: name of a reward -> its weight.
+        max_reward: the reward of a perfect response.
+        num_generations: G.
+        gathered: one rank's value -> those of all ranks; every rank calls it.
+    """
+    rows = batch.row_ids.cpu()
+    parts = {name: part[rows] for name, part in scores.parts.items()}
+    here = UpdateGroups(
+        rewards=scores.rewards[rows].view(-1, num_generations),
+        correct=scores.correct[rows].view(-1, num_generations),
+        tokens=batch.response_lengths.cpu().view(-1, num_generations).sum(1),
+        parts={name: part.view(-1, num_generations) for name, part in parts.items()},
+    )
+    # A group that stands in with weight 0 (see `kept_rows`) is in no statistic, unless there is no other on any rank.
+    trained = bool((batch.token_weights > 0).any())
+    there = [groups for groups in gathered(here if trained else None) if groups is not None] or [here]
+    device = batch.tokens.device
+    return Grading(
+        correct=scores.correct[rows].to(device),
+        parts={name: part.to(device) for name, part in parts.items()},
+        weights=weights,
+        max_reward=max_reward,
+        update=UpdateGroups.joined(there),
+    )
+
+
 def computed_rows(
-    batch: UpdateBatch, rewards: Tensor, advantage: Advantage, loss: Loss, num_generations: int
+    batch: UpdateBatch,
+    rewards: Tensor,
+    advantage: Advantage,
+    loss: Loss,
+    num_generations: int,
+    grading: Grading | None = None,
 ) -> Tensor:
     """[M] rows of the batch, ascending and in whole groups, that can move the policy; at least one group.
 
@@ -43,8 +88,9 @@ def computed_rows(
     Args:
         batch: N rows of whole groups.
         rewards: [N].
+        grading: of the rows; None where the advantage reads none.
     """
-    inputs = AdvantageInputs(rewards, num_generations, batch.completion_mask, batch.sampled_mask)
+    inputs = AdvantageInputs(rewards, num_generations, batch.completion_mask, batch.sampled_mask, grading=grading)
     skipped = advantage.zero_advantage_groups(inputs)
     if loss.reads_every_row:
         skipped = torch.zeros_like(skipped)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edge_grpo.advantages.base import Advantage, AdvantageInputs
+from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading
 from edge_grpo.algorithms.reports import Reports
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
 from edge_grpo.policy.forward import MicrobatchForward, hold_whole_groups
@@ -25,6 +25,7 @@ class GRPOUpdate:
         advantage, loss: the strategies.
         num_generations: G.
         forward: cuts micro-batches and computes log-probs and entropies.
+        grading: of the rows; None where the advantage reads none.
     """
 
     def __init__(
@@ -38,10 +39,11 @@ class GRPOUpdate:
         loss: Loss,
         num_generations: int,
         forward: MicrobatchForward,
+        grading: Grading | None = None,
     ) -> None:
         self.model, self.reference, self.batch, self.rewards = model, reference, batch, rewards
         self.computed, self.advantage, self.loss = computed, advantage, loss
-        self.num_generations, self.forward = num_generations, forward
+        self.num_generations, self.forward, self.grading = num_generations, forward, grading
         # The padded width is a micro-batch's own, so what reads padding is taken there.
         whole = num_generations if advantage.inside_update or advantage.reads_padding else None
         self.microbatches = forward.microbatches(batch, computed, whole)
@@ -67,11 +69,13 @@ class GRPOUpdate:
             self.ref_logprobs = self.forward.over(self.reference, self.batch, self.microbatches).logprobs
         if not self.advantage.reads_entropy:
             everything = torch.arange(self.batch.num_rows, device=self.rewards.device)
-            self._take_advantages(everything, self.batch, None)
+            self._take_advantages(everything, self.batch, None, None)
         elif not self.in_forward:
-            entropy = self.forward.over(self.model, self.batch, self.microbatches).entropy[self.computed]
+            stats = self.forward.over(self.model, self.batch, self.microbatches)
             part = self.batch.select(self.computed)
-            self._take_advantages(self.computed, part, entropy[:, : part.token_weights.shape[1]])
+            width = part.token_weights.shape[1]
+            entropy, logprobs = stats.entropy[self.computed, :width], stats.logprobs[self.computed, :width]
+            self._take_advantages(self.computed, part, entropy, logprobs)
 
     def run(
         self, epochs: int, size: UpdateSize, optimise: Callable[[Sequence[Callable[[], Tensor]]], Step]
@@ -99,7 +103,7 @@ class GRPOUpdate:
         if epoch == 0:
             self.old_logprobs[rows, :width] = (stats.logprobs * mask).detach().to(self.old_logprobs.dtype)
         if self.in_forward and (epoch == 0 or self.advantage.inside_update):
-            advantages = self._take_advantages(rows, part, stats.entropy)
+            advantages = self._take_advantages(rows, part, stats.entropy, self.old_logprobs[rows, :width])
         else:
             advantages = self.advantages[rows, :width]
         inputs = LossInputs(
@@ -114,7 +118,9 @@ class GRPOUpdate:
         self.of_loss.add(values, rows, inputs.trained, epoch)
         return loss
 
-    def _take_advantages(self, rows: Tensor, part: UpdateBatch, entropy: Tensor | None) -> Tensor:
+    def _take_advantages(
+        self, rows: Tensor, part: UpdateBatch, entropy: Tensor | None, logprobs: Tensor | None
+    ) -> Tensor:
         """Advantages [B, T] of whole groups; they and what the strategy reports are kept."""
         inputs = AdvantageInputs(
             rewards=self.rewards[rows],
@@ -122,6 +128,8 @@ class GRPOUpdate:
             entropy=entropy,
             completion_mask=part.completion_mask,
             sampled_mask=part.sampled_mask,
+            grading=None if self.grading is None else self.grading.select(rows),
+            logprobs=logprobs,
         )
         advantages, values = self.advantage(inputs)
         advantages = advantages if advantages.ndim == 2 else advantages[:, None]
