@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from omegaconf import OmegaConf
-from small_runs import SMALL_GRPO, command, composed
+from small_runs import SMALL_GRPO, command, composed, metrics_rows, run_small
 from test_corrections import RIGHT, WRONG, score, scored, tools
 
-from edge_grpo.advantages.base import AdvantageInputs
+from edge_grpo.advantages.base import AdvantageInputs, Grading, UpdateGroups
 from edge_grpo.command_line.check import check_config, instantiate, to_dict
 from edge_grpo.command_line.run import config_dir
 from edge_grpo.errors import UserError
@@ -252,8 +252,20 @@ G, P, T = 4, 3, 5
 
 
 def advantage_inputs(rewards, entropy):
+    """Rows of an update that is no more than these; right are those of reward 1 and above, the highest is 2."""
     mask = torch.ones(entropy.shape, dtype=torch.bool)
-    return AdvantageInputs(rewards, G, entropy=entropy, completion_mask=mask, sampled_mask=mask)
+    correct = rewards >= 1
+    grouped = rewards.view(-1, G)
+    update = UpdateGroups(grouped, correct.view(-1, G), torch.full((len(grouped),), G * T), {"accuracy": grouped})
+    grading = Grading(correct, {"accuracy": rewards}, {"accuracy": 1.0}, 2.0, update)
+    return AdvantageInputs(rewards, G, mask, mask, entropy, grading, logprobs=-entropy)
+
+
+def rows_of(inputs, rows):
+    """Some rows of an update: in another order, or a micro-batch of it."""
+    of_rows = ("rewards", "completion_mask", "sampled_mask", "entropy", "logprobs")
+    taken = {name: getattr(inputs, name)[rows] for name in of_rows}
+    return replace(inputs, grading=inputs.grading.select(rows), **taken)
 
 
 def tokenwise(advantages):
@@ -288,10 +300,11 @@ def test_an_advantage_is_zero_on_collapsed_groups_where_its_docstring_says_so(op
 def test_an_advantage_is_finite_and_follows_a_permutation_of_a_group(option, rewards, entropy, order):
     built = strategies_of_advantage(option)
     rewards, entropy = torch.tensor(rewards).flatten(), torch.tensor(entropy)
-    taken = tokenwise(built(advantage_inputs(rewards, entropy))[0])
+    inputs = advantage_inputs(rewards, entropy)
+    taken = tokenwise(built(inputs)[0])
     assert torch.isfinite(taken).all()
     rows = torch.tensor([*order, *range(G, P * G)])
-    moved = tokenwise(built(advantage_inputs(rewards[rows], entropy[rows]))[0])
+    moved = tokenwise(built(rows_of(inputs, rows))[0])
     torch.testing.assert_close(moved, taken[rows], rtol=1e-9, atol=1e-12)
 
 
@@ -303,11 +316,47 @@ def test_groups_called_idle_have_no_advantage_and_can_be_left_out(option, reward
     rewards, entropy = torch.tensor(rewards).flatten(), torch.tensor(entropy)
     inputs = advantage_inputs(rewards, entropy)
     taken = tokenwise(built(inputs)[0])
-    idle = built.zero_advantage_groups(replace(inputs, entropy=None)).repeat_interleave(G)
+    idle = built.zero_advantage_groups(replace(inputs, entropy=None, logprobs=None)).repeat_interleave(G)
     assert (taken[idle] == 0).all()
     if idle.any() and not idle.all():
-        rest = tokenwise(built(advantage_inputs(rewards[~idle], entropy[~idle]))[0])
+        rest = tokenwise(built(rows_of(inputs, ~idle))[0])
         torch.testing.assert_close(rest, taken[~idle], rtol=1e-9, atol=1e-12)
+
+
+@every("advantage")
+@settings(max_examples=25, deadline=None)
+@given(rewards=REWARDS, entropy=ENTROPIES)
+def test_an_advantage_of_a_group_does_not_depend_on_the_micro_batch(option, rewards, entropy):
+    built = strategies_of_advantage(option)
+    if getattr(built, "scope", "group") == "microbatch":
+        pytest.skip("by definition over the micro-batch")
+    inputs = advantage_inputs(torch.tensor(rewards).flatten(), torch.tensor(entropy))
+    taken = tokenwise(built(inputs)[0])
+    for group in torch.arange(P * G).view(P, G):
+        alone = tokenwise(built(rows_of(inputs, group))[0])
+        torch.testing.assert_close(alone, taken[group], rtol=1e-12, atol=1e-12)
+
+
+@every("advantage")
+def test_an_advantage_trains_for_two_iterations(option, tmp_path):
+    # An odd or even checksum makes right and wrong responses of what the random model writes.
+    folder = run_small(
+        tmp_path / "run",
+        f"advantage={option}",
+        "correction=none",
+        "data.problems_per_iteration=4",
+        "algorithm.num_generations=4",
+        "algorithm.update_epochs=2",
+        "reward=python",
+        f"reward.function={Path(__file__).parent}/examples/my_strategies.py:even_checksum",
+    )
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
+    logged = [row for row in metrics_rows(folder) if row.get("train/effective_rows")]
+    assert len(logged) == 2
+    for row in logged:
+        assert float(row["train/skipped_steps"]) == 0  # what is not finite
+        assert float(row["train/effective_rows"]) > 0
+        assert float(row["train/grad_norm"]) > 0
 
 
 _BUILT: dict[str, object] = {}
