@@ -39,8 +39,9 @@ SETTINGS = (
     "algorithm.num_generations=4",
     "algorithm.max_grad_norm=null",
 )
-# Every aggregation; the advantage that reads entropies, and one that does not.
-CASES = [*((loss, "entropy_driven") for loss in ("grpo", "dapo", "dr_grpo", "bnpo")), ("grpo", "vanilla")]
+# Every aggregation; an advantage that reads entropies, one that does not, one that reads all groups of the update.
+CASES = [*((loss, "entropy_driven") for loss in ("grpo", "dapo", "dr_grpo", "bnpo"))]
+CASES += [("grpo", "vanilla"), ("dapo", "dgpo")]
 
 
 PRECISIONS = ("64-true", "32-true")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from edge_grpo.advantages.base import AdvantageInputs
 from edge_grpo.advantages.dr_grpo import DrGRPO
 from edge_grpo.advantages.entropy_driven import EntropyDriven
+from edge_grpo.advantages.opo import OPO
+from edge_grpo.advantages.qae import QuantileBaseline
 from edge_grpo.advantages.rloo import RLOO
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.errors import UserError
@@ -58,6 +60,52 @@ def test_sums_to_zero_and_permutes_with_its_group(advantage, rewards, order):
 def test_rloo_is_dr_grpo_scaled(rewards):
     # G / (G - 1) = 4 / 3
     torch.testing.assert_close(RLOO()(inputs(rewards))[0], DrGRPO()(inputs(rewards))[0] * 4 / 3)
+
+
+def test_opo_by_hand():
+    # Lengths 10, 20, 30, 40 and rewards (1, 0, 0, 0): baseline 10 / 100.
+    mask = torch.arange(40)[None] < torch.tensor([10, 20, 30, 40])[:, None]
+    taken, _ = OPO()(inputs([1, 0, 0, 0], mask=mask))
+    torch.testing.assert_close(taken, torch.tensor([0.9, -0.1, -0.1, -0.1], dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+@given(
+    rewards=npst.arrays("float64", G, elements=st.floats(-10, 10)),
+    lengths=npst.arrays("int64", G, elements=st.integers(0, 5)),
+)
+def test_opo_is_balanced_by_length_and_dr_grpo_where_all_are_equal(rewards, lengths):
+    mask = torch.arange(5)[None] < torch.tensor(lengths)[:, None]
+    taken, _ = OPO()(inputs(rewards, mask=mask))
+    assert abs(float((taken * torch.tensor(lengths).clamp(min=1)).sum())) < 1e-9
+    torch.testing.assert_close(OPO()(inputs(rewards))[0], DrGRPO()(inputs(rewards))[0], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1])
+def test_opo_and_qae_have_no_advantage_in_a_collapsed_group(reward):
+    mask = torch.arange(3)[None] < torch.tensor([1, 2, 3])[:, None]
+    for advantage in (OPO(), QuantileBaseline(quantile=0.4, eps=1e-6)):
+        assert advantage(inputs([reward] * 3, mask=mask, g=3))[0].tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([1, 0, 0, 0], [2, 0, 0, 0]),  # the ceil(1.6) = second smallest is 0, std sqrt((9 + 3) / 16 / 3) = 1/2
+        ([1, 1, 0, 0], [math.sqrt(3), math.sqrt(3), 0, 0]),  # 0, std sqrt(1 / 3); interpolated it would be 0.2
+        ([1, 1, 1, 0], [0, 0, 0, -2]),  # 1: an easy group teaches its failure only
+    ],
+)
+def test_qae_by_hand(rewards, expected):
+    taken, _ = QuantileBaseline(quantile=0.4, eps=1e-12)(inputs(rewards))
+    torch.testing.assert_close(taken, torch.tensor(expected, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def test_qae_takes_the_place_that_the_quantile_names_exactly():
+    # 0.07 * 100 is 7.000000000000001 in floating point: the 7th smallest of 0, ..., 99 is 6, not 7.
+    rewards = list(range(100))
+    taken, _ = QuantileBaseline(quantile=0.07, eps=1e-6)(inputs(rewards, g=100))
+    assert taken.argmin() == 0
+    assert (taken == 0).nonzero().tolist() == [[6]]
 
 
 def test_eda_float64_by_hand():
@@ -141,5 +189,10 @@ def test_values_out_of_range_are_refused():
         eda(clamp=-1.0)
     with pytest.raises(UserError, match=r"advantage\.eps=0"):
         Vanilla(eps=0.0)
+    for quantile in (0.0, 1.0, math.nan):
+        with pytest.raises(UserError, match=rf"advantage\.quantile={quantile} must be above 0 and below 1"):
+            QuantileBaseline(quantile=quantile, eps=1e-6)
+    with pytest.raises(UserError, match=r"advantage\.eps=0"):
+        QuantileBaseline(quantile=0.4, eps=0.0)
     with pytest.raises(ValueError, match="no groups of 3"):
         inputs([1, 0, 0, 1], g=3)

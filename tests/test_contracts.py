@@ -345,7 +345,7 @@ def test_an_advantage_trains_for_two_iterations(option, tmp_path):
         f"advantage={option}",
         "correction=none",
         "data.problems_per_iteration=4",
-        "algorithm.num_generations=4",
+        "algorithm.num_generations=8",
         "algorithm.update_epochs=2",
         "reward=python",
         f"reward.function={Path(__file__).parent}/examples/my_strategies.py:even_checksum",

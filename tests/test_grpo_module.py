@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.metrics import update_metrics
-from edge_grpo.algorithms.rows import computed_rows
+from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.errors import UserError
@@ -131,6 +132,40 @@ def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, referen
     return gradients.seen, update_metrics(update, steps), len(update.microbatches)
 
 
+class Seen(RewardAdvantage):
+    """The rewards; keeps the sums of the log-probs that it gets."""
+
+    reads_entropy = True
+
+    def __init__(self, inside_update):
+        self.inside_update, self.seen = inside_update, []
+
+    def zero_advantage_groups(self, inputs):
+        return torch.zeros(len(inputs.grouped_rewards), dtype=torch.bool)
+
+    def __call__(self, inputs):
+        self.seen.append((inputs.logprobs * inputs.completion_mask).sum())
+        return inputs.rewards, {}
+
+
+@pytest.mark.parametrize("inside_update", [False, True])
+def test_an_advantage_gets_the_log_probs_of_the_policy_before_the_update(model, inside_update):
+    # Once over whole groups in the first epoch, once by a pass of its own, where one response is a micro-batch.
+    before = [p.detach().clone() for p in model.parameters()]
+    seen = {}
+    for tokens in (ONE, FEW, MANY):
+        strategy = Seen(inside_update)
+        run(model, clipped(), strategy, tokens, epochs=2, lr=0.1)
+        with torch.no_grad():
+            for p, value in zip(model.parameters(), before, strict=True):
+                p.copy_(value)
+        seen[tokens] = strategy.seen
+    assert all(not value.requires_grad for values in seen.values() for value in values)
+    totals = [sum(map(float, values)) / (2 if inside_update else 1) for values in seen.values()]
+    assert totals[0] < -1
+    assert totals == pytest.approx([totals[0]] * 3, rel=1e-5)
+
+
 @pytest.mark.parametrize("advantage", [Vanilla(eps=1e-4), eda()], ids=["vanilla", "eda"])
 @pytest.mark.parametrize("aggregation", ["grpo", "dapo", "dr_grpo"])
 def test_the_gradient_does_not_depend_on_the_micro_batches(model, aggregation, advantage):
@@ -223,6 +258,7 @@ def test_metrics_of_the_update_by_hand(model):
     ("override", "message"),
     [
         ("algorithm.num_generations=1", "algorithm.num_generations=1: a group needs at least 2 responses"),
+        ("advantage=pass_at_k", "algorithm.num_generations=2: this advantage needs groups of at least 3 responses"),
         ("algorithm.update_epochs=0", "algorithm.update_epochs=0 must be at least 1"),
         ("algorithm.microbatch_tokens=0", "algorithm.microbatch_tokens=0 must be above 0"),
         ("algorithm.chunk_tokens=0", "algorithm.chunk_tokens=0 must be above 0"),
@@ -250,6 +286,51 @@ def test_rows_that_the_group_filter_keeps_have_their_own_rewards():
     assert update.batch.row_ids.tolist() == [2, 3]
     update.prepare()
     assert update.advantages[:, 0].sign().tolist() == [-1, 1]
+
+
+def graded_groups(kept):
+    """Two groups of two, of which the filter keeps some, as a batch with scores."""
+    response = Response(*torch.zeros(3, 2), torch.zeros(2, dtype=torch.int8), "stop")
+    response = replace(response, token_ids=torch.tensor([65, 66]))
+    short = Response(*(value[:1] for value in (response.token_ids, *torch.zeros(2, 1), response.provenance)), "stop")
+    problems = tuple(Problem(name, "?", ("1",), prompt_ids=(65, 66)) for name in "ab")
+    rollout = Rollout(problems, (response, response, response, short), 2)
+    parts = {"accuracy": torch.tensor([0.0, 1, 1, 0]), "format": torch.tensor([1.0, 0, 1, 0])}
+    scores = Scores(parts["accuracy"] + parts["format"], parts, parts["accuracy"] == 1)
+    policy, correction = SimpleNamespace(pad_id=0), SimpleNamespace(token_weight=UNIFORM_WEIGHT)
+    return kept_rows(rollout, torch.tensor(kept), correction, policy, torch.device("cpu")), scores
+
+
+def graded(kept, gathered):
+    batch, scores = graded_groups(kept)
+    return grading_of(batch, scores, {"accuracy": 1.0, "format": 1.0}, 2.0, 2, gathered)
+
+
+def test_an_advantage_gets_the_verdicts_of_the_rows_that_are_kept():
+    grading = graded([False, True], lambda value: [value])
+    assert grading.correct.tolist() == [True, False]
+    assert grading.parts["format"].tolist() == [1, 0]
+    assert (grading.weights, grading.max_reward) == ({"accuracy": 1.0, "format": 1.0}, 2.0)
+    assert grading.select(torch.tensor([1])).correct.tolist() == [False]
+    assert grading.update.rewards.tolist() == [[2, 0]]
+    assert grading.update.tokens.tolist() == [3]
+
+
+def test_an_update_is_the_groups_of_every_rank_without_those_that_stand_in():
+    def with_another_rank(value):
+        return [graded([True, True], lambda own: [own]).update, value]
+
+    both = graded([False, True], with_another_rank).update
+    assert both.rewards.tolist() == [[1, 1], [2, 0], [2, 0]]
+    assert both.correct.tolist() == [[False, True], [True, False], [True, False]]
+    assert both.parts["accuracy"].tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert both.tokens.tolist() == [4, 3, 3]
+    # Nothing is kept on this rank: its first group only takes part so that the rank does.
+    grading = graded([False, False], with_another_rank)
+    assert grading.update.rewards.tolist() == [[1, 1], [2, 0]]
+    assert grading.correct.tolist() == [False, True]
+    # Nowhere: statistics of nothing would be NaN.
+    assert graded([False, False], lambda value: [None, value]).update.rewards.tolist() == [[1, 1]]
 
 
 def test_the_verdicts_are_in_the_checkpoint():
