@@ -338,6 +338,21 @@ def test_an_advantage_of_a_group_does_not_depend_on_the_micro_batch(option, rewa
 
 
 @every("advantage")
+def test_eda_over_an_advantage_keeps_its_signs_and_zeros(option):
+    cfg, _ = composed("train", "model=tiny_random", "advantage=entropy_driven", f"advantage@advantage.base={option}")
+    check_config(cfg, INJECTED)
+    whole = instantiate(cfg.advantage)
+    assert type(whole.base) is type(strategies_of_advantage(option))
+    generator = torch.Generator().manual_seed(0)
+    entropy = torch.rand(P * G, T, generator=generator, dtype=torch.float64) + 0.1
+    inputs = advantage_inputs(torch.tensor([2.0] * G + [0, 0, 1, 2] + [0] * G, dtype=torch.float64), entropy)
+    base, taken = (tokenwise(built(inputs)[0]) for built in (whole.base, whole))
+    assert torch.equal(taken.sign(), base.sign())
+    assert not torch.equal(taken, base)
+    assert torch.equal(whole.zero_advantage_groups(inputs), whole.base.zero_advantage_groups(inputs))
+
+
+@every("advantage")
 def test_an_advantage_trains_for_two_iterations(option, tmp_path):
     # An odd or even checksum makes right and wrong responses of what the random model writes.
     folder = run_small(
