@@ -128,10 +128,10 @@ def test_ngrpo_punishes_equal_rewards_below_the_highest():
 
 
 def test_ngrpo_knows_a_perfect_group_in_float32():
-    # Rewards are summed in float32, where 0.3 + 0.4 is 0.70000005, the highest one in float64, where it is 0.7.
-    whole = inputs([0.0] * G, most=0.3 + 0.4)
-    rewards = torch.full((G,), 0.3) + torch.full((G,), 0.4)
-    assert rewards[0] != torch.tensor(0.3 + 0.4)
+    # Rewards are summed in float32, where 0.3 + 0.6 is 0.90000004, the highest one in float64, where it is 0.9.
+    whole = inputs([0.0] * G, most=0.3 + 0.6)
+    rewards = torch.full((G,), 0.3) + torch.full((G,), 0.6)
+    assert rewards[0] != torch.tensor(0.3 + 0.6)
     assert NGRPO(eps=1e-6)(replace(whole, rewards=rewards))[0].tolist() == [0.0] * G
 
 
