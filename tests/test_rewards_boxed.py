@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_grpo.rewards.boxed import last_boxed
+from edge_grpo.rewards.boxed import final_answers, last_boxed
 
 BALANCED = st.recursive(
     st.sampled_from(["x", "12", r"\{", r"\}", r"\frac", " ", "\n", "\0", "é"]),
@@ -59,6 +59,39 @@ def test_100_kb_of_hostile_text_takes_milliseconds(text: str) -> None:
     start = time.perf_counter()
     assert last_boxed(text) is None
     assert time.perf_counter() - start < 1.0  # measured 0.03 s; quadratic would be minutes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{1}, " * 10_000,
+        "\\boxed{1}" + " and " * 20_000 + "\\boxed{2}",
+        "\\boxed{1}" + "x_{1}=" * 20_000 + "!\\boxed{2}",
+        "-" * 100_000 + "\\boxed{2}",
+        "={ " * 30_000 + "-\\boxed{2}",
+        "n \\ge " * 10_000 + "\\boxed{2}",
+    ],
+)
+def test_the_list_of_boxes_is_found_in_linear_time(text: str) -> None:
+    start = time.perf_counter()
+    assert final_answers(text)
+    assert time.perf_counter() - start < 1.0  # measured 0.1 s at most
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"$x = -\boxed{5}$", ("-5",)),
+        (r"$-\boxed{\frac{1}{2}}$", (r"-\frac{1}{2}",)),
+        (r"\(-\boxed{x+1}\)", ("-(x+1)",)),
+        ("- \\boxed{5}", ("5",)),  # a bullet
+        ("Answer:\n- \\boxed{5}", ("5",)),
+        (r"$10-\boxed{5}$", ("5",)),
+        (r"so $n \ge \boxed{5}$", ("5", r"n\ge 5")),
+    ],
+)
+def test_what_stands_before_the_box(text: str, expected: tuple[str, ...]) -> None:
+    assert final_answers(text) == expected
 
 
 def test_deeply_nested_box_is_read() -> None:

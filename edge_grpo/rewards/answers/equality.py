@@ -301,18 +301,10 @@ class _Equality:
         return self._sets(gold, answer)
 
     def _equations(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Number) or isinstance(answer, Number):  # a + b = 5 says that the sum is 5
-            number, equation = (gold, answer) if isinstance(gold, Number) else (answer, gold)
-            is_sum = isinstance(equation, v.Equation) and not equation.right.free_symbols
-            if (
-                not is_sum
-                or not (equation.left.is_Add or equation.left.is_Mul)
-                or not all(part.is_Symbol for part in equation.left.args)
-                or number.expr.free_symbols
-            ):  # type: ignore[union-attr]
-                return False
-            value = Number(equation.right)  # type: ignore[union-attr]
-            return self._numbers(*((gold, value) if number is gold else (value, answer)))
+        gold, answer = (_total(side) if isinstance(other, Number) else side for side, other in
+                        ((gold, answer), (answer, gold)))  # fmt: skip
+        if isinstance(gold, Number):
+            return self._numbers(gold, answer)
         return isinstance(gold, v.Equation) and isinstance(answer, v.Equation) and _same_equation(gold, answer)
 
     def _numbers(self, gold: Value, answer: Value) -> bool:
@@ -529,6 +521,15 @@ def _same_inequality(gold: v.Relation, answer: v.Relation) -> bool:
         return False
     factor = _factor(first[0], second[0])
     return factor is not None and (factor > 0 or first[1] == "!=")
+
+
+def _total(value: Value) -> Value:
+    """The 5 of `a + b = 5` and `ab = 5`, whose left side is letters alone; any other value as it is."""
+    if not isinstance(value, v.Equation) or value.right.free_symbols:
+        return value
+    left = value.left
+    letters = (left.is_Add or left.is_Mul) and all(part.is_Symbol for part in left.args)
+    return Number(value.right) if letters else value
 
 
 def _as_equation(named: v.Named) -> v.Equation | None:

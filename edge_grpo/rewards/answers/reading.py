@@ -306,9 +306,8 @@ def _list(text: str) -> Value | None:
     thousands = re.fullmatch(r"(?:\\\$|[€£¥₹])?\s*[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?:\s*(?:\\?%|[^\d,].*)?)?", text)
     if thousands and not re.search(rf"{_JOIN}|[,;]\s", text):
         return None
-    if re.fullmatch(
-        rf"-?\d{{1,3}}(?:,\d{{3}})*(?:(?:, |\s*{_JOIN}\s*)-?\d{{1,3}}(?:,\d{{3}})*)+", text
-    ):  # 1,000, 2,000
+    grouped = r"-?\d{1,3}(?:,\d{3})*"
+    if re.fullmatch(rf"{grouped}(?:(?:, |\s*{_JOIN}\s*){grouped})+", text):  # 1,000, 2,000
         text = re.sub(r",(?=\d)", "", text)
     text = re.sub(rf"(?<=\d),(?=\d{{3}}(?:\.\d|\b)[^,]*‹)(?![^‹]*{_JOIN})", "", text)
     parts = [part.strip() for part in _split(text, rf"\s*(?:[,;]\s*)?{_JOIN}\s*|[,;]\s*|\\\\\s*")]
@@ -414,13 +413,8 @@ def _named(text: str) -> Value | None:
         return _curly_name(text)
     if any(not part for part in parts):
         return Text(_key(text))
-    if any(
-        re.search(
-            r"[<>]|\\(?:le|ge|ne|cup|equiv|to|Rightarrow|parallel|perp)(?![a-zA-Z])",
-            re.sub(r"^P\s*\([^()]*\)$", "", part),
-        )
-        for part in parts[:-1]
-    ):
+    plain = [re.sub(r"^P\s*\([^()]*\)$", "", part) for part in parts[:-1]]  # P(X > 1) = 1/2
+    if any(re.search(r"[<>]|\\(?:le|ge|ne|cup|equiv|to|Rightarrow|parallel|perp)(?![a-zA-Z])", part) for part in plain):
         return None if not re.search(r"=", text) else Text(_key(text))
     first, rest = parts[0], parts[1:]
     if len(rest) == 1:
