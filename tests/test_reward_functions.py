@@ -1,6 +1,7 @@
 """Reward functions of somebody else: each signature, what they return wrongly, the sandbox, and a run."""
 
 import asyncio
+import functools
 import json
 import math
 import os
@@ -15,8 +16,9 @@ from small_runs import SHORT, SMALL_GRPO, equal_weights, metrics_rows, weights
 from test_corrections import encode, score, scored, tools
 
 from edge_grpo.corrections.guided import rescored
-from edge_grpo.errors import UserError
+from edge_grpo.errors import Stopped, UserError
 from edge_grpo.responses import reference_response, written_response
+from edge_grpo.rewards.accuracy import Accuracy
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.function import FunctionReward, _is_reply
 from edge_grpo.rewards.python import PythonRewards
@@ -223,6 +225,52 @@ def test_async_functions_run_side_by_side():
         FunctionReward(fails)([SUM, SUM], ["a", "b"])
 
 
+def test_the_place_of_an_error_is_a_line_of_the_functions_own_file():
+    def reads(response):
+        return json.loads(response)  # raises in json/decoder.py
+
+    class Reads:
+        def __call__(self, response):
+            return json.loads(response)
+
+    for function in (reads, Reads(), functools.partial(reads)):
+        with pytest.raises(UserError, match=r"raised JSONDecodeError: .* \(test_reward_functions\.py:\d+\)$"):
+            FunctionReward(function)([SUM], ["no JSON"])
+
+
+def test_a_function_that_exits_is_one_that_fails():
+    def leaves(response):
+        sys.exit(response)
+
+    with pytest.raises(UserError, match=r"leaves, problem f\.json:3: raised SystemExit: bye \(test_reward_functions"):
+        FunctionReward(leaves)([SUM], ["bye"])
+
+    def stopped(response):
+        raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        FunctionReward(stopped)([SUM], [""])
+
+
+def test_an_exception_in_a_reward_of_somebodys_own_is_one_line():
+    class Mine:
+        def __call__(self, problems, texts):
+            return json.loads(texts[0])
+
+    class Refuses:
+        def __call__(self, problems, texts):
+            raise UserError("no such answer")
+
+    told = r"^reward accuracy \(Mine\) raised JSONDecodeError: .* \(test_reward_functions\.py:\d+\)$"
+    with pytest.raises(UserError, match=told):
+        WeightedRewards({"accuracy": Mine()}, {"accuracy": 1.0})([SUM], ["no JSON"])
+    with pytest.raises(UserError, match=r"^no such answer$"):
+        WeightedRewards({"accuracy": Refuses()}, {"accuracy": 1.0})([SUM], [""])
+    # A fault of the project's own keeps its traceback.
+    with pytest.raises(TypeError):
+        WeightedRewards({"accuracy": Accuracy(None)}, {"accuracy": 1.0})([SUM], [""])
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -266,8 +314,12 @@ def test_a_trl_function_that_reads_messages_is_told_how_to_get_them():
     def of_chats(completions, **kwargs):
         return [float(len(completion[0]["content"])) for completion in completions]
 
-    with pytest.raises(UserError, match=r"raised TypeError: .*set conversational=true, or false$"):
+    told = r"it got texts: if it reads chat messages, set reward\.conversational=true$"
+    with pytest.raises(UserError, match=rf"raised TypeError: .*; {told}"):
         FunctionReward(of_chats)([SUM], ["2"])
+    told = r"it got chat messages: if it reads texts, set reward\.conversational=false$"
+    with pytest.raises(UserError, match=rf"raised AttributeError: .*; {told}"):
+        FunctionReward(lambda completions: [float(c.strip()) for c in completions], True)([SUM], ["2"])
     assert FunctionReward(of_chats, conversational=True)([SUM], ["234"]).tolist() == [3.0]
 
 
@@ -504,7 +556,15 @@ def test_in_the_sandbox_no_response_can_hang_kill_or_write_anything(sandboxed, t
     assert reward.counts == {**counts, "total": 8}
     assert not (tmp_path / "trace").exists()
     assert "which counts as 0" not in caplog.text
-    assert "in the sandbox that counts as 0 and in verifier/error_rate" in caplog.text
+    told = [record.message.partition("mine.py:score ")[2] for record in caplog.records if "mine.py" in record.message]
+    assert told == [
+        "did not end within timeout_s=2 in 1 of 7 calls; in the sandbox that counts as 0 and in verifier/timeout_rate",
+        "ended its process in 1 of 7 calls, or went beyond its memory; in the sandbox that counts as 0 and in "
+        "verifier/error_rate",
+        told[2],
+    ]
+    assert told[2].startswith("raised PermissionError: ")
+    assert told[2].endswith("; in the sandbox that counts as 0 and in verifier/error_rate")
 
 
 def test_in_the_sandbox_a_batch_of_any_size_is_one_call(sandboxed):

@@ -8,6 +8,7 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+from edge_grpo.errors import Stopped
 from edge_grpo.rewards._load import load, one_line, raised
 
 Arguments = dict[str, Any]
@@ -39,17 +40,20 @@ def call_all(function: Callable[..., Any], calls: Sequence[tuple[Arguments, int 
         CallError: it raised, or returned something else.
     """
     returned: list[Any] = []
+    file = _file_of(function)
     for index, (arguments, _) in enumerate(calls):
         try:
             returned.append(function(**arguments))
-        except Exception as error:
-            raise CallError(index, raised(error)) from error
+        except Stopped:  # a signal's, and no exit of the function's own
+            raise
+        except (Exception, SystemExit) as error:
+            raise CallError(index, raised(error, file)) from error
     if any(inspect.isawaitable(value) for value in returned):
         returned = asyncio.run(_gathered(returned))
     values: list[list[Value]] = []
     for index, (value, (_, count)) in enumerate(zip(returned, calls, strict=True)):
         if isinstance(value, BaseException):
-            raise CallError(index, raised(value)) from value
+            raise CallError(index, raised(value, file)) from value
         try:
             values.append([_number(value)] if count is None else _numbers(value, count))
         except ValueError as error:
@@ -67,6 +71,13 @@ def call_by_name(item: tuple[str, Arguments, int | None]) -> list[Value] | dict[
 
 
 _loaded = cache(load)
+
+
+def _file_of(function: Callable[..., Any]) -> str | None:
+    """Where the function is written; None of one that is not Python."""
+    inner = inspect.unwrap(getattr(function, "func", function))
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return None if code is None else code.co_filename
 
 
 async def _gathered(values: Sequence[Any]) -> list[Any]:

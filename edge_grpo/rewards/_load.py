@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -81,18 +82,21 @@ def one_line(text: str, limit: int) -> str:
     return "".join(filter(str.isprintable, " ".join(text.split())))[:limit]
 
 
-def raised(error: BaseException) -> str:
+def raised(error: BaseException, file: str | None = None) -> str:
     """What was raised and where, in one line of at most some 400 characters.
+
+    Args:
+        error: as it was caught.
+        file: the last line of this file is the place; None, or where it has none, the line that raised.
 
     >>> raised(ValueError("two\\nlines"))
     'raised ValueError: two lines'
     """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" ({os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno})" if trace else ""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    place = next((line for line in reversed(lines) if line[0] == file), lines[-1] if lines else None)
+    where = f" ({os.path.basename(place[0])}:{place[1]})" if place else ""
     text = one_line(str(error), 300)
-    return f"raised {type(error).__name__}{': ' if text else ''}{text}{place}"
+    return f"raised {type(error).__name__}{': ' if text else ''}{text}{where}"
 
 
 def _import_failed(name: str, source: str, error: Exception) -> UserError:

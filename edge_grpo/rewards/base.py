@@ -5,6 +5,7 @@
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+from edge_grpo.rewards._load import raised
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ class WeightedRewards:
         parts = {}
         for name, reward in self.rewards.items():
             more: dict[str, Any] = {"responses": responses} if name in self._takes_responses else {}
-            values = _numbers(name, reward, reward(problems, texts, **more), len(texts))
+            values = _numbers(name, reward, _called(name, reward, problems, texts, more), len(texts))
             parts[name] = self._finite(name, values, problems)
         total = torch.zeros(len(texts), dtype=torch.float32)
         for name, part in parts.items():
@@ -129,6 +131,25 @@ class WeightedRewards:
         self._counts["values"] += len(part)
         self._counts["not_finite"] += int(finite.logical_not().sum())
         return torch.where(finite, part, 0.0)
+
+
+def _called(
+    name: str, reward: Reward, problems: Sequence[Problem], texts: Sequence[str], more: Mapping[str, Any]
+) -> Any:
+    """What a reward returns.
+
+    Raises:
+        UserError: one that is not the project's own raised.
+    """
+    try:
+        return reward(problems, texts, **more)
+    except UserError:
+        raise
+    except Exception as error:
+        if type(reward).__module__.partition(".")[0] == __package__.partition(".")[0]:
+            raise
+        file = getattr(sys.modules.get(type(reward).__module__), "__file__", None)
+        raise UserError(f"reward {name} ({type(reward).__name__}) {raised(error, file)}") from error
 
 
 def _numbers(name: str, reward: Reward, values: Any, n: int) -> Tensor:

@@ -20,6 +20,11 @@ log = logging.getLogger(__name__)
 
 _REPLY_BYTES = 2**20  # a batch replies with a number a response
 _MESSAGE = 1000  # characters of an error in the sandbox
+_LOST = {
+    "timeout": ("did not end within timeout_s={1:g} in {0}", "timeout_rate"),
+    "crash": ("ended its process in {0}, or went beyond its memory", "error_rate"),
+}
+"""kind -> what to tell of calls that a worker lost, and the rate in which they count"""
 
 
 class FunctionReward:
@@ -73,7 +78,8 @@ class FunctionReward:
             preload = (call_by_name.__module__, function.rpartition(":")[0])
             self._pool = KillablePool(workers, timeout_s, memory_limit_gb, preload=preload, reply_bytes=_REPLY_BYTES)
         self._counts = dict.fromkeys(("total", "fast", "cached", "unparsed", "timeout", "error", "crash"), 0)
-        self._has_answered = self._has_warned = False
+        self._has_answered = False
+        self._warned: set[str] = set()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -99,7 +105,7 @@ class FunctionReward:
         for index, value in zip(owners, of_row, strict=True):
             of_response[index].append(value)
         if all(value is None for value in of_row):
-            self._warn(f"judged none of {len(texts)} responses: None for each of them, which counts as 0")
+            self._warn("judged", f"judged none of {len(texts)} responses: None for each of them, which counts as 0")
         return torch.tensor([_highest(values) for values in of_response], dtype=torch.float32)
 
     def ungradable(self, problems: Sequence[Problem]) -> list[str | None]:
@@ -139,24 +145,31 @@ class FunctionReward:
         self._counts["error"] += len(failures) * size
         for kind, count in pool.counts.items():
             self._counts[kind] += (count - before[kind]) * size
+            if kind in _LOST and count > before[kind]:
+                what, counted = _LOST[kind]
+                told = what.format(f"{count - before[kind]} of {len(calls)} calls", pool.timeout_s)
+                self._warn(kind, f"{told}; in the sandbox that counts as 0 and in verifier/{counted}")
         if failures and len(failures) == len(calls) and not self._has_answered:
             raise self._failed(rows, *failures[0])  # not one response's fault
         self._has_answered = self._has_answered or any(isinstance(reply, list) for reply in found)
         if failures:
-            self._warn(f"{failures[0][1]}; in the sandbox that counts as 0 and in verifier/error_rate")
+            self._warn("error", f"{failures[0][1]}; in the sandbox that counts as 0 and in verifier/error_rate")
         lost: list[Value] = [0.0] * size
         return [value for reply in found for value in (reply if isinstance(reply, list) else lost)]
 
     def _failed(self, rows: Sequence[Row], index: int, message: str) -> UserError:
         if self.signature.is_batch:
-            where = f"{len(rows)} responses, the first to problem {rows[0].problem.origin or rows[0].problem.id}"
+            problem = rows[0].problem
+            where = f"{len(rows)} responses, the first to problem {problem.origin or problem.id}"
         else:
-            where = f"problem {rows[index].problem.origin or rows[index].problem.id}"
-        return UserError(f"reward function {self.name}, {where}: {message}{self.signature.hint(message)}")
+            problem = rows[index].problem
+            where = f"problem {problem.origin or problem.id}"
+        return UserError(f"reward function {self.name}, {where}: {message}{self.signature.hint(message, problem)}")
 
-    def _warn(self, message: str) -> None:
-        if not self._has_warned:
-            self._has_warned = True
+    def _warn(self, kind: str, message: str) -> None:
+        """Tell of each kind once."""
+        if kind not in self._warned:
+            self._warned.add(kind)
             log.warning("reward function %s %s", self.name, message)
 
 

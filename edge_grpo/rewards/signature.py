@@ -132,11 +132,13 @@ class Signature:
             together = self._of_trl(rows) if self.style == "trl" else self._of_batch(rows)
         return [(self._taken(together), len(rows))]
 
-    def hint(self, message: str) -> str:
-        """What may help against an error of the function."""
+    def hint(self, message: str, problem: Problem) -> str:
+        """What may help against an error of the function, called for this problem."""
         if self.style != "trl" or not message.startswith(tuple(f"raised {name}Error" for name in _MISREAD)):
             return ""
-        return "; does it read chat messages where it gets texts, or the reverse? set conversational=true, or false"
+        got, other = ("chat messages", "texts") if self._is_chat(problem) else ("texts", "chat messages")
+        to_set = f"reward.conversational={str(not self._is_chat(problem)).lower()}"
+        return f"; it got {got}: if it reads {other}, set {to_set}"
 
     def _of_response(self, row: Row) -> Arguments:
         columns = self._columns(row)
