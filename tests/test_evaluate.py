@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -366,6 +368,21 @@ def test_a_run_is_evaluated_with_its_model_and_prompts(trained, tmp_path):
     assert (results["run"], results["iteration"]) == (str(trained), 2)
     evaluate(tmp_path / "typed", f"run={trained}", "data/template=plain", *args, typed=["data/template"])
     assert read_completions(tmp_path / "typed")["prompt"][0] == f"{rows['question'][0]}\n"
+
+
+def test_an_evaluation_that_grades_otherwise_than_the_run_was_rewarded_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("mine.py").write_text("def right(response):\n    return 1.0\n")
+    own = ("reward=python", "reward.function=mine.py:right")
+    run_small(tmp_path / "run", "experiment=vanilla", "trainer.max_iterations=1", *own)
+    settings = (f"run={tmp_path / 'run'}", *small("chain2")[len(SMALL_MODEL) :])
+    evaluate(tmp_path / "boxed", *settings)
+    told = "the run was rewarded by reward.function=mine.py:right, and this evaluation grades otherwise"
+    assert [told in record.message for record in caplog.records if "rewarded by" in record.message] == [True]
+    caplog.clear()
+    assert evaluate(tmp_path / "own", *settings, *own) == 1.0
+    assert "rewarded by" not in caplog.text
 
 
 def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):

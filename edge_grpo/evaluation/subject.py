@@ -69,6 +69,12 @@ def identify(cfg: DictConfig) -> dict[str, Any]:
     return {"policy": str(where), "run": str(run), "iteration": iteration, "weights": weights}
 
 
+def reward_functions(run: Path) -> str | list[str] | None:
+    """The functions that a run was rewarded by, as `reward.function` names them; None where it had none."""
+    reward = _config_of_run(run).get("reward")
+    return reward.get("function") if isinstance(reward, Mapping) else None
+
+
 def load_subject(cfg: DictConfig, *, own_template: bool) -> Subject:
     """Load what `identify` has found.
 

@@ -16,7 +16,7 @@ from edge_grpo.evaluation.golds import grade_golds
 from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.reflection import spontaneous
 from edge_grpo.evaluation.results import reflection_line, results_markdown, summarise
-from edge_grpo.evaluation.subject import identify, load_subject
+from edge_grpo.evaluation.subject import identify, load_subject, reward_functions
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.runs.directory import alone_in
@@ -91,6 +91,7 @@ class _Run:
             self.entropy.check(self.policy)
         self.evaluation.load(self.policy, template)
         self._tell_ungradable()
+        self._tell_own_reward(about["run"])
         (self.folder / POLICY).write_text(json.dumps(about | {"info": run_info()}, indent=1) + "\n")
         OmegaConf.save(cfg, self.folder / CONFIG, resolve=True)
         self._sample()
@@ -125,6 +126,17 @@ class _Run:
         if found:
             log.warning(
                 "%d problems are right by the text of their gold answer only:\n%s", len(found), first_lines(found)
+            )
+
+    def _tell_own_reward(self, run: str | None) -> None:
+        functions = None if run is None else reward_functions(Path(run))
+        if functions and functions != to_dict(self.cfg.reward).get("function"):
+            text = functions if isinstance(functions, str) else f"[{','.join(functions)}]"
+            log.warning(
+                "the run was rewarded by reward.function=%s, and this evaluation grades otherwise; to grade by it too: "
+                "reward=python reward.function=%s",
+                text,
+                text,
             )
 
     def _sample(self) -> None:
