@@ -82,10 +82,11 @@ def test_eda_over_batch_std_divides_by_the_deviation_of_the_update():
 
 def test_dgpo_by_hand():
     # Deviations of (1, 0, 0, 0): 3/4 and 1/4 three times, sum 3/2; so A0 = 4 (3/4) / (3/2) = 2, -2/3. (1, 1, 1, 0)
-    # mirrors it. Accuracies 1/4 and 3/4, two live groups: weights 2 e^(-1/8) and 2 e^(-3/8) over their sum. 4, 8 and
-    # 12 tokens, of which the dead group has 12: 24 / 12 = 2.
+    # mirrors it; rewards of 2 change nothing. Accuracies 1/4 and 3/4, two live groups: weights 2 e^(-1/8) and 2 e^(-3/8)
+    # over their sum. 4, 8 and 12 tokens, of which the dead group has 12: 24 / 12 = 2.
     mask = torch.arange(3)[None] < tensor([1] * G + [2] * G + [3] * G)[:, None]
-    whole = inputs([1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0], mask=mask)
+    rewards = tensor([2, 0, 0, 0, 2, 2, 2, 0, 0, 0, 0, 0])
+    whole = inputs(rewards, correct=rewards == 2, mask=mask)
     hard, easy = math.exp(-1 / 8), math.exp(-3 / 8)
     w = [2 * 2 * hard / (hard + easy), 2 * 2 * easy / (hard + easy)]
     expected = [2 * w[0], *[-2 / 3 * w[0]] * 3, *[2 / 3 * w[1]] * 3, -2 * w[1], 0, 0, 0, 0]
@@ -108,6 +109,13 @@ def test_gdpo_by_hand():
     std = math.sqrt(sum(x * x for x in s) / 7)  # each group sums to 0
     close(GDPO(eps=1e-12)(whole)[0], [x / std for x in s], atol=1e-10)
     close(GDPO(eps=1e-12)(group_of(whole, 1))[0], [x / std for x in s[G:]], atol=1e-10)
+
+
+def test_gdpo_is_exactly_zero_where_a_reward_is_equal_over_the_group():
+    # The mean of three times 0.1 is not 0.1 in floating point.
+    taken, _ = GDPO(eps=1e-4)(inputs([0.1, 0.1, 0.1, 0, 0, 1], g=3))
+    assert taken[:3].tolist() == [0.0] * 3
+    assert (taken[3:] != 0).all()
 
 
 # --- verdicts ------------------------------------------------------------------------------------------------------
