@@ -82,7 +82,7 @@ def test_eda_over_batch_std_divides_by_the_deviation_of_the_update():
 
 def test_dgpo_by_hand():
     # Deviations of (1, 0, 0, 0): 3/4 and 1/4 three times, sum 3/2; so A0 = 4 (3/4) / (3/2) = 2, -2/3. (1, 1, 1, 0)
-    # mirrors it; rewards of 2 change nothing. Accuracies 1/4 and 3/4, two live groups: weights 2 e^(-1/8) and 2 e^(-3/8)
+    # mirrors it; rewards of 2 change nothing. Accuracies 1/4 and 3/4, two live groups: weights 2 e^(-1/8), 2 e^(-3/8)
     # over their sum. 4, 8 and 12 tokens, of which the dead group has 12: 24 / 12 = 2.
     mask = torch.arange(3)[None] < tensor([1] * G + [2] * G + [3] * G)[:, None]
     rewards = tensor([2, 0, 0, 0, 2, 2, 2, 0, 0, 0, 0, 0])
