@@ -129,9 +129,13 @@ def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: 
         correction=guided if gec else Keep(),
         group_filter=KeepAll(),
         advantage=Vanilla(1e-4),
-        loss=ClippedLoss("grpo", 0.2, 0.2, 0.0, "k3", LONGEST),
+        loss=ClippedLoss(
+            aggregation="grpo", epsilon_low=0.2, epsilon_high=0.2, beta=0.0, kl="k3", max_response_tokens=LONGEST
+        ),
         num_generations=G,
         update_epochs=1,
+        minibatch_rows=None,
+        mask_truncated=False,
         policy=policy,
         rollout=engine,
         rewards=WeightedRewards({"accuracy": Parity()}, {"accuracy": 1.0}),

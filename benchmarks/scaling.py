@@ -43,7 +43,9 @@ def run(policy: Policy, p: int, g: int, t: int) -> tuple[float, float]:
         rewards=torch.arange(p * g).remainder(2).float(),
         computed=torch.arange(p * g),
         advantage=Vanilla(1e-4),
-        loss=ClippedLoss("grpo", 0.2, 0.2, 0.0, "k3", t),
+        loss=ClippedLoss(
+            aggregation="grpo", epsilon_low=0.2, epsilon_high=0.2, beta=0.0, kl="k3", max_response_tokens=t
+        ),
         num_generations=g,
         forward=MicrobatchForward(1.0, microbatch_tokens=4096, chunk_tokens=512, packing=True),
     )
@@ -54,7 +56,7 @@ def run(policy: Policy, p: int, g: int, t: int) -> tuple[float, float]:
             microbatch_loss().backward()
         return Step(0.0, 0.0)
 
-    update.run(1, UpdateSize(*update.size()), backward)
+    update.run(1, [UpdateSize(*size) for size in update.sizes()], backward)
     return rolled, time.perf_counter() - start
 
 

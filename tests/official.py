@@ -254,12 +254,19 @@ def run(model, released: Released, loss: str, advantage, max_length: int):
         rewards=torch.zeros(n, dtype=torch.float64),
         computed=torch.arange(n),
         advantage=advantage,
-        loss=ClippedLoss(loss if padded else "grpo", 0.2, 0.2, 0.0, "k3", max_length),
+        loss=ClippedLoss(
+            aggregation=loss if padded else "grpo",
+            epsilon_low=0.2,
+            epsilon_high=0.2,
+            beta=0.0,
+            kl="k3",
+            max_response_tokens=max_length,
+        ),
         num_generations=n,  # so that one micro-batch holds all rows
         forward=forward_of(padded),
     )
     update.prepare()
-    (step,) = update.run(1, UpdateSize(*update.size()), Backward(model))
+    (step,) = update.run(1, [UpdateSize(*size) for size in update.sizes()], Backward(model))
     return step.loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 

@@ -451,14 +451,21 @@ def test_a_group_filter_keeps_mixed_groups(option, rewards):
 def loss_inputs(logprobs, rows, advantages):
     lengths = torch.tensor([5, 2, 3, 1, 4, 5])
     mask = torch.arange(5)[None] < lengths[:, None]
-    old = -torch.rand(6, 5, generator=stage_generator(1, "old"), dtype=torch.float64)
+    # Seeds with which the sequence ratio of row 0 and the ratio of its token of highest entropy are not clipped.
+    old = -torch.rand(6, 5, generator=stage_generator(3, "old"), dtype=torch.float64)
+    entropy = torch.rand(6, 5, generator=stage_generator(4, "entropy"), dtype=torch.float64)
     return LossInputs(
-        logprobs[rows], old[rows], advantages[rows], completion_mask=mask[rows], token_weights=mask.double()[rows]
+        logprobs[rows],
+        old[rows],
+        advantages[rows],
+        completion_mask=mask[rows],
+        token_weights=mask.double()[rows],
+        entropy=entropy[rows],
     )
 
 
 @every("loss")
-def test_a_loss_adds_up_over_micro_batches_and_ignores_rows_without_advantage(option):
+def test_a_loss_adds_up_over_micro_batches_and_says_whether_it_reads_rows_without_advantage(option):
     built = strategy("loss", option)
     logprobs = -torch.rand(6, 5, generator=stage_generator(0, "new"), dtype=torch.float64)
     logprobs.requires_grad_()
@@ -471,13 +478,52 @@ def test_a_loss_adds_up_over_micro_batches_and_ignores_rows_without_advantage(op
         return torch.autograd.grad(loss, logprobs)[0]
 
     whole = gradient([[0, 1, 2, 3, 4, 5]])
-    assert (whole[[2, 4]] == 0).all()
+    # bnpo counts the tokens of such rows and has no gradient on them.
+    assert bool((whole[[2, 4]] != 0).any()) == (built.reads_every_row and built.aggregation != "bnpo")
     assert (whole[0] != 0).any()
     cut = gradient([[3, 0], [1, 2, 4], [5]])
     if built.aggregation == "bnpo":  # by definition a mean of the micro-batches' token means
         assert not torch.allclose(cut, whole, rtol=1e-3)
     else:
         torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-15)
+
+
+@every("loss")
+def test_where_the_ratio_is_one_a_loss_is_the_policy_gradient_unless_its_docstring_says_otherwise(option):
+    built = strategy("loss", option)
+    if "Not idle where rho is exactly 1" in " ".join(type(built).__doc__.split()):
+        pytest.skip("weighs tokens by more than their ratio")
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, 0.0, -2.0], dtype=torch.float64)[:, None].expand(6, 5)
+    inputs = loss_inputs(torch.zeros(6, 5, dtype=torch.float64), list(range(6)), advantages)
+    logprobs = inputs.old_logprobs.clone().requires_grad_()
+    loss, _ = built(replace(inputs, logprobs=logprobs), UpdateSize(rows=6, tokens=20, microbatches=1))
+    lengths = inputs.completion_mask.sum(1, keepdim=True)
+    denominator = {"grpo": 6 * lengths, "bnpo": 20, "dapo": 20, "dr_grpo": 6 * built.max_response_tokens}
+    expected = torch.where(inputs.completion_mask, -advantages / denominator[built.aggregation], 0.0)
+    torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], expected, rtol=1e-12, atol=0)
+
+
+@every("loss")
+def test_what_a_loss_calls_idle_does_nothing_at_ratio_one_and_something_elsewhere(option):
+    built = strategy("loss", option)
+    idle = re.findall(r"loss\.(\w+)", built.idle_at_ratio_one)
+    assert set(idle) < set(chosen("loss", option).loss)
+    generator = torch.Generator().manual_seed(0)
+    rand = lambda: torch.rand(40, 5, generator=generator, dtype=torch.float64)  # noqa: E731
+    old, new, entropy, advantages = -3 * rand(), -3 * rand(), rand(), rand() - 0.5
+    mask = torch.ones(40, 5, dtype=torch.bool)
+
+    def result(loss, logprobs):
+        logprobs = logprobs.clone().requires_grad_()
+        inputs = LossInputs(logprobs, old, advantages, mask, mask.double(), entropy)
+        value, _ = loss(inputs, UpdateSize(rows=40, tokens=200, microbatches=1))
+        return torch.cat([value[None], torch.autograd.grad(value, logprobs)[0].flatten()])
+
+    for name in idle:
+        other = replace(built, **{name: 0.6 * getattr(built, name)})
+        # Of a soft gate the loss is another number, of the same gradient.
+        torch.testing.assert_close(result(other, old)[1:], result(built, old)[1:], rtol=1e-12, atol=0)
+        assert (result(other, new) - result(built, new)).abs().max() > 1e-6
 
 
 # --- the promise ---------------------------------------------------------------------------------------------------

@@ -74,7 +74,9 @@ def batch():
 
 
 def clipped(aggregation="grpo", beta=0.0, epsilon=0.2):
-    return ClippedLoss(aggregation, epsilon, epsilon, beta, "k3", max_response_tokens=10)
+    return ClippedLoss(
+        aggregation=aggregation, epsilon_low=epsilon, epsilon_high=epsilon, beta=beta, kl="k3", max_response_tokens=10
+    )
 
 
 def eda(**official):
@@ -128,7 +130,7 @@ def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, referen
     )
     update.prepare()
     gradients = Gradients(model, lr)
-    steps = update.run(epochs, UpdateSize(*update.size()), gradients)
+    steps = update.run(epochs, [UpdateSize(*size) for size in update.sizes()], gradients)
     return gradients.seen, update_metrics(update, steps), len(update.microbatches)
 
 

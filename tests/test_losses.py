@@ -7,7 +7,8 @@ import torch
 
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import LossInputs, UpdateSize
-from edge_grpo.losses.clipped import ClippedLoss, kl_estimate
+from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.losses.token_loss import kl_estimate
 
 AGGREGATIONS = ["grpo", "bnpo", "dapo", "dr_grpo"]
 
@@ -28,6 +29,7 @@ def batch(rows=6, width=5, seed=0, ref=True):
         advantages=(rand() - 0.5),
         completion_mask=mask,
         token_weights=mask.double(),
+        entropy=rand(),
         ref_logprobs=-rand() if ref else None,
     )
 
@@ -86,6 +88,7 @@ def test_clip_by_hand():
         advantages=torch.tensor([[1.0], [-1.0], [-1.0]], dtype=torch.float64),
         completion_mask=mask,
         token_weights=mask.double(),
+        entropy=torch.zeros_like(ratios),
     )
     loss, metrics = make()(inputs, UpdateSize(3, 3, 1))
     assert float(loss) == pytest.approx((-1.2 + 2.0 + 0.8) / 3, abs=1e-12)
@@ -102,7 +105,7 @@ def test_a_token_of_weight_zero_leaves_the_denominator():
     logprobs = torch.zeros(1, 3, dtype=torch.float64)
     mask = torch.ones(1, 3, dtype=torch.bool)
     weights = torch.tensor([[1.0, 0.5, 0.0]], dtype=torch.float64)
-    inputs = LossInputs(logprobs, logprobs, torch.full((1, 3), -1.0, dtype=torch.float64), mask, weights)
+    inputs = LossInputs(logprobs, logprobs, torch.full((1, 3), -1.0, dtype=torch.float64), mask, weights, logprobs)
     loss, _ = make()(inputs, UpdateSize(1, 2, 1))
     assert float(loss) == pytest.approx((1 + 0.5) / 2, abs=1e-12)
 

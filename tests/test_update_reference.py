@@ -2,7 +2,7 @@
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.metrics import update_metrics
-from edge_grpo.algorithms.rows import computed_rows, kept_rows
+from edge_grpo.algorithms.rows import computed_rows, kept_rows, minibatches
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.losses.base import UpdateSize
@@ -106,10 +106,14 @@ def reference_kl(d, estimator):
     return {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - d - 1}[estimator]
 
 
-def reference_loss(model, frozen, old, advantages, aggregation, case, microbatches):
-    """The loss with graph, and counts over trained tokens: clipped below, above, KL, below where A = 0."""
+def reference_loss(model, frozen, old, advantages, aggregation, case, microbatches, chosen):
+    """The loss of the chosen rows with graph, and counts over trained tokens: clipped below, above, KL, below where
+    A = 0."""
     rows, told = [], {"tokens": 0, "low": 0, "high": 0, "kl": 0.0, "idle": 0}
     for row in range(len(WROTE)):
+        if row not in chosen:
+            rows.append([])
+            continue
         logprobs, _ = statistics(model, row)
         with torch.no_grad():
             ref, _ = statistics(frozen, row)
@@ -141,19 +145,23 @@ def reference_loss(model, frozen, old, advantages, aggregation, case, microbatch
     return total / (len(trained) * MAX_TOKENS), told
 
 
-def reference_run(model, frozen, aggregation, case, microbatches):
-    """(loss, gradient, counts) of each epoch; the model is moved down the gradient."""
+def reference_run(model, frozen, aggregation, case, steps):
+    """(loss, gradient, counts) of each optimiser step; the model is moved down the gradient.
+
+    Args:
+        steps: (rows, micro-batches) of each step of an epoch.
+    """
     with torch.no_grad():
         before = [statistics(model, row) for row in range(len(WROTE))]
     old = [[float(x) for x in logprobs] for logprobs, _ in before]
     advantages = reference_advantages([entropies for _, entropies in before], case.entropy_of)
     found = []
-    for epoch in range(EPOCHS):
-        if epoch and case.refresh == "update":
+    for step, (chosen, microbatches) in enumerate(steps * EPOCHS):
+        if step and case.refresh == "update":
             with torch.no_grad():
                 entropies = [statistics(model, row)[1] for row in range(len(WROTE))]
             advantages = reference_advantages(entropies, case.entropy_of)
-        loss, told = reference_loss(model, frozen, old, advantages, aggregation, case, microbatches)
+        loss, told = reference_loss(model, frozen, old, advantages, aggregation, case, microbatches, chosen)
         model.zero_grad()
         loss.backward()
         found.append((float(loss.detach()), descend(model), told))
@@ -165,7 +173,7 @@ def descend(model):
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     with torch.no_grad():
         for p in model.parameters():
-            p -= STEP / gradient.norm() * p.grad
+            p -= STEP / gradient.norm().clamp(min=1e-12) * p.grad
     return gradient
 
 
@@ -188,12 +196,19 @@ class Weighted(Keep):
     token_weight = WEIGHTS
 
 
-def update_of(model, frozen, aggregation, case, kept=(True, True, True, True)):
+def update_of(model, frozen, aggregation, case, kept=(True, True, True, True), groups=None):
     policy = Policy(model=model, tokenizer=byte_tokenizer())
     batch = kept_rows(rollout(), torch.tensor(kept), Weighted(), policy, torch.device("cpu"))
     rewards = torch.tensor(REWARDS, dtype=torch.float64)[batch.row_ids]
     advantage = EntropyDriven(Vanilla(EPS), CLAMP, True, "group", case.entropy_of, case.refresh)
-    loss = ClippedLoss(aggregation, LOW, HIGH, case.beta, case.kl, MAX_TOKENS)
+    loss = ClippedLoss(
+        aggregation=aggregation,
+        epsilon_low=LOW,
+        epsilon_high=HIGH,
+        beta=case.beta,
+        kl=case.kl,
+        max_response_tokens=MAX_TOKENS,
+    )
     return GRPOUpdate(
         model=model,
         reference=frozen if case.beta else None,
@@ -204,6 +219,7 @@ def update_of(model, frozen, aggregation, case, kept=(True, True, True, True)):
         loss=loss,
         num_generations=G,
         forward=MicrobatchForward(TEMPERATURE, case.microbatch_tokens, chunk_tokens=5, packing=case.packing),
+        minibatches=None if groups is None else minibatches(batch, groups, len(PROMPTS)),
     )
 
 
@@ -220,7 +236,7 @@ def project_run(update):
         return Step(sum(float(loss.detach()) for loss in losses), float(gradients[-1].norm()))
 
     update.prepare()
-    return update.run(EPOCHS, UpdateSize(*update.size()), optimise), gradients
+    return update.run(EPOCHS, [UpdateSize(*size) for size in update.sizes()], optimise), gradients
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -231,7 +247,7 @@ def test_losses_gradients_and_reports_of_two_epochs(aggregation, case):
     steps, gradients = project_run(update)
     # bnpo depends on the cut by definition, so the reference is told it: all rows, or those of the groups that differ.
     cut = [rows.tolist() for rows in update.microbatches]
-    expected = reference_run(model, frozen, aggregation, case, cut)
+    expected = reference_run(model, frozen, aggregation, case, [(range(12), cut)])
     assert (len(cut) > 1) == (case.microbatch_tokens != ONE)
     assert sorted(row for rows in cut for row in rows) == list(range(12 if case.beta or aggregation == "bnpo" else 6))
     for step, gradient, (loss, reference, _) in zip(steps, gradients, expected, strict=True):
@@ -248,17 +264,89 @@ def test_losses_gradients_and_reports_of_two_epochs(aggregation, case):
         assert metrics["train/kl"] == pytest.approx(kl, abs=1e-9)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("aggregation", ["grpo", "bnpo", "dapo", "dr_grpo"])
+def test_losses_gradients_and_reports_of_minibatches(aggregation, case, groups):
+    # Four steps of one group, or one of three groups and one of the last. The last two groups have collapsed: where no
+    # KL term reaches them the last step has nothing to compute, and the first group stands in for it.
+    model, frozen = models()
+    update = update_of(deepcopy(model), frozen, aggregation, case, groups=groups)
+    steps, gradients = project_run(update)
+    cuts = [[rows.tolist() for rows in step] for step in update.steps]
+    chosen = [range(first * G, min(first + groups, 4) * G) for first in range(0, 4, groups)]
+    expected = reference_run(model, frozen, aggregation, case, list(zip(chosen, cuts, strict=True)))
+    assert len(steps) == EPOCHS * len(chosen)
+    for step, gradient, (loss, reference, _) in zip(steps, gradients, expected, strict=True):
+        assert step.loss == pytest.approx(loss, abs=1e-10)
+        torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-10 * max(float(reference.norm()), 1e-2))
+    assert float(expected[0][1].norm()) > 1e-2
+    assert (float(expected[-1][1].norm()) > 1e-3) == (case.beta > 0)
+    metrics = update_metrics(update, steps)
+    computed = [told for _, _, told in expected if case.beta or aggregation == "bnpo"]
+    for name, of in (("clip_ratio/low_mean", "low"), ("clip_ratio/high_mean", "high"), ("kl", "kl")):
+        if computed and (case.beta or of != "kl"):
+            mean = sum(told[of] for told in computed) / sum(told["tokens"] for told in computed)
+            assert metrics[f"train/{name}"] == pytest.approx(mean, abs=1e-9)
+
+
+def test_minibatches_that_hold_everything_are_the_whole_batch():
+    case = CASES["kl, eda once, one micro-batch"]
+    model, frozen = models()
+    whole, one = (
+        project_run(update_of(deepcopy(model), frozen, "grpo", case, groups=groups))[1] for groups in (None, 4)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole, one, strict=True))
+
+
+def test_a_minibatch_whose_groups_are_dropped_takes_no_step():
+    model, frozen = models()
+    update = update_of(model, frozen, "dapo", CASES["no kl, eda once, cut"], kept=(False, True, True, False), groups=1)
+    assert [rows.tolist() for rows in update.minibatches] == [[], [0, 1, 2], [3, 4, 5], []]
+    assert update.batch.row_ids.tolist() == [3, 4, 5, 6, 7, 8]
+    # Trained tokens of the rows 3 to 8: 1 6 0 and 2 3 3, see below.
+    assert [size[:2] for size in update.sizes()] == [(0, 0), (2, 7), (3, 8), (0, 0)]
+    steps, gradients = project_run(update)
+    assert len(gradients) == 2 * EPOCHS
+    assert [step.loss == 0 for step in steps] == [True, False, True, True] * EPOCHS
+
+
+def test_bad_micro_batches_are_counted_over_the_steps_of_an_epoch():
+    update = update_of(models()[0], None, "grpo", CASES["no kl, eda once, cut"], groups=1)
+    assert [len(step) for step in update.steps] == [1, 1, 1, 1]
+    update.prepare()
+    answers = iter([None, (0,), (), None, None, None, (0,), None])
+    sizes = [UpdateSize(*size) for size in update.sizes()]
+    steps = update.run(EPOCHS, sizes, lambda losses: Step(0.0, 0.0, next(answers)))
+    assert [step.bad for step in steps] == [None, (1,), (), None, None, None, (2,), None]
+
+
+def test_masked_truncated_responses_leave_the_loss_and_its_denominators():
+    # Every third row ended by itself. Trained tokens row by row: 5 2 6, 1 6 0, 2 3 3, 3 5 1.
+    whole = rollout()
+    ends = ("length", "length", "stop") * 4
+    responses = tuple(replace(r, finish_reason=end) for r, end in zip(whole.responses, ends, strict=True))
+    policy = Policy(model=models()[0], tokenizer=byte_tokenizer())
+    kept, device = torch.tensor([True, False, True, True]), torch.device("cpu")
+    cut = replace(whole, responses=responses)
+    batch = kept_rows(cut, kept, Weighted(), policy, device, mask_truncated=True)
+    plain = kept_rows(cut, kept, Weighted(), policy, device)
+    assert (batch.token_weights > 0).sum(1).tolist() == [0, 0, 6, 0, 0, 3, 0, 0, 1]
+    assert torch.equal(batch.token_weights[2::3], plain.token_weights[2::3])
+    assert torch.equal(batch.completion_mask, plain.completion_mask)  # entropies still are of all tokens
+
+
 def test_the_size_counts_what_trains():
     # One of 12 rows has weight 0 throughout. Tokens of who wrote 0 or 1, row by row: 5 2 6, 1 6 0, 2 3 3, 3 5 1.
     update = update_of(models()[0], None, "grpo", CASES["no kl, eda once, cut"])
-    assert update.size()[:2] == (11, 5 + 2 + 6 + 1 + 6 + 2 + 3 + 3 + 3 + 5 + 1)
+    assert update.sizes()[0][:2] == (11, 5 + 2 + 6 + 1 + 6 + 2 + 3 + 3 + 3 + 5 + 1)
 
 
 def test_where_every_group_is_dropped_the_stand_in_weighs_nothing():
     model, frozen = models()
     update = update_of(model, frozen, "grpo", CASES["kl, eda once, one micro-batch"], kept=(False,) * 4)
     assert update.batch.row_ids.tolist() == [0, 1, 2]
-    assert update.size() == (0, 0, 1)
+    assert update.sizes() == [(0, 0, 1)]
     before = deepcopy(model.state_dict())
     steps, gradients = project_run(update)
     assert [(step.loss, step.grad_norm) for step in steps] == [(0.0, 0.0)] * EPOCHS

@@ -6,13 +6,14 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, min_generations
 from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
 from edge_grpo.algorithms.reports import declared
-from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows
+from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows, minibatches
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, longest_responses
 from edge_grpo.errors import UserError
@@ -20,7 +21,7 @@ from edge_grpo.group_filters.base import GroupFilter, Groups
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss, UpdateSize
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch, Response, Rollout, ScoredRollout
+from edge_grpo.types import Problem, ProblemBatch, Response, Rollout, ScoredRollout, UpdateBatch
 
 
 class GRPOModule(PolicyModule):
@@ -32,12 +33,17 @@ class GRPOModule(PolicyModule):
     Args:
         correction, group_filter, advantage, loss: the strategies.
         num_generations: G, responses a problem.
-        update_epochs: mu, optimiser steps a rollout. At 1 the importance ratio is exactly 1 and every clip idle.
+        update_epochs: mu, passes over a rollout's rows.
+        minibatch_rows: rows of one optimiser step, over all ranks, in whole groups and in the rollout's order, the
+            same in every epoch (verl's default; TRL shuffles rows, and problems come shuffled already). The last
+            minibatch may be smaller; every one has denominators of its own. null: all rows in one step, so that with
+            one epoch the importance ratio is exactly 1 and every clip idle.
+        mask_truncated: responses that the token budget ended leave the loss and its denominators (see `kept_rows`).
         shared: arguments of `PolicyModule`.
 
     Raises:
-        UserError: G below 2 or below what the advantage needs, mu below 1, two strategies that define the same metric,
-            or a KL term that the correction refuses.
+        UserError: G below 2 or below what the advantage needs, mu below 1, minibatches that would split a group, two
+            strategies that define the same metric, or a KL term that the correction refuses.
     """
 
     corrects = True
@@ -50,6 +56,8 @@ class GRPOModule(PolicyModule):
         loss: Loss,
         num_generations: int,
         update_epochs: int,
+        minibatch_rows: int | None,
+        mask_truncated: bool,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -62,6 +70,11 @@ class GRPOModule(PolicyModule):
             )
         if update_epochs < 1:
             raise UserError(f"algorithm.update_epochs={update_epochs} must be at least 1")
+        if minibatch_rows is not None and (minibatch_rows < 1 or minibatch_rows % num_generations):
+            raise UserError(
+                f"algorithm.minibatch_rows={minibatch_rows} must be a multiple of "
+                f"algorithm.num_generations={num_generations}: a group is never split"
+            )
         if self.rollout.sampling.greedy:
             raise UserError("rollout.temperature=0: greedy responses of a group are all equal, which teaches nothing")
         if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
@@ -70,6 +83,7 @@ class GRPOModule(PolicyModule):
         self.advantage, self.loss = advantage, loss
         self.strategy_metrics = declared((correction, advantage, loss), describe)
         self.num_generations, self.update_epochs = num_generations, update_epochs
+        self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
         # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
         self._rollouts = 0  # responses that this iteration has generated, a correction's too
@@ -91,8 +105,23 @@ class GRPOModule(PolicyModule):
 
     def remarks(self) -> list[str]:
         """See `PolicyModule.remarks`."""
-        idle = "the importance ratio is exactly 1, so loss.epsilon_low and epsilon_high do nothing"
-        return [f"update_epochs=1: {idle}"] if self.update_epochs == 1 else []
+        idle = getattr(self.loss, "idle_at_ratio_one", "")
+        if not idle or self.update_epochs > 1 or self.minibatch_rows is not None:
+            return []
+        return [
+            f"update_epochs=1: the importance ratio is exactly 1, so {idle}; several optimiser steps a rollout "
+            "(algorithm.update_epochs, algorithm.minibatch_rows) change that"
+        ]
+
+    def on_fit_start(self) -> None:
+        """See `PolicyModule.on_fit_start`; refuse minibatches that the ranks cannot share."""
+        super().on_fit_start()
+        rows, ranks = self.minibatch_rows, self.trainer.world_size
+        if rows is not None and rows % (self.num_generations * ranks):
+            raise UserError(
+                f"algorithm.minibatch_rows={rows} must be a multiple of algorithm.num_generations="
+                f"{self.num_generations} times the {ranks} ranks: each takes whole groups"
+            )
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
         """One iteration on P problems; Lightning hands what is returned to the callbacks."""
@@ -108,8 +137,8 @@ class GRPOModule(PolicyModule):
             with self.timed("logprobs"):
                 update.prepare()
             with self.timed("update"):
-                size = UpdateSize(*map(int, self.total_over_ranks(*update.size())))
-                steps = update.run(self.update_epochs, size, self.optimise)
+                sizes = [UpdateSize(*map(int, self.total_over_ranks(*size))) for size in update.sizes()]
+                steps = update.run(self.update_epochs, sizes, self.optimise)
             rate = self.step_scheduler()
         self._count(update)
         metrics = {"train/learning_rate": rate, "train/num_tokens": float(self.num_tokens)}
@@ -153,11 +182,11 @@ class GRPOModule(PolicyModule):
 
     def update_of(self, corrected: Corrected) -> GRPOUpdate:
         """The update on the groups that the filter keeps."""
-        scores = corrected.scored.scores
+        scores, rollout = corrected.scored.scores, corrected.scored.rollout
         rewards = scores.rewards.to(self.device)
         correct = scores.correct.to(self.device).view(-1, self.num_generations)
         kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
-        batch = kept_rows(corrected.scored.rollout, kept, self.correction, self.policy, self.device)
+        batch = kept_rows(rollout, kept, self.correction, self.policy, self.device, mask_truncated=self.mask_truncated)
         rewards = rewards[batch.row_ids]
         grading = grading_of(
             batch,
@@ -181,7 +210,14 @@ class GRPOModule(PolicyModule):
             num_generations=self.num_generations,
             forward=forward,
             grading=grading,
+            minibatches=self._minibatches(batch, len(rollout.problems)),
         )
+
+    def _minibatches(self, batch: UpdateBatch, num_groups: int) -> Sequence[Tensor] | None:
+        if self.minibatch_rows is None:
+            return None
+        groups = self.minibatch_rows // (self.num_generations * self.trainer.world_size)
+        return minibatches(batch, groups, num_groups)
 
     def _reference_model(self) -> Any | None:
         """In the policy's precision and on its device: Lightning converts the policy only, after it was copied."""

@@ -147,7 +147,8 @@ def timing_metrics(
 ) -> dict[str, float]:
     """`timing_s/*` and tokens a second."""
     generated = sum(len(response) for response in sampled.rollout.responses)
-    updated = int(update.batch.response_lengths[update.computed].sum()) * len(steps)
+    epochs = len(steps) // len(update.steps)
+    updated = int(update.batch.response_lengths[update.computed].sum()) * epochs
     return {
         **{f"timing_s/{stage}": value for stage, value in seconds.items()},
         "perf/rollout_tokens_per_s": generated / seconds["rollout"],

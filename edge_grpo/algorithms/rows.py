@@ -1,6 +1,8 @@
 """Which rows of a rollout enter an update, and which of these are computed."""
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +16,15 @@ from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.types import Provenance, Rollout, Scores, UpdateBatch
 
 
-def kept_rows(rollout: Rollout, kept: Tensor, correction: Correction, policy: Policy, device: Any) -> UpdateBatch:
+def kept_rows(
+    rollout: Rollout,
+    kept: Tensor,
+    correction: Correction,
+    policy: Policy,
+    device: Any,
+    *,
+    mask_truncated: bool = False,
+) -> UpdateBatch:
     """The rows of the groups that the group filter keeps.
 
     Where it keeps none, the first group stands in with weight 0, because every rank takes part in the update.
@@ -25,12 +35,32 @@ def kept_rows(rollout: Rollout, kept: Tensor, correction: Correction, policy: Po
         correction: says what a token weighs by who wrote it.
         policy: its padding token.
         device: of the tensors.
+        mask_truncated: responses that the budget ended weigh 0 (DAPO's overlong filtering, 2503.14476). They leave the
+            denominators; their rewards stay in their group's advantages.
     """
     weight = correction.token_weight
     if not kept.any():
         kept, weight = torch.arange(len(kept), device=kept.device) == 0, dict.fromkeys(Provenance, 0.0)
     rows = kept.repeat_interleave(rollout.num_generations).nonzero().flatten().tolist()
-    return to_update_batch(rollout, rows, token_weight=weight, pad_id=policy.pad_id, device=device)
+    batch = to_update_batch(rollout, rows, token_weight=weight, pad_id=policy.pad_id, device=device)
+    if mask_truncated:
+        cut = torch.tensor([rollout.responses[row].finish_reason == "length" for row in rows], device=device)
+        batch = replace(batch, token_weights=batch.token_weights.masked_fill(cut[:, None], 0.0))
+    return batch
+
+
+def minibatches(batch: UpdateBatch, groups: int, num_groups: int) -> list[Tensor]:
+    """The rows of each optimiser step of an epoch, in the rollout's order.
+
+    They are cut before the group filter, so that every rank has as many of them; one may be left with no rows.
+
+    Args:
+        batch: the kept rows.
+        groups: of the rollout, in a minibatch; the last one may have fewer.
+        num_groups: P of the rollout.
+    """
+    step_of = batch.problem_ids // groups
+    return [(step_of == step).nonzero().flatten() for step in range(math.ceil(num_groups / groups))]
 
 
 def grading_of(

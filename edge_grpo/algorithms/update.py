@@ -1,4 +1,4 @@
-"""The second half of a GRPO iteration: advantages, and mu optimiser steps on the rows of one rollout."""
+"""The second half of a GRPO iteration: advantages, and optimiser steps on the rows of one rollout."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,6 +26,8 @@ class GRPOUpdate:
         num_generations: G.
         forward: cuts micro-batches and computes log-probs and entropies.
         grading: of the rows; None where the advantage reads none.
+        minibatches: the rows of each optimiser step of an epoch, in whole groups, every row once; one may have none
+            here and some on another rank. None: all rows in one step.
     """
 
     def __init__(
@@ -40,67 +42,100 @@ class GRPOUpdate:
         num_generations: int,
         forward: MicrobatchForward,
         grading: Grading | None = None,
+        minibatches: Sequence[Tensor] | None = None,
     ) -> None:
         self.model, self.reference, self.batch, self.rewards = model, reference, batch, rewards
         self.computed, self.advantage, self.loss = computed, advantage, loss
         self.num_generations, self.forward, self.grading = num_generations, forward, grading
         # The padded width is a micro-batch's own, so what reads padding is taken there.
         whole = num_generations if advantage.inside_update or advantage.reads_padding else None
-        self.microbatches = forward.microbatches(batch, computed, whole)
-        # Where micro-batches hold whole groups the update's own forward pass has the entropies that EDA needs.
+        everything = torch.arange(batch.num_rows, device=computed.device)
+        self.minibatches = [everything] if minibatches is None else minibatches
+        parts = [computed[torch.isin(computed, rows)] for rows in self.minibatches]
+        # Every rank takes part in every step: where nothing of its rows is computed here, a group stands in.
+        self._stand_in = [len(part) == 0 for part in parts]
+        parts = [part if len(part) else computed[:num_generations] for part in parts]
+        self.steps = [forward.microbatches(batch, part, whole) for part in parts]
+        self.microbatches = [rows for step in self.steps for rows in step]
+        # Where micro-batches hold whole groups the update's own forward pass has the entropies that EDA needs. Not
+        # with several steps an epoch: the policy has moved when the later ones are computed.
         self.in_forward = advantage.inside_update or (
-            advantage.reads_entropy and hold_whole_groups(self.microbatches, num_generations)
+            advantage.reads_entropy and len(self.steps) == 1 and hold_whole_groups(self.microbatches, num_generations)
         )
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self.advantages = torch.zeros_like(batch.token_weights, dtype=dtype)
-        # Of the policy before the update; filled by the first epoch, before any step.
+        # Of the policy before the update; filled by the first epoch before any step, or by `prepare`.
         self.old_logprobs = torch.zeros_like(self.advantages)
         self.ref_logprobs: Tensor | None = None
         self.of_advantage, self.of_loss = Reports(advantage, batch.num_rows), Reports(loss, batch.num_rows)
 
-    def size(self) -> tuple[int, int, int]:
-        """This rank's trained rows, trained tokens and micro-batches (see `UpdateSize`)."""
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """This rank's trained rows, trained tokens and micro-batches of each step of an epoch (see `UpdateSize`)."""
         trained = self.batch.completion_mask & (self.batch.token_weights > 0)
-        return int(trained.any(1).sum()), int(trained.sum()), len(self.microbatches)
+        parts = [trained[rows] for rows in self.minibatches]
+        return [
+            (int(part.any(1).sum()), int(part.sum()), len(step)) for part, step in zip(parts, self.steps, strict=True)
+        ]
 
     def prepare(self) -> None:
-        """Log-probs of the reference, and advantages where the update's own forward passes cannot give them."""
+        """Log-probs of the reference; what the update's own forward passes cannot give: the old log-probs where an
+        epoch has several steps, and advantages."""
+        own = [rows for rows, other in zip(self.steps, self._stand_in, strict=True) if not other]
+        microbatches = [rows for step in own for rows in step]
         if self.reference is not None:
-            self.ref_logprobs = self.forward.over(self.reference, self.batch, self.microbatches).logprobs
+            self.ref_logprobs = self.forward.over(self.reference, self.batch, microbatches).logprobs
+        several, in_advance = len(self.steps) > 1, self.advantage.reads_entropy and not self.in_forward
+        if several or in_advance:
+            before = self.forward.over(self.model, self.batch, microbatches)
+        if several:
+            self.old_logprobs = (before.logprobs * self.batch.completion_mask).to(self.old_logprobs.dtype)
         if not self.advantage.reads_entropy:
             everything = torch.arange(self.batch.num_rows, device=self.rewards.device)
             self._take_advantages(everything, self.batch, None, None)
-        elif not self.in_forward:
-            stats = self.forward.over(self.model, self.batch, self.microbatches)
-            part = self.batch.select(self.computed)
-            width = part.token_weights.shape[1]
-            entropy, logprobs = stats.entropy[self.computed, :width], stats.logprobs[self.computed, :width]
-            self._take_advantages(self.computed, part, entropy, logprobs)
+        elif in_advance:
+            # An advantage that reads padding takes it as wide as in the micro-batch.
+            whole = hold_whole_groups(microbatches, self.num_generations)
+            for rows in microbatches if whole else [self.computed]:
+                part = self.batch.select(rows)
+                width = part.token_weights.shape[1]
+                self._take_advantages(rows, part, before.entropy[rows][:, :width], before.logprobs[rows][:, :width])
 
     def run(
-        self, epochs: int, size: UpdateSize, optimise: Callable[[Sequence[Callable[[], Tensor]]], Step]
+        self, epochs: int, sizes: Sequence[UpdateSize], optimise: Callable[[Sequence[Callable[[], Tensor]]], Step]
     ) -> list[Step]:
-        """mu optimiser steps.
+        """mu times the optimiser steps of an epoch, in the same order.
 
         Args:
             epochs: mu.
-            size: of the update over all ranks.
+            sizes: of each step of an epoch over all ranks.
             optimise: one optimiser step on the sum of the given micro-batch losses.
+
+        Returns:
+            The steps; `bad` counts within `microbatches`.
         """
-        if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
-            optimise = _without_step
         with self.forward.on(self.model):
             return [
-                optimise([partial(self._microbatch_loss, rows, size, epoch=epoch) for rows in self.microbatches])
-                for epoch in range(epochs)
+                self._step(step, size, epoch, optimise) for epoch in range(epochs) for step, size in enumerate(sizes)
             ]
 
-    def _microbatch_loss(self, rows: Tensor, size: UpdateSize, *, epoch: int) -> Tensor:
-        """The loss of some rows, with graph; summed over micro-batches and ranks it is the update's."""
+    def _step(
+        self, step: int, size: UpdateSize, epoch: int, optimise: Callable[[Sequence[Callable[[], Tensor]]], Step]
+    ) -> Step:
+        if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
+            optimise = _without_step
+        losses = [partial(self._microbatch_loss, rows, size, step=step, epoch=epoch) for rows in self.steps[step]]
+        done = optimise(losses)
+        first = sum(map(len, self.steps[:step]))
+        return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad))
+
+    def _microbatch_loss(self, rows: Tensor, size: UpdateSize, *, step: int, epoch: int) -> Tensor:
+        """The loss of some rows, with graph; summed over micro-batches and ranks it is the step's."""
         part = self.batch.select(rows)
         stats = self.forward(self.model, part, entropy_grad=self.advantage.differentiates_entropy)
         width, mask = stats.logprobs.shape[1], part.completion_mask
-        if epoch == 0:
+        if self._stand_in[step]:  # a graph for the other ranks' sake, and 0
+            return torch.where(mask, stats.logprobs, 0.0).sum() * 0.0
+        if epoch == 0 and len(self.steps) == 1:
             self.old_logprobs[rows, :width] = (stats.logprobs * mask).detach().to(self.old_logprobs.dtype)
         if self.in_forward and (epoch == 0 or self.advantage.inside_update):
             advantages = self._take_advantages(rows, part, stats.entropy, self.old_logprobs[rows, :width])
@@ -112,6 +147,7 @@ class GRPOUpdate:
             advantages=advantages,
             completion_mask=mask,
             token_weights=part.token_weights,
+            entropy=stats.entropy.detach(),
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[rows, :width],
         )
         loss, values = self.loss(inputs, size)

@@ -8,14 +8,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossInputs:
-    """One micro-batch of B rows.
+    """One micro-batch of B rows. A row is whole, a group need not be.
 
     Args:
         logprobs: [B, T] with graph.
-        old_logprobs: [B, T] of the policy before the update; equal to `logprobs` at the first update epoch.
+        old_logprobs: [B, T] of the policy before the update; equal to `logprobs` at its first optimiser step.
         advantages: [B, T].
         completion_mask: [B, T] bool.
         token_weights: [B, T], loss weight by provenance; a token of weight 0 also leaves the denominators.
+        entropy: [B, T] nats, of the distribution that each token was drawn from, now; without graph.
         ref_logprobs: [B, T] of the frozen reference model, or None where beta = 0.
     """
 
@@ -24,13 +25,12 @@ class LossInputs:
     advantages: Tensor
     completion_mask: Tensor
     token_weights: Tensor
+    entropy: Tensor
     ref_logprobs: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = {
-            tuple(x.shape)
-            for x in (self.logprobs, self.old_logprobs, self.advantages, self.completion_mask, self.token_weights)
-        }
+        names = ("logprobs", "old_logprobs", "advantages", "completion_mask", "token_weights", "entropy")
+        shapes = {tuple(getattr(self, name).shape) for name in names}
         if len(shapes) != 1:
             raise ValueError(f"loss inputs must share one shape [B, T], got {sorted(shapes)}")
 
@@ -42,7 +42,7 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class UpdateSize:
-    """What the denominators count: the whole update, over micro-batches and ranks.
+    """What the denominators count: all rows of an optimiser step, over micro-batches and ranks.
 
     Args:
         rows: rows with at least one trained token.
@@ -58,9 +58,10 @@ class UpdateSize:
 class Loss(Protocol):
     """Loss strategy: returns the micro-batch's loss and what it reports.
 
-    The losses of all micro-batches and ranks add up to the update's. What it reports is name -> [B] of rows or [B, T]
-    of tokens; an attribute `metrics` says how each is logged (see `StrategyMetric`), and may be absent where there is
-    nothing.
+    The losses of all micro-batches and ranks add up to the optimiser step's. What it reports is name -> [B] of rows or
+    [B, T] of tokens; an attribute `metrics` says how each is logged (see `StrategyMetric`), and may be absent where
+    there is nothing. An attribute `idle_at_ratio_one` may say which of its settings have no effect while the importance
+    ratio is 1, as the end of a sentence: "loss.epsilon_low and loss.epsilon_high do nothing".
     """
 
     beta: float
