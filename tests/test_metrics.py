@@ -23,6 +23,9 @@ from edge_grpo.algorithms.reports import Reports, declared
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import METRICS, describe
 from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.losses.dual_clip import DualClipLoss
+from edge_grpo.losses.sapo import SAPOLoss
+from edge_grpo.losses.top_entropy import TopEntropyLoss
 from edge_grpo.metric import StrategyMetric
 from edge_grpo.programs.metrics_page import as_markdown
 from edge_grpo.programs.train_run import build_module
@@ -345,5 +348,7 @@ def test_the_page_is_what_the_module_prints():
     page = as_markdown()
     assert DOCS.read_text() == page, "python -m edge_grpo.programs.metrics_page > docs/metrics.md"
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == len(METRICS) + len(EDA_METRICS) + len(ClippedLoss.metrics)
+    of_losses = {name for loss in (ClippedLoss, DualClipLoss, SAPOLoss, TopEntropyLoss) for name in loss.metrics}
+    assert len(rows) == len(METRICS) + len(EDA_METRICS) + len(of_losses)  # what several losses report stands once
+    assert "## Of the loss: ClippedLoss, CISPOLoss, DPPOLoss, DualClipLoss, GMPOLoss, GSPOLoss, TopEntropyLoss" in page
     assert all(row.count("|") == 6 for row in rows)

@@ -12,15 +12,20 @@ GROUPS = ("correction", "advantage", "loss")
 
 
 def of_strategies() -> dict[str, dict[str, Metric]]:
-    """Class of a strategy in conf/ -> what it reports: logged name -> definition."""
-    found: dict[str, dict[str, Metric]] = {}
+    """Classes of strategies in conf/ -> what all of them report: logged name -> definition."""
+    classes: dict[tuple[str, str, Metric], list[str]] = {}
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for group in GROUPS:
             for path in sorted((config_dir() / group).glob("*.yaml")):
                 strategy = instantiate(compose("train", [f"{group}={path.stem}"])[group])
                 reported: StrategyMetrics = getattr(strategy, "metrics", {})
-                if reported:
-                    found.setdefault(f"{group}: {type(strategy).__name__}", {}).update(reported)
+                for name, metric in reported.items():
+                    of = classes.setdefault((group, name, metric), [])
+                    if type(strategy).__name__ not in of:
+                        of.append(type(strategy).__name__)
+    found: dict[str, dict[str, Metric]] = {}
+    for (group, name, metric), of in classes.items():
+        found.setdefault(f"{group}: {', '.join(of)}", {})[name] = metric
     return found
 
 
