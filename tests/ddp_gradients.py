@@ -1,4 +1,4 @@
-"""`python ddp_gradients.py OUT`: gradients of one update of scripted responses on two ranks.
+"""`python ddp_gradients.py OUT`: gradients of updates of scripted responses on two ranks.
 
 Run by test_invariance.py, which also calls `gradient` for one rank; Lightning starts it again for the second rank.
 """
@@ -48,16 +48,28 @@ PRECISIONS = ("64-true", "32-true")
 
 
 class Gradients(pl.Callback):
-    """Keeps the gradient that the optimiser gets, and counts the micro-batches behind it."""
+    """Keeps the gradients that the optimiser gets, and counts the micro-batches behind them."""
 
     def __init__(self):
-        self.microbatches, self.gradient = 0, None
+        self.microbatches, self.gradient, self.gradients = 0, None, []
 
     def on_before_backward(self, trainer, module, loss):
         self.microbatches += 1
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.gradient = torch.cat([p.grad.flatten() for p in module.model.parameters()]).clone()
+        self.gradients.append(self.gradient)
+
+
+class OfFourGroups:
+    """Group filter: of groups 0 to 3, of which each of two ranks has two, the third is dropped."""
+
+    def __init__(self, devices):
+        self.devices = devices
+
+    def __call__(self, rewards):
+        keep = torch.tensor([True, True, False, True])
+        return keep if self.devices == 1 else keep.view(2, 2)[int(os.environ.get("LOCAL_RANK", "0"))]
 
 
 def exact(module):
@@ -70,11 +82,26 @@ def exact(module):
 
 
 def gradient(loss, advantage, devices, precision, bound):
-    cfg, _ = composed("train", *SETTINGS, f"loss={loss}", f"advantage={advantage}")
+    kept = fitted(devices, precision, bound, f"loss={loss}", f"advantage={advantage}")
+    return kept.gradient, kept.microbatches
+
+
+def minibatch_gradients(devices, **stages):
+    """The gradients of two epochs of minibatches of two groups, one of each rank."""
+    kept = fitted(devices, "64-true", BOUNDS[1], "algorithm.minibatch_rows=8", "algorithm.update_epochs=2", **stages)
+    return kept.gradients
+
+
+def fitted(devices, precision, bound, *overrides, **stages):
+    """The callback after one iteration. A plain gradient step of size 1, which rounding moves by rounding."""
+    cfg, _ = composed("train", *SETTINGS, *overrides)
+    cfg.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0}
     cfg.algorithm.microbatch_tokens = bound
     cfg.rollout = {"_target_": "scripted.Scripted", "max_new_tokens": 64, "texts": TEXTS}
     pl.seed_everything(0, verbose=False)
     module, data = build_module(cfg), instantiate(cfg.data)
+    for name, stage in stages.items():
+        setattr(module, name, stage)
     exact(module)
     data.load_prepared(
         module.policy.tokenizer,
@@ -86,12 +113,16 @@ def gradient(loss, advantage, devices, precision, bound):
     strategy = "ddp" if devices > 1 else "auto"
     trainer = build_trainer(1, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])
     trainer.fit(module, datamodule=data)
-    return kept.gradient, kept.microbatches
+    return kept
 
 
 def main(out):
     torch.set_num_threads(1)
     found = {precision: {case: gradient(*case, 2, precision, BOUNDS[1]) for case in CASES} for precision in PRECISIONS}
+    found["minibatches"] = {
+        "whole": minibatch_gradients(2),
+        "dropped": minibatch_gradients(2, group_filter=OfFourGroups(2)),
+    }
     if os.environ.get("LOCAL_RANK", "0") == "0":
         torch.save(found, out)
 

@@ -8,9 +8,10 @@ import sys
 import ddp_gradients
 import pytest
 import torch
-from ddp_gradients import BOUNDS, CASES, PRECISIONS, gradient
-from small_runs import REPO, SMALL_GRPO, composed
+from ddp_gradients import BOUNDS, CASES, PRECISIONS, OfFourGroups, gradient, minibatch_gradients
+from small_runs import REPO, SMALL_GRPO, command, composed
 
+from edge_grpo.algorithms import grpo
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 
@@ -64,6 +65,33 @@ def test_one_two_or_seven_micro_batches_one_or_two_ranks(runs):
         assert count == 1
         if case[0] != "bnpo":
             assert difference(found, one[*case, 1][0]) < tolerance, case
+
+
+@pytest.mark.parametrize("case", ["whole", "dropped"])
+def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
+    # Groups 0 and 1 are rank 0's, 2 and 3 rank 1's: a step takes 0 and 2, then 1 and 3. Where group 2 is dropped, rank
+    # 1 has nothing in the first step and takes part all the same.
+    def across(batch, groups, num_groups):
+        assert (groups, num_groups) == (2, 4)
+        return [(batch.problem_ids % 2 == step).nonzero().flatten() for step in (0, 1)]
+
+    monkeypatch.setattr(grpo, "minibatches", across)
+    monkeypatch.chdir(tmp_path)
+    stages = {"group_filter": OfFourGroups(1)} if case == "dropped" else {}
+    one, two = minibatch_gradients(1, **stages), on_two_ranks["minibatches"][case]
+    assert len(one) == len(two) == 4
+    assert max(difference(a, b) for a, b in zip(two, one, strict=True)) < TOLERANCE["64-true"]
+    assert difference(one[2], one[0]) > 1e-3  # the policy has moved
+
+
+def test_minibatches_that_two_ranks_cannot_share_are_refused(tmp_path):
+    override = ("algorithm.minibatch_rows=2", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}")
+    output, _ = (process := command(*SMALL_GRPO, *override)).communicate(timeout=120)
+    assert process.returncode == 2
+    assert (
+        "algorithm.minibatch_rows=2 must be a multiple of algorithm.num_generations=2 times the 2 ranks: each takes "
+        "whole groups" in " ".join(output.split())
+    )
 
 
 def test_bnpo_depends_on_the_cut_by_definition(runs):
