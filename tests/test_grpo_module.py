@@ -263,6 +263,8 @@ def test_metrics_of_the_update_by_hand(model):
         ("algorithm.num_generations=1", "algorithm.num_generations=1: a group needs at least 2 responses"),
         ("advantage=pass_at_k", "algorithm.num_generations=2: this advantage needs groups of at least 3 responses"),
         ("algorithm.update_epochs=0", "algorithm.update_epochs=0 must be at least 1"),
+        ("algorithm.minibatch_rows=3", "algorithm.minibatch_rows=3 must be a multiple of algorithm.num_generations=2"),
+        ("algorithm.minibatch_rows=0", "algorithm.minibatch_rows=0 must be a multiple of algorithm.num_generations=2"),
         ("algorithm.microbatch_tokens=0", "algorithm.microbatch_tokens=0 must be above 0"),
         ("algorithm.chunk_tokens=0", "algorithm.chunk_tokens=0 must be above 0"),
         ("algorithm.max_grad_norm=0.0", "algorithm.max_grad_norm=0.0 must be above 0"),

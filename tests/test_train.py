@@ -195,6 +195,20 @@ def test_a_second_update_epoch_leaves_the_ratio_of_one(run):
         assert any(share > 0 for share in shares) == moved
 
 
+def test_minibatches_move_the_ratio_within_one_epoch_and_resume(tmp_path):
+    # Four problems of two responses: four steps of two rows. With a clip range of width 0 a later step clips.
+    settings = ("experiment=gec", *SHORT, "data.problems_per_iteration=4", "optimizer.lr=0.01")
+    settings = (*settings, "loss.epsilon_low=0.0", "loss.epsilon_high=0.0")
+    two = (*settings, "algorithm.minibatch_rows=2")
+    folder = run_small(tmp_path / "two", *two)
+    assert max(float(row["train/clip_ratio/region_mean"]) for row in metrics_rows(folder)[:2]) > 0
+    whole = run_small(tmp_path / "null", *settings)
+    assert equal_weights(weights(run_small(tmp_path / "all", *settings, "algorithm.minibatch_rows=8")), weights(whole))
+    assert not equal_weights(weights(folder), weights(whole))
+    run_small(tmp_path / "again", *two, "trainer.max_iterations=1")
+    assert equal_weights(weights(run_small(tmp_path / "again", *two)), weights(folder))
+
+
 def test_dropped_groups_leave_the_weights_alone(run):
     initial = random_tiny_policy(
         0, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=32
