@@ -308,7 +308,8 @@ def graded_groups(kept):
 
 def graded(kept, gathered):
     batch, scores = graded_groups(kept)
-    return grading_of(batch, scores, {"accuracy": 1.0, "format": 1.0}, 2.0, 2, gathered)
+    rewards = SimpleNamespace(weights={"accuracy": 1.0, "format": 1.0}, max_reward=2.0)
+    return grading_of(batch, scores, rewards, 2, gathered)
 
 
 def test_an_advantage_gets_the_verdicts_of_the_rows_that_are_kept():

@@ -6,22 +6,21 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from edge_grpo.advantages.base import Advantage, min_generations
+from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings
 from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
 from edge_grpo.algorithms.reports import declared
 from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows, minibatches
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, longest_responses
-from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import GroupFilter, Groups
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss, UpdateSize
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch, Response, Rollout, ScoredRollout, UpdateBatch
+from edge_grpo.types import Problem, ProblemBatch, Response, Rollout, ScoredRollout
 
 
 class GRPOModule(PolicyModule):
@@ -61,24 +60,8 @@ class GRPOModule(PolicyModule):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        if num_generations < 2:
-            raise UserError(f"algorithm.num_generations={num_generations}: a group needs at least 2 responses")
-        if num_generations < (least := min_generations(advantage)):
-            raise UserError(
-                f"algorithm.num_generations={num_generations}: this advantage needs groups of at least {least} "
-                "responses (pass_at_k: more than advantage.k)"
-            )
-        if update_epochs < 1:
-            raise UserError(f"algorithm.update_epochs={update_epochs} must be at least 1")
-        if minibatch_rows is not None and (minibatch_rows < 1 or minibatch_rows % num_generations):
-            raise UserError(
-                f"algorithm.minibatch_rows={minibatch_rows} must be a multiple of "
-                f"algorithm.num_generations={num_generations}: a group is never split"
-            )
-        if self.rollout.sampling.greedy:
-            raise UserError("rollout.temperature=0: greedy responses of a group are all equal, which teaches nothing")
-        if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
-            raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
+        strategies = (self.rollout, correction, advantage, loss)
+        check_settings(*strategies, num_generations, update_epochs, minibatch_rows)
         self.correction, self.group_filter = correction, group_filter
         self.advantage, self.loss = advantage, loss
         self.strategy_metrics = declared((correction, advantage, loss), describe)
@@ -105,23 +88,12 @@ class GRPOModule(PolicyModule):
 
     def remarks(self) -> list[str]:
         """See `PolicyModule.remarks`."""
-        idle = getattr(self.loss, "idle_at_ratio_one", "")
-        if not idle or self.update_epochs > 1 or self.minibatch_rows is not None:
-            return []
-        return [
-            f"update_epochs=1: the importance ratio is exactly 1, so {idle}; several optimiser steps a rollout "
-            "(algorithm.update_epochs, algorithm.minibatch_rows) change that"
-        ]
+        return idle_settings(self.loss, self.update_epochs, self.minibatch_rows)
 
     def on_fit_start(self) -> None:
         """See `PolicyModule.on_fit_start`; refuse minibatches that the ranks cannot share."""
         super().on_fit_start()
-        rows, ranks = self.minibatch_rows, self.trainer.world_size
-        if rows is not None and rows % (self.num_generations * ranks):
-            raise UserError(
-                f"algorithm.minibatch_rows={rows} must be a multiple of algorithm.num_generations="
-                f"{self.num_generations} times the {ranks} ranks: each takes whole groups"
-            )
+        check_minibatches(self.minibatch_rows, self.num_generations, self.trainer.world_size)
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
         """One iteration on P problems; Lightning hands what is returned to the callbacks."""
@@ -188,17 +160,8 @@ class GRPOModule(PolicyModule):
         kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
         batch = kept_rows(rollout, kept, self.correction, self.policy, self.device, mask_truncated=self.mask_truncated)
         rewards = rewards[batch.row_ids]
-        grading = grading_of(
-            batch,
-            corrected.scored.scores,
-            self.rewards.weights,
-            self.rewards.max_reward,
-            self.num_generations,
-            self.gathered,
-        )
-        forward = self.forward_settings(
-            self.rollout.sampling.temperature, self.packing and not self.advantage.reads_padding
-        )
+        grading = grading_of(batch, scores, self.rewards, self.num_generations, self.gathered)
+        packing = self.packing and not self.advantage.reads_padding
         return GRPOUpdate(
             model=self.model,
             reference=self._reference_model(),
@@ -208,16 +171,10 @@ class GRPOModule(PolicyModule):
             advantage=self.advantage,
             loss=self.loss,
             num_generations=self.num_generations,
-            forward=forward,
+            forward=self.forward_settings(self.rollout.sampling.temperature, packing),
             grading=grading,
-            minibatches=self._minibatches(batch, len(rollout.problems)),
+            minibatches=minibatches(batch, rollout, self.minibatch_rows, self.trainer.world_size),
         )
-
-    def _minibatches(self, batch: UpdateBatch, num_groups: int) -> Sequence[Tensor] | None:
-        if self.minibatch_rows is None:
-            return None
-        groups = self.minibatch_rows // (self.num_generations * self.trainer.world_size)
-        return minibatches(batch, groups, num_groups)
 
     def _reference_model(self) -> Any | None:
         """In the policy's precision and on its device: Lightning converts the policy only, after it was copied."""

@@ -1,7 +1,7 @@
 """Which rows of a rollout enter an update, and which of these are computed."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from edge_grpo.corrections.base import Correction
 from edge_grpo.losses.base import Loss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
+from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.types import Provenance, Rollout, Scores, UpdateBatch
 
 
@@ -49,25 +50,29 @@ def kept_rows(
     return batch
 
 
-def minibatches(batch: UpdateBatch, groups: int, num_groups: int) -> list[Tensor]:
+def minibatches(batch: UpdateBatch, rollout: Rollout, minibatch_rows: int | None, ranks: int) -> list[Tensor] | None:
     """The rows of each optimiser step of an epoch, in the rollout's order.
 
     They are cut before the group filter, so that every rank has as many of them; one may be left with no rows.
 
     Args:
         batch: the kept rows.
-        groups: of the rollout, in a minibatch; the last one may have fewer.
-        num_groups: P of the rollout.
+        rollout: P groups of G rows.
+        minibatch_rows: of a minibatch over all ranks, whole groups on each; the last one may have fewer. None: one
+            step of all rows.
+        ranks: number of them.
     """
+    if minibatch_rows is None:
+        return None
+    groups = minibatch_rows // (rollout.num_generations * ranks)
     step_of = batch.problem_ids // groups
-    return [(step_of == step).nonzero().flatten() for step in range(math.ceil(num_groups / groups))]
+    return [(step_of == step).nonzero().flatten() for step in range(math.ceil(len(rollout.problems) / groups))]
 
 
 def grading_of(
     batch: UpdateBatch,
     scores: Scores,
-    weights: Mapping[str, float],
-    max_reward: float,
+    rewards: WeightedRewards,
     num_generations: int,
     gathered: Callable[[Any], list[Any]],
 ) -> Grading:
@@ -76,8 +81,7 @@ def grading_of(
     Args:
         batch: N rows of whole groups.
         scores: of all rows of the rollout, on the CPU.
-        weights: name of a reward -> its weight.
-        max_reward: the reward of a perfect response.
+        rewards: their weights and the reward of a perfect response.
         num_generations: G.
         gathered: one rank's value -> those of all ranks; every rank calls it.
     """
@@ -96,8 +100,8 @@ def grading_of(
     return Grading(
         correct=scores.correct[rows].to(device),
         parts={name: part.to(device) for name, part in parts.items()},
-        weights=weights,
-        max_reward=max_reward,
+        weights=rewards.weights,
+        max_reward=rewards.max_reward,
         update=UpdateGroups.joined(there),
     )
 

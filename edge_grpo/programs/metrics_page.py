@@ -19,8 +19,8 @@ def of_strategies() -> dict[str, dict[str, Metric]]:
             for path in sorted((config_dir() / group).glob("*.yaml")):
                 strategy = instantiate(compose("train", [f"{group}={path.stem}"])[group])
                 reported: StrategyMetrics = getattr(strategy, "metrics", {})
-                for name, metric in reported.items():
-                    of = classes.setdefault((group, name, metric), [])
+                for name, reported_metric in reported.items():
+                    of = classes.setdefault((group, name, reported_metric), [])
                     if type(strategy).__name__ not in of:
                         of.append(type(strategy).__name__)
     found: dict[str, dict[str, Metric]] = {}

@@ -1,0 +1,65 @@
+"""What GRPO refuses before a run, and what it says at its start."""
+
+from edge_grpo.advantages.base import Advantage, min_generations
+from edge_grpo.corrections.base import Correction
+from edge_grpo.errors import UserError
+from edge_grpo.losses.base import Loss
+from edge_grpo.rollouts.base import RolloutEngine
+
+
+def check_settings(
+    rollout: RolloutEngine,
+    correction: Correction,
+    advantage: Advantage,
+    loss: Loss,
+    num_generations: int,
+    update_epochs: int,
+    minibatch_rows: int | None,
+) -> None:
+    """See `GRPOModule`.
+
+    Raises:
+        UserError: one of the settings, or two that do not go together.
+    """
+    if num_generations < 2:
+        raise UserError(f"algorithm.num_generations={num_generations}: a group needs at least 2 responses")
+    if num_generations < (least := min_generations(advantage)):
+        raise UserError(
+            f"algorithm.num_generations={num_generations}: this advantage needs groups of at least {least} "
+            "responses (pass_at_k: more than advantage.k)"
+        )
+    if update_epochs < 1:
+        raise UserError(f"algorithm.update_epochs={update_epochs} must be at least 1")
+    if minibatch_rows is not None and (minibatch_rows < 1 or minibatch_rows % num_generations):
+        raise UserError(
+            f"algorithm.minibatch_rows={minibatch_rows} must be a multiple of "
+            f"algorithm.num_generations={num_generations}: a group is never split"
+        )
+    if rollout.sampling.greedy:
+        raise UserError("rollout.temperature=0: greedy responses of a group are all equal, which teaches nothing")
+    if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
+        raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
+
+
+def check_minibatches(minibatch_rows: int | None, num_generations: int, ranks: int) -> None:
+    """Refuse minibatches that the ranks cannot share.
+
+    Raises:
+        UserError: not a multiple of G times the ranks.
+    """
+    if minibatch_rows is not None and minibatch_rows % (num_generations * ranks):
+        raise UserError(
+            f"algorithm.minibatch_rows={minibatch_rows} must be a multiple of algorithm.num_generations="
+            f"{num_generations} times the {ranks} ranks: each takes whole groups"
+        )
+
+
+def idle_settings(loss: Loss, update_epochs: int, minibatch_rows: int | None) -> list[str]:
+    """What of the loss does nothing, as a sentence; none where an iteration has several optimiser steps."""
+    idle = getattr(loss, "idle_at_ratio_one", "")
+    if not idle or update_epochs > 1 or minibatch_rows is not None:
+        return []
+    return [
+        f"update_epochs=1: the importance ratio is exactly 1, so {idle}; several optimiser steps a rollout "
+        "(algorithm.update_epochs, algorithm.minibatch_rows) change that"
+    ]
