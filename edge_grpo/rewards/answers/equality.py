@@ -1,28 +1,29 @@
 """Whether two answers are the same, kind by kind. Numbers are compared by SymPy, exactly or to 100 digits at points."""
 
 import itertools
-import re
-import zlib
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from functools import lru_cache
 
 import sympy
-from sympy import Expr, FiniteSet, Float, I, Integer, Interval, Rational, S, Set, Symbol
+from sympy import Expr, Integer, Symbol
 
 from edge_grpo.rewards.answers import values as v
+from edge_grpo.rewards.answers.names import names_agree
+from edge_grpo.rewards.answers.numbers import factor, near, same_expression, same_number
 from edge_grpo.rewards.answers.rules import meaning_of_words
+from edge_grpo.rewards.answers.sets import (
+    FLIPPED,
+    as_set,
+    pair_up,
+    same_set,
+    turned,
+    variables_of,
+    variables_within,
+)
 from edge_grpo.rewards.answers.units import DEGREE, ratio
 from edge_grpo.rewards.answers.values import Number, Value
 
-_DIGITS = 120
-_AGREE = Float("1e-100", _DIGITS)
-_TINY = Float("1e-100", _DIGITS)
-_FAMILY = frozenset("nkm")
-_WHOLE = frozenset("nkmN")
-_STEPS = (sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.sign, sympy.Abs, sympy.Sum, sympy.Product)
 _SEQUENCES = frozenset({("", ""), ("(", ")"), ("[", "]"), ("<", ">")})
-_FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
 def equal(gold: Value, answer: Value, tolerance: float | None = None) -> bool:
@@ -98,13 +99,13 @@ class _Equality:
 
     def _named(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Named) and isinstance(answer, v.Named):
-            if _names_agree(gold.name, answer.name):
+            if names_agree(gold.name, answer.name):
                 return self(gold.value, answer.value)
             first, second = _as_equation(gold), _as_equation(answer)  # x = y and y = x
             return first is not None and second is not None and _same_equation(first, second)
         named, other = (gold, answer) if isinstance(gold, v.Named) else (answer, gold)
         assert isinstance(named, v.Named)
-        if isinstance(other, (v.Relation, v.Builder)) and _names_of(other) - {named.name}:
+        if isinstance(other, (v.Relation, v.Builder)) and variables_of(other) - {named.name}:
             return False
         if isinstance(other, v.Equation):
             equation = _as_equation(named)
@@ -205,7 +206,7 @@ class _Equality:
             if gold.cases != answer.cases or len(gold.rows) != len(answer.rows):
                 return False
             if gold.cases:
-                return _match(gold.rows, answer.rows, self._rows)
+                return pair_up(gold.rows, answer.rows, self._rows)
             return all(self._rows(a, b) for a, b in zip(gold.rows, answer.rows, strict=True))
         table, other = (gold, answer) if isinstance(gold, v.Table) else (answer, gold)
         assert isinstance(table, v.Table)
@@ -268,7 +269,7 @@ class _Equality:
             return self._rows(_by_name(gold), _by_name(answer))
         if all(_one_variable(side) and side[0].name[:1] == "x" for side in (gold, answer)):  # type: ignore[union-attr]
             gold, answer = ([item.value for item in side] for side in (gold, answer))  # type: ignore[union-attr]
-        return _match(gold, answer, self)
+        return pair_up(gold, answer, self)
 
     def _in_order(self, gold: v.Sequence, answer: v.Sequence) -> bool:
         both = all(_distinct_names(side.items) for side in (gold, answer))
@@ -276,23 +277,23 @@ class _Equality:
         return self._rows(*sides)
 
     def _sets(self, gold: Value, answer: Value) -> bool:
-        names, others = _variables(gold), _variables(answer)
+        names, others = variables_within(gold), variables_within(answer)
         if names != others and ((names and others) or len(names | others) > 1):
             return False
         if isinstance(gold, v.Union) and isinstance(answer, v.Union) and gold.minus == answer.minus:
-            same = self._rows if gold.minus else lambda a, b: _match(a, b, self)
+            same = self._rows if gold.minus else lambda a, b: pair_up(a, b, self)
             if same(gold.parts, answer.parts):
                 return True
         if isinstance(gold, v.Builder) and isinstance(answer, v.Builder) and self(gold.condition, answer.condition):
             return True
-        first, second = _as_set(gold), _as_set(answer)
-        return first is not None and second is not None and _same_set(first, second)
+        first, second = as_set(gold), as_set(answer)
+        return first is not None and second is not None and same_set(first, second)
 
     def _relations(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Relation) and isinstance(answer, v.Relation):
             if len(gold.ops) != len(answer.ops):
                 return False
-            flipped = _turned(answer)
+            flipped = turned(answer)
             if any(gold.ops == side.ops and self._rows(gold.items, side.items) for side in (answer, flipped)):
                 return True
             return len(gold.ops) == 1 and _same_inequality(gold, answer)
@@ -312,25 +313,12 @@ class _Equality:
             return False
         pairs = [_plus_minus(side) for side in (gold, answer)]
         if all(pairs):
-            return _match(pairs[0].items, pairs[1].items, self)  # type: ignore[union-attr]
-        if _same_number(gold.expr, answer.expr):
+            return pair_up(pairs[0].items, pairs[1].items, self)  # type: ignore[union-attr]
+        if same_number(gold.expr, answer.expr):
             return True
         if self.tolerance is None or not (gold.decimal or answer.decimal):
             return False
-        return _near(gold.expr, answer.expr, self.tolerance)
-
-
-def _match(gold: Items, answer: Items, same: Callable) -> bool:
-    """Whether the items pair up one to one, in any order."""
-    if len(gold) != len(answer):
-        return False
-    left = list(answer)
-    for item in gold:
-        found = next((i for i, other in enumerate(left) if same(item, other)), None)
-        if found is None:
-            return False
-        del left[found]
-    return True
+        return near(gold.expr, answer.expr, self.tolerance)
 
 
 def _once(items: Items[Value], same: Callable[[Value, Value], bool]) -> tuple[Value, ...]:
@@ -400,75 +388,6 @@ def _spelled(value: Value) -> list[str]:
     return sorted(letter.lower() for letter in letters) if all(len(letter) == 1 for letter in letters) else []
 
 
-_GENERIC = frozenset(("answer", "final answer", "result", "value", "solution", "total", "option", "choice"))
-
-
-def _names_agree(gold: str, answer: str) -> bool:
-    """Symbols must be the same, except that a curve may be y or a function; words may name what a symbol stands for.
-
-    >>> _names_agree("x", "y"), _names_agree("y", "f(x)"), _names_agree("area", "S"), _names_agree("k", "f(x)")
-    (False, True, True, False)
-    >>> _names_agree("f(x)", "g(x)"), _names_agree("f'(x)", "f(x)"), _names_agree("total cost", "cost")
-    (True, False, True)
-    >>> _names_agree("a_1", "a_2"), _names_agree("|ab|", "ba"), _names_agree("length", "width")
-    (False, True, False)
-    """
-    if gold == answer or gold in _GENERIC or answer in _GENERIC:
-        return True
-    words = [re.fullmatch(r"[a-z ]{4,}|[一-鿿]+", name) is not None for name in (gold, answer)]
-    if all(words):
-        return set(gold.split()) <= set(answer.split()) or set(gold.split()) >= set(answer.split())
-    if any(words):
-        return True
-    (base, place, order, at), (other_base, other_place, other_order, other_at) = (_parts(n) for n in (gold, answer))
-    if order != other_order:
-        return False
-    if base != other_base:
-        if "|" in base + other_base:
-            return False
-        curves = {name for name, argument in ((base, at), (other_base, other_at)) if not argument.isalpha()}
-        plain = len(base) == 1 and len(other_base) == 1
-        if at.islower() and other_at.islower():  # a function may be called g
-            return plain and not (place or other_place)
-        return curves == {"y"} if plain else not (place or other_place) and 1 in (len(base), len(other_base))
-    same_place = place == other_place or not (place and other_place)
-    same_argument = at == other_at or not (at and other_at) or (at.islower() and other_at.islower())
-    return same_place and same_argument
-
-
-def _parts(name: str) -> tuple[str, str, int, str]:
-    """Letter(s), subscript, order of the derivative and argument of a symbol.
-
-    >>> _parts("f''(x)"), _parts("a_{n}"), _parts(r"\\frac{dy}{dx}"), _parts("ba")
-    (('f', '', 2, 'x'), ('a', 'n', 0, ''), ('y', '', 1, ''), ('ab', '', 0, ''))
-    """
-    text = re.sub(r"\\(?:overline|angle|triangle|vec|overrightarrow|hat)(?![a-zA-Z])|[{}\s]", "", name)
-    text = re.sub(r"^\|([A-Za-z]{2,})\|$", r"\1", text)
-    if match := re.fullmatch(r"\\frac(?:d|\\partial)([a-zA-Z]?)(?:d|\\partial)[a-zA-Z]", text):
-        return (match[1] or "y", "", 1, "")
-    match = re.fullmatch(r"(.+?)(?:_([^'(^]+))?('*)(\^-1)?(?:\((.*)\))?", text)
-    if match is None:
-        return (text, "", 0, "")
-    base = "".join(sorted(match[1].lower())) if match[1].isalpha() and len(match[1]) == 2 else match[1]
-    return (base + (match[4] or ""), match[2] or "", len(match[3]), match[5] or "")
-
-
-def _names_of(value: Value) -> set[str]:
-    if isinstance(value, v.Builder):
-        return set()
-    if isinstance(value, v.Relation):
-        return {str(s) for item in value.items if isinstance(item, Number) for s in item.expr.free_symbols}
-    return set()
-
-
-def _variables(value: Value) -> set[str]:
-    """The variables of the comparisons in a set of numbers; none in intervals and in sets by their condition."""
-    if isinstance(value, (v.Union, v.Sequence)):
-        parts = value.parts if isinstance(value, v.Union) else value.items
-        return {name for part in parts for name in _variables(part)}
-    return _names_of(value)
-
-
 def _reduced(residue: v.Residue) -> Value:
     def reduce(value: Value) -> Value:
         if isinstance(value, Number) and value.expr.is_Integer and residue.modulus.isdigit() and int(residue.modulus):
@@ -502,25 +421,21 @@ def _may_be_interval(sequence: v.Sequence) -> bool:
     return not (low.is_real and high.is_real) or bool(low.evalf(30) < high.evalf(30))
 
 
-def _turned(relation: v.Relation) -> v.Relation:
-    return v.Relation(relation.items[::-1], tuple(_FLIPPED[op] for op in relation.ops[::-1]))
-
-
 def _sides(relation: v.Relation) -> tuple[Expr, str] | None:
     """`difference op 0`, with > or >= or !=."""
     if not all(isinstance(item, Number) for item in relation.items):
         return None
     left, right = (item.expr for item in relation.items)  # type: ignore[union-attr]
     op = relation.ops[0]
-    return (left - right, op) if op in (">", ">=", "!=") else (right - left, _FLIPPED[op])
+    return (left - right, op) if op in (">", ">=", "!=") else (right - left, FLIPPED[op])
 
 
 def _same_inequality(gold: v.Relation, answer: v.Relation) -> bool:
     first, second = _sides(gold), _sides(answer)
     if first is None or second is None or first[1] != second[1]:
         return False
-    factor = _factor(first[0], second[0])
-    return factor is not None and (factor > 0 or first[1] == "!=")
+    ratio_of_sides = factor(first[0], second[0])
+    return ratio_of_sides is not None and (ratio_of_sides > 0 or first[1] == "!=")
 
 
 def _total(value: Value) -> Value:
@@ -540,244 +455,4 @@ def _as_equation(named: v.Named) -> v.Equation | None:
 
 def _same_equation(gold: v.Equation, answer: v.Equation) -> bool:
     """Whether one is the other times a number."""
-    return _factor(gold.left - gold.right, answer.left - answer.right) is not None
-
-
-def _factor(first: Expr, second: Expr) -> Expr | None:
-    """The constant real c with first = c * second, None if there is none (or both are numbers)."""
-    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    if not symbols or first.free_symbols != second.free_symbols:
-        return None
-    factors = []
-    for point in _points(symbols):
-        a, b = _at(first, point), _at(second, point)
-        if a is None or b is None or abs(b) < _TINY or abs(a) < _TINY:
-            continue
-        factors.append(a / b)
-    if len(factors) < 2 or any(abs(f - factors[0]) > _AGREE * abs(factors[0]) for f in factors):
-        return None
-    return factors[0] if abs(sympy.im(factors[0])) < _AGREE else None
-
-
-def _as_set(value: Value) -> Set | None:
-    """The set of real numbers that the value is, None if it is none."""
-    if isinstance(value, v.Reals):
-        return S.Reals
-    if isinstance(value, v.Builder):
-        return _as_set(value.condition)
-    if isinstance(value, v.Named):
-        return _as_set(value.value)
-    if isinstance(value, v.Relation):
-        return _solution(value)
-    if isinstance(value, v.Union):
-        parts = [_as_set(part) for part in value.parts]
-        if any(part is None for part in parts):
-            return None
-        if len(_variables(value)) > 1:
-            return None
-        return sympy.Complement(*parts) if value.minus else sympy.Union(*parts)
-    if isinstance(value, v.Sequence):
-        return _sequence_as_set(value)
-    return None
-
-
-def _sequence_as_set(value: v.Sequence) -> Set | None:
-    if value.left == "" and all(isinstance(item, v.Relation) for item in value.items):
-        parts = [_as_set(item) for item in value.items]
-        if any(part is None for part in parts) or len(_variables(value)) > 1:
-            return None
-        both = sympy.Intersection(*parts)
-        return sympy.Union(*parts) if both is S.EmptySet else both  # `x < 1, x > 3` says "or"
-    if not all(isinstance(item, Number) and not item.expr.free_symbols for item in value.items):
-        return None
-    numbers = [item.expr for item in value.items]  # type: ignore[union-attr]
-    if not all(number.is_extended_real for number in numbers):
-        return None
-    if value.left == "{":
-        return FiniteSet(*numbers)
-    if value.left in ("(", "[") and value.right in (")", "]") and len(numbers) == 2 and numbers[0] < numbers[1]:
-        return Interval(*numbers, left_open=value.left == "(", right_open=value.right == ")")
-    return None
-
-
-def _solution(relation: v.Relation) -> Set | None:
-    """The solution set of a chain that is linear in its one variable."""
-    names = _names_of(relation)
-    if len(names) != 1 or not all(isinstance(item, Number) for item in relation.items):
-        return None
-    symbol = Symbol(next(iter(names)))
-    whole: Set = S.Reals
-    if len(relation.ops) == 1 and (parts := _without_bars(relation)) is not None:
-        solutions = [_solution(part) for part in parts]
-        return None if any(part is None for part in solutions) else sympy.Union(*solutions)
-    items = [item.expr for item in relation.items]  # type: ignore[union-attr]
-    for left, right, op in zip(items, items[1:], relation.ops, strict=False):
-        difference = sympy.expand(left - right)
-        if not difference.has(symbol):
-            return None
-        slope = sympy.diff(difference, symbol)
-        if slope.free_symbols or slope == 0 or not slope.is_real:
-            return None
-        root = sympy.nsimplify(sympy.expand(-(difference - slope * symbol) / slope), rational=False)
-        if not root.is_real:
-            return None
-        op = op if slope > 0 else _FLIPPED[op]
-        whole = whole.intersect(
-            {
-                "<": Interval.open(-sympy.oo, root),
-                "<=": Interval(-sympy.oo, root),
-                ">": Interval.open(root, sympy.oo),
-                ">=": Interval(root, sympy.oo),
-                "!=": S.Reals - FiniteSet(root),
-            }[op]
-        )
-    return whole
-
-
-def _without_bars(relation: v.Relation) -> tuple[v.Relation, ...] | None:
-    """`|x| < 2` as -2 < x < 2, `|x| > 2` as x > 2 or x < -2; None for anything else."""
-    side = relation if isinstance(relation.items[0].expr, sympy.Abs) else _turned(relation)  # type: ignore[union-attr]
-    inner, bound, op = side.items[0].expr, side.items[1].expr, side.ops[0]  # type: ignore[union-attr]
-    if not isinstance(inner, sympy.Abs) or not bound.is_positive or op == "!=":
-        return None
-    inside, low, high = Number(inner.args[0]), Number(-bound), Number(bound)
-    if op in ("<", "<="):
-        return (v.Relation((low, inside, high), (op, op)),)
-    return v.Relation((inside, high), (op,)), v.Relation((inside, low), (_FLIPPED[op],))
-
-
-def _same_set(first: Set, second: Set) -> bool:
-    if first == second:
-        return True
-    parts = []
-    for whole in (first, second):
-        pieces = whole.args if isinstance(whole, sympy.Union) else (whole,)
-        if not all(isinstance(piece, (Interval, FiniteSet)) for piece in pieces):
-            return False
-        parts.append(sorted(pieces, key=lambda piece: float(piece.inf)))
-    if [type(piece) for piece in parts[0]] != [type(piece) for piece in parts[1]]:
-        return False
-    return all(_same_piece(a, b) for a, b in zip(*parts, strict=True))
-
-
-def _same_piece(first: Set, second: Set) -> bool:
-    if isinstance(first, Interval) and isinstance(second, Interval):
-        ends = (first.left_open, first.right_open) == (second.left_open, second.right_open)
-        return ends and same_expression(first.start, second.start) and same_expression(first.end, second.end)
-    return _match(first.args, second.args, same_expression)
-
-
-def _same_number(gold: Expr, answer: Expr) -> bool:
-    """As expressions; besides, one integer parameter may have another letter, and `+ C` may be left out of neither."""
-    if same_expression(gold, answer):
-        return True
-    if (renamed := _other_letter(gold, answer)) is not None and same_expression(gold, renamed):
-        return True
-    constant = Symbol("C")
-    if constant in answer.free_symbols and constant not in gold.free_symbols and gold.free_symbols:
-        rest = answer - constant
-        return constant not in rest.free_symbols and same_expression(gold, rest)
-    return False
-
-
-def _other_letter(gold: Expr, answer: Expr) -> Expr | None:
-    """The answer with the gold answer's letter for the integer, if both are families of angles."""
-    integer = Symbol("integer")
-    letters = [
-        {s for s in side.free_symbols if s == integer or (s.name in _FAMILY and side.has(sympy.pi))}
-        for side in (gold, answer)
-    ]
-    if not all(len(found) == 1 for found in letters):
-        return None
-    (one,), (other,) = letters
-    return None if one == other else answer.xreplace({other: one})
-
-
-def _near(gold: Expr, answer: Expr, tolerance: float) -> bool:
-    if gold.free_symbols or answer.free_symbols:
-        return False
-    a, b = _at(gold, {}), _at(answer, {})
-    return a is not None and b is not None and bool(abs(a - b) <= tolerance * abs(a))
-
-
-@lru_cache(maxsize=4096)
-def same_expression(first: Expr, second: Expr) -> bool:
-    r"""Whether two expressions are equal: as written, or to 100 digits at four points of both signs.
-
-    >>> x = Symbol("x")
-    >>> same_expression(sympy.sqrt(8), 2 * sympy.sqrt(2)), same_expression(x, abs(x))
-    (True, False)
-    >>> same_expression(Integer(2) ** 100, Integer(2) ** 100 + 1), same_expression(x / 2, 2 / x)
-    (False, False)
-    """
-    first, second = (side.doit() if side.has(sympy.Sum, sympy.Product) else side for side in (first, second))
-    if first == second:
-        return True
-    if any(side.has(sympy.oo, sympy.zoo, -sympy.oo, sympy.nan) for side in (first, second)):
-        return False
-    if first.is_Rational and second.is_Rational:
-        return False
-    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    seen = 0
-    has_steps = any(side.has(*_STEPS) for side in (first, second))
-    for point in _points(symbols, many=has_steps) if symbols else ({},):
-        a, b = _at(first, point), _at(second, point)
-        if a is None and b is None:
-            continue
-        if a is None or b is None:
-            return False
-        if a.is_Rational and b.is_Rational:
-            if a != b:
-                return False
-            seen += 1
-            continue
-        size = max(abs(a), abs(b))
-        if size < _TINY:
-            if symbols:
-                continue
-            return bool(first.equals(second))
-        if abs(a - b) > _AGREE * size:
-            return False
-        seen += 1
-    return seen > 0 or bool(sympy.simplify(first - second) == 0)
-
-
-def _points(symbols: Items[Symbol], *, many: bool = False) -> list[dict[Symbol, Expr]]:
-    """Four points that differ in size and in the signs of their coordinates, the same for every expression.
-
-    Args:
-        symbols: of the expressions.
-        many: 40 more with coordinates up to 1,000 in size, since functions with steps agree at few points by chance;
-            n, k, m and N are whole numbers at all of them.
-    """
-    scales = [Rational(7, 5), Rational(-9, 7), Rational(3, 11), Rational(31, 9)]
-    scales += [Rational((-1) ** n * (3 * n) ** 2, 14) for n in range(1, 41)] if many else []
-    points = []
-    for n, scale in enumerate(scales):
-        point: dict[Symbol, Expr] = {}
-        for place, symbol in enumerate(symbols):
-            spread = Rational(zlib.crc32(f"{symbol.name}{n}".encode()) % 997 + 1, 1009)
-            value = scale + spread * (-1 if (n + place) % 3 == 2 else 1)
-            point[symbol] = sympy.floor(value) if many and symbol.name in _WHOLE else value
-        points.append(point)
-    return points
-
-
-def _at(expr: Expr, point: dict[Symbol, Expr]) -> Expr | None:
-    """The number that the expression is at a point, to 120 digits; None where it has none."""
-    value = expr.subs(point) if point else expr
-    try:
-        value = value.doit()
-    except RecursionError:  # a sum up to 7/5
-        return None
-    if value.free_symbols:
-        return None
-    if value.is_Rational:
-        return value
-    number = value.evalf(_DIGITS)
-    if number.has(sympy.nan, sympy.zoo, sympy.oo):
-        return None
-    real, imaginary = number.as_real_imag()
-    if not (real.is_Number and imaginary.is_Number):
-        return None
-    return real + I * imaginary if abs(imaginary) > _TINY * (1 + abs(real)) else real
+    return factor(gold.left - gold.right, answer.left - answer.right) is not None

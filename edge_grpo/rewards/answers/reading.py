@@ -11,8 +11,10 @@ from functools import lru_cache
 import sympy
 from sympy import Expr, Integer, Pow, Rational, Symbol
 
-from edge_grpo.rewards.answers.grammar import sympy_of
+from edge_grpo.rewards.answers.expressions import SIMPLE, expression
+from edge_grpo.rewards.answers.numbers import same_expression
 from edge_grpo.rewards.answers.rules import MULTIPLIERS, meaning_of_words, normalised
+from edge_grpo.rewards.answers.splitting import closing, split, split_keeping
 from edge_grpo.rewards.answers.units import CURRENCY_SIGNS, DEGREE, ratio, unit_of
 from edge_grpo.rewards.answers.values import (
     DOTS,
@@ -38,24 +40,6 @@ from edge_grpo.rewards.answers.values import (
     Value,
 )
 
-_FUNCTIONS_TEXT = """
-    sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm
-"""
-_FUNCTIONS = frozenset(_FUNCTIONS_TEXT.split())
-_GREEK_TEXT = """
-    alpha beta delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega Gamma Delta
-    Theta Lambda Xi Pi Sigma Phi Psi Omega gamma
-"""
-_GREEK = frozenset(_GREEK_TEXT.split())
-_COMMANDS_TEXT = """
-    frac sqrt cdot times div binom pi infty lfloor rfloor lceil rceil int sum prod lim to overline dx
-"""
-_COMMANDS = _FUNCTIONS | _GREEK | frozenset(_COMMANDS_TEXT.split())
-_TOKEN = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|.", re.DOTALL)
-_NO_PRODUCTS_TEXT = """
-    is it no or on so to up we an as at be by do go he if in me my of us am pm al et ok
-"""
-_NO_PRODUCTS = frozenset(_NO_PRODUCTS_TEXT.split())
 _NAME = re.compile(
     r"(?:‹[^‹›]+›|\\(?!sqrt)[a-zA-Z]+\s*\{[A-Za-z\s]+\}|\\(?:angle|triangle|overline|Delta|alpha|beta|theta|lambda|omega|"
     r"mu|phi|rho|sigma|tau|delta|gamma)|\\(?:sin|cos|tan|cot)\s*(?:\\?[A-Za-z]+)|\|?[A-Za-z]+\|?|\\frac\s*\{d[a-z]?\}\{d[a-z]\}|"
@@ -118,7 +102,7 @@ def _read(text: str) -> Value:
         value = reader(text)
         if value is not None:
             return value
-    expr = None if is_word else _expression(text)
+    expr = None if is_word else expression(text)
     return _number(text, expr) if expr is not None else Text(_key(text))
 
 
@@ -136,62 +120,12 @@ def _bare(text: str) -> str:
         if re.fullmatch(r"‹[^‹›]*\d[^‹›]*›", text):
             text = text[1:-1].strip()
         text = _ANSWER.sub("", text)
-        if text.startswith("{") and _closing(text, 0) == len(text) - 1:
+        if text.startswith("{") and closing(text, 0) == len(text) - 1:
             text = text[1:-1]
         text = re.sub(r"^‹([^‹›]*)›$", r"\1", text).strip() if not re.search(r"\d", text) or text[-1:] != "›" else text
         if text == before:
             return text
     return text
-
-
-def _closing(text: str, start: int) -> int:
-    """Place of the bracket that closes the one at `start`; -1 if there is none."""
-    depth, place = 0, start
-    while place < len(text):
-        if text[place] == "\\" and place + 1 < len(text) and text[place + 1] in "{}":
-            depth += 1 if text[place + 1] == "{" else -1
-            place += 1
-        elif text[place] in "([{":
-            depth += 1
-        elif text[place] in ")]}":
-            depth -= 1
-        if depth == 0:
-            return place
-        place += 1
-    return -1
-
-
-def _split(text: str, separators: str) -> list[str]:
-    """The text cut at the separators (a regular expression) that stand in no bracket; the separators are dropped."""
-    return [part for part, _ in _split_keeping(text, separators)]
-
-
-def _split_keeping(text: str, separators: str) -> list[tuple[str, str]]:
-    """Parts, each with the separator that ended it (empty for the last)."""
-    pattern, depth, start, place, parts = re.compile(separators), 0, 0, 0, []
-    while place < len(text):
-        if text[place] == "‹":
-            close = text.find("›", place)
-            if depth == 0 and (match := pattern.match(text, place)) and match.end() > place:
-                parts.append((text[start:place], match[0]))
-                start = place = match.end()
-                continue
-            place = close + 1 if close >= 0 else place + 1
-            continue
-        if depth == 0 and (match := pattern.match(text, place)) and match.end() > place:
-            parts.append((text[start:place], match[0]))
-            start = place = match.end()
-            continue
-        if text[place] == "\\":
-            step = re.compile(r"\\(?:[a-zA-Z]+|.)", re.DOTALL).match(text, place)
-            token = step[0] if step else "\\"
-            depth += {"\\{": 1, "\\}": -1, "\\langle": 1, "\\rangle": -1, "\\lfloor": 1, "\\rfloor": -1, "\\lceil": 1,
-                      "\\rceil": -1}.get(token, 0)  # fmt: skip
-            place += len(token)
-            continue
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[place], 0)
-        place += 1
-    return [*parts, (text[start:], "")]
 
 
 _CHOICE_ALONE = re.compile(r"(?:(?i:option|choice|answer|选项?)\s*:?\s*)?(?:\(([A-J])\)|([A-J]))\s*[.):]*")
@@ -273,7 +207,7 @@ def _vector(text: str) -> Value | None:
     match = re.fullmatch(r"\\langle(.*)\\rangle", text)
     if not match:
         return None
-    return Sequence("<", tuple(_read(part) for part in _split(match[1], ",")), ">")
+    return Sequence("<", tuple(_read(part) for part in split(match[1], ",")), ">")
 
 
 _INTEGER = (r"(?:\(?\s*(?:‹?\s*(?:where|for|with)?\s*›?)?\s*([a-z])\s*(?:\\in\s*\\Z|‹?\s*(?:is|be)\s*(?:an\s*|any\s*)?"
@@ -310,11 +244,11 @@ def _list(text: str) -> Value | None:
     if re.fullmatch(rf"{grouped}(?:(?:, |\s*{_JOIN}\s*){grouped})+", text):  # 1,000, 2,000
         text = re.sub(r",(?=\d)", "", text)
     text = re.sub(rf"(?<=\d),(?=\d{{3}}(?:\.\d|\b)[^,]*‹)(?![^‹]*{_JOIN})", "", text)
-    parts = [part.strip() for part in _split(text, rf"\s*(?:[,;]\s*)?{_JOIN}\s*|[,;]\s*|\\\\\s*")]
+    parts = [part.strip() for part in split(text, rf"\s*(?:[,;]\s*)?{_JOIN}\s*|[,;]\s*|\\\\\s*")]
     if len(parts) > 1 and parts[-1] == "":
         parts.pop()
     if len(parts) == 1:
-        amounts = re.findall(rf"{_SIMPLE}\s*(?:[a-z]+|‹\s*[a-z]+\s*›)\s*", text)
+        amounts = re.findall(rf"{SIMPLE}\s*(?:[a-z]+|‹\s*[a-z]+\s*›)\s*", text)
         if len(amounts) > 1 and "".join(amounts) == text:  # 5 feet 6 inches
             return _compound(amounts)
         together = re.fullmatch(r"\(.*\)", text) and _juxtaposed(text)
@@ -343,8 +277,6 @@ def _list(text: str) -> Value | None:
 
 
 def _all_the_same(items: tuple[Value, ...]) -> bool:
-    from edge_grpo.rewards.answers.equality import same_expression
-
     numbers = [item.expr for item in items if isinstance(item, Number)]
     return len(numbers) == len(items) and all(same_expression(numbers[0], number) for number in numbers[1:])
 
@@ -356,7 +288,7 @@ def _juxtaposed(text: str) -> list[str] | None:
         if text[place] == " ":
             place += 1
             continue
-        close = _closing(text, place) if text[place] == "(" else -1
+        close = closing(text, place) if text[place] == "(" else -1
         if close < 0 or "," not in text[place:close]:
             return None
         parts.append(text[place : close + 1])
@@ -408,7 +340,7 @@ def _named(text: str) -> Value | None:
     approximation = _approximation(text)
     if approximation is not None:
         return approximation
-    parts = [part.strip() for part in _split(text, r"=|\\approx|\\in(?![a-zA-Z])|:=")]
+    parts = [part.strip() for part in split(text, r"=|\\approx|\\in(?![a-zA-Z])|:=")]
     if len(parts) < 2:
         return _curly_name(text)
     if any(not part for part in parts):
@@ -431,7 +363,7 @@ def _named(text: str) -> Value | None:
             return Named(_name(rest[0]), _read(first))
         if r"\in" in text:
             return Text(_key(text))
-        left, right = _expression(first), _expression(rest[0])
+        left, right = expression(first), expression(rest[0])
         if left is not None and right is not None and not left.free_symbols | right.free_symbols:
             return _chain(parts, text)
         return Equation(left, right) if left is not None and right is not None else Text(_key(text))
@@ -440,8 +372,6 @@ def _named(text: str) -> Value | None:
 
 def _chain(parts: list[str], text: str) -> Value:
     """`x = 2 + 3 = 5` is 5 if it holds; `x = y = 2` names two values."""
-    from edge_grpo.rewards.answers.equality import same_expression
-
     if len(set(parts)) == 1:  # 0 = 0 says nothing
         return Text(_key(text))
     names = []
@@ -468,8 +398,8 @@ def _is_name(text: str) -> bool:
 
 def _approximation(text: str) -> Value | None:
     r"""`4\pi \approx 12.57`: the number and its rounding, if it is one."""
-    parts = [part.strip() for part in _split(text, r"\\approx(?![a-zA-Z])")]
-    if len(parts) != 2 or not all(parts) or _is_name(parts[0]) or not re.fullmatch(_SIMPLE + r"\D*", parts[1]):
+    parts = [part.strip() for part in split(text, r"\\approx(?![a-zA-Z])")]
+    if len(parts) != 2 or not all(parts) or _is_name(parts[0]) or not re.fullmatch(SIMPLE + r"\D*", parts[1]):
         return None
     exact, rounded = (_read(part) for part in parts)
     if isinstance(exact, Named):
@@ -503,7 +433,7 @@ def _curly_name(text: str) -> Value | None:
 
 
 def _relation(text: str) -> Value | None:
-    parts = _split_keeping(text, r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
+    parts = split_keeping(text, r"<|>|\\(?:le|ge|ne)(?![a-zA-Z])")
     if len(parts) < 2:
         return None
     items, ops = [part.strip() for part, _ in parts], [_OPS[op] for _, op in parts[:-1]]
@@ -516,10 +446,10 @@ def _relation(text: str) -> Value | None:
 
 
 def _sets(text: str) -> Value | None:
-    parts = [part.strip() for part in _split(text, r"\\cup(?![a-zA-Z])")]
+    parts = [part.strip() for part in split(text, r"\\cup(?![a-zA-Z])")]
     if len(parts) > 1:
         return Union(tuple(_read(part) for part in parts)) if all(parts) else Text(_key(text))
-    parts = [part.strip() for part in _split(text, r"\\setminus(?![a-zA-Z])")]
+    parts = [part.strip() for part in split(text, r"\\setminus(?![a-zA-Z])")]
     if len(parts) == 2 and all(parts):
         return Union((_read(parts[0]), _read(parts[1])), minus=True)
     return None
@@ -529,20 +459,20 @@ _PLUS_MINUS = Symbol("pm")
 
 
 def _bracketed(text: str) -> Value | None:
-    if text.startswith("\\{") and text.endswith("\\}") and _closing(text, 0) == len(text) - 1:
+    if text.startswith("\\{") and text.endswith("\\}") and closing(text, 0) == len(text) - 1:
         inner = text[2:-2].strip()
         builder = re.fullmatch(r"([a-zA-Z])\s*(?:\\in\s*\\R\s*)?[|:](.+)", inner)
         if builder:
             return Builder(_read(builder[2]))
-        return Sequence("{", _expanded(tuple(_read(part) for part in _split(inner, rf",|;|{_JOIN}"))), "}")
-    if (point := re.fullmatch(r"([ABD-MO-Z])'?\s*(\(.*,.*\))", text)) and _closing(point[2], 0) == len(point[2]) - 1:
+        return Sequence("{", _expanded(tuple(_read(part) for part in split(inner, rf",|;|{_JOIN}"))), "}")
+    if (point := re.fullmatch(r"([ABD-MO-Z])'?\s*(\(.*,.*\))", text)) and closing(point[2], 0) == len(point[2]) - 1:
         return Named(point[1], _read(point[2]))
     match = re.fullmatch(r"([(\[\]])(.*)([)\]\[])", text, re.DOTALL)
     if not match:
         return None
-    parts = [part.strip() for part in _split(match[2], r",|;")]
+    parts = [part.strip() for part in split(match[2], r",|;")]
     if len(parts) == 1:
-        whole = text[0] in "([" and _closing(text, 0) == len(text) - 1
+        whole = text[0] in "([" and closing(text, 0) == len(text) - 1
         return _read(parts[0]) if whole and text[0] == "(" and parts[0] else None
     if any(not part for part in parts):
         return Text(_key(text))
@@ -594,16 +524,13 @@ def _dots(match: re.Match[str]) -> str:
 
 
 def _ratio(text: str) -> Value | None:
-    parts = [part.strip() for part in _split(text, r":|‹\s*to\s*›|(?<=\d)\s+to\s+(?=\d)")]
+    parts = [part.strip() for part in split(text, r":|‹\s*to\s*›|(?<=\d)\s+to\s+(?=\d)")]
     if len(parts) < 2:
         return None
     values = [_read(part) for part in parts] if all(parts) else []
     if len(values) != len(parts) or not all(isinstance(v, Number) for v in values):
         return Text(_key(text))
     return Ratio(tuple(v for v in values if isinstance(v, Number)))
-
-
-_SIMPLE = r"[-+]?\s*(?:\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 
 
 def _quantity(text: str) -> Value | None:
@@ -620,12 +547,12 @@ def _quantity(text: str) -> Value | None:
         number = rest.number if isinstance(rest, Quantity) else rest
         return Quantity(number, unit) if isinstance(number, Number) else None
     match = re.fullmatch(
-        rf"({_SIMPLE}|.+?)\s*(?:\^?\{{?\s*(?:st|nd|rd|th)\s*\}}?|\^?\s*\{{?\s*‹(?:st|nd|rd|th)›\s*\}}?)", text
+        rf"({SIMPLE}|.+?)\s*(?:\^?\{{?\s*(?:st|nd|rd|th)\s*\}}?|\^?\s*\{{?\s*‹(?:st|nd|rd|th)›\s*\}}?)", text
     )
     if match and re.fullmatch(r"\d+", match[1]):
         return _read(match[1])
     match = re.fullmatch(rf"(.+?)\s*(?:‹)?\s*({'|'.join(MULTIPLIERS)})s?\s*(?:›)?\s*(.*)", text)
-    if match and re.fullmatch(_SIMPLE, match[1].strip()):
+    if match and re.fullmatch(SIMPLE, match[1].strip()):
         inner = _read(f"{match[1]} {match[3]}".strip())
         factor = MULTIPLIERS[match[2]]
         if isinstance(inner, Quantity):
@@ -640,14 +567,14 @@ def _is_rate(unit: Expr) -> bool:
 
 _POWER = r"\s*\\times\s*10\s*\^\s*\{-?\d+\}"
 _BARE_UNIT = re.compile(
-    rf"((?:{_SIMPLE}(?:{_POWER})?|\\frac\{{\d+\}}\{{\d+\}}|\d+\s*/\s*\d+|\d+\s+\d+\s*/\s*\d+)"
+    rf"((?:{SIMPLE}(?:{_POWER})?|\\frac\{{\d+\}}\{{\d+\}}|\d+\s*/\s*\d+|\d+\s+\d+\s*/\s*\d+)"
     r"(?:\s*\\frac\{\d+\}\{\d+\})?)\s*([A-Za-z¢一-鿿(][^\d\\]*(?:\^\s*\{?\s*\d\s*\}?)?)"
 )
 
 
 def _with_unit(text: str) -> Value | None:
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", text) and r"\circ" in text:
-        expr = _expression(re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"{\\frac{\1\\cdot\\pi}{180}}", text))
+        expr = expression(re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ", r"{\\frac{\1\\cdot\\pi}{180}}", text))
         return Text(_key(text)) if expr is None else _number(text, expr)
     if minutes := re.fullmatch(r"(\d+)\s*\^\s*\\circ\s*(\d+)\s*'", text):  # 45 degrees 30'
         return Quantity(Number(int(minutes[1]) + Rational(int(minutes[2]), 60)), DEGREE)
@@ -670,7 +597,7 @@ def _with_unit(text: str) -> Value | None:
     short = re.fullmatch(r"[A-Za-z]{1,2}\W*.*", match[2]) and not re.fullmatch(r"[A-Za-z]{3,}.*", match[2])
     if unit is None or (short and not spaced and len(match[2]) == 1):
         return None
-    expr = _expression(text) if short else None
+    expr = expression(text) if short else None
     return _of_unit(match[1], unit, None if expr is None else _number(text, expr))
 
 
@@ -702,111 +629,3 @@ def _key(text: str) -> str:
     if not letters.isalpha() or len(letters) < 2 or "\\" in text:
         return text
     return re.sub(r"^(?:an?|the) (?=\w\w)", "", text.lower().strip(" .,;!"))
-
-
-def _expression(text: str) -> Expr | None:
-    r"""The SymPy expression of the whole text; None if any of it is unknown.
-
-    >>> _expression(r"\frac{1}{2}x + 0.5"), _expression("3 | n"), _expression("DCBA"), _expression("1 2")
-    (x/2 + 1/2, None, None, None)
-    """
-    text = _mixed(text.strip())
-    if len(re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)) == 1:
-        text = re.sub(r"\\(pm|mp)(?![a-zA-Z])\s*", lambda m: ("+" if m[1] == "pm" else "-") + r"P_{pm}\cdot ", text)
-    text = re.sub(r"(?<=\d)[ ,](?=\d{3}(?!\d))", "", text) if re.fullmatch(_SIMPLE + r".*", text) else text
-    return _parsed(text) if _is_known(text.replace("P_{pm}", "P")) else None
-
-
-_MIXED = re.compile(
-    r"(?<![\d.}])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})(?!\s*[\d/^])"
-)
-
-
-def _mixed(text: str) -> str:
-    r"""Mixed numbers as sums; `2\frac{3}{2}` is none.
-
-    >>> _mixed("1 1/4"), _mixed(r"-2\frac{1}{2}"), _mixed(r"2\frac{3}{2}")
-    ('(1+\\frac{1}{4})', '-(2+\\frac{1}{2})', '2\\frac{3}{2}')
-    """
-
-    def as_sum(match: re.Match[str]) -> str:
-        over, under = (match[2], match[3]) if match[2] else (match[4], match[5])
-        return rf"({match[1]}+\frac{{{over}}}{{{under}}})" if int(over) < int(under) else match[0]
-
-    return _MIXED.sub(as_sum, text)
-
-
-def _is_known(text: str) -> bool:
-    if re.search(r"\d\s+\d|\d*\.\d*\.|[^\d]\.(?!\d)|\^[^{\s]\^|'|(?<![\d}])\.\D|!\s*!|\^\d+\s*\^", text):
-        return False
-    if re.search(r"\d\s*\^\s*\{\s*\d+\s*\^\s*\{\s*\d+\s*\^", text):
-        return False  # a tower that nobody can evaluate
-    if re.search(
-        r"/\s*(?:\d+|[a-zA-Z]|\\[a-zA-Z]+(?:\{[^{}]*\})*|\{[^{}]*\})\s*(?:[a-zA-Z(]|\\(?!cdot|times|div|rfloor|rceil))",
-        text,
-    ):
-        return False  # 1/2x: half of x or one over 2x?
-    tokens = _TOKEN.findall(re.sub(r"(\\(?:sum|prod)\s*_\s*\{\s*[a-z])\s*=", r"\1+", text))
-    place = 0
-    for token in tokens:
-        before, place = text[:place], place + len(token)
-        if token.startswith("\\") and len(token) > 1:
-            if token[1:] not in _COMMANDS:
-                return False
-        elif token.isalpha():
-            if not token.isascii() or not _is_product(token, before, text[place:]):
-                return False
-        elif not (token.isdigit() and token.isascii()) and token not in "+-/^_(){}!|. ":
-            return False if token not in "[]," else _is_index(text)
-    return text.count("|") % 2 == 0
-
-
-def _is_index(text: str) -> bool:
-    """Whether the brackets and commas are those of a root's index or a function's arguments."""
-    rest = re.sub(r"\\sqrt\s*\[[^\[\]]*\]|\\(?:max|min|gcd|lcm)\s*\([^()]*\)", "", text)
-    return not re.search(r"[\[\],]", rest)
-
-
-def _is_product(letters: str, before: str, after: str) -> bool:
-    """Whether letters without a space are variables side by side, not a word.
-
-    >>> _is_product("xy", "", ""), _is_product("is", "5 ", " 3"), _is_product("at", "e^{", "}")
-    (True, False, True)
-    >>> _is_product("abc", "3", ""), _is_product("abc", "", ""), _is_product("cat", "", " 2")
-    (True, False, False)
-    """
-    if len(letters) == 1 or letters in ("dx", "dy", "dt"):
-        return True
-    joined = bool(re.search(r"(?:[{}^_(+*/-]\s*|\d)$", before) or re.match(r"\s*[{}^_)+*/-]", after))
-    if len(letters) == 2:
-        return joined or (letters not in _NO_PRODUCTS and (letters.islower() or letters.isupper()))
-    return len(letters) == 3 and joined and not re.match(r"\s*[\dA-Za-z]", after)
-
-
-_DECIMAL = re.compile(r"(?<!\d)(\d*)\.(\d+)(?!\d)")
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> Expr | None:
-    text = re.sub(r"(?<=\d)\.(?!\d)", "", text)
-    text = re.sub(r"\^\s*(\d*\.\d+)", r"^{\1}", text)
-    text = _DECIMAL.sub(lambda m: rf"\frac{{{int((m[1] or '0') + m[2])}}}{{{10 ** len(m[2])}}}", text)
-    text = re.sub(r"\\gamma(?![a-zA-Z])", r"\\Upsilon ", text)  # else the gamma function
-    text = re.sub(r"(?<![a-zA-Z\\])I(?![a-zA-Z])", "I_{0}", text)  # else the imaginary unit
-    text = re.sub(r"(?<![a-zA-Z\\])E(?=\s*_)", r"\\Xi ", text)  # else a power of ten
-    try:
-        value = sympy_of(text)
-    except Exception:
-        return None
-    if not isinstance(value, Expr) or value.has(sympy.nan):
-        return None
-    return _plain(value)
-
-
-def _plain(value: Expr) -> Expr:
-    """Symbols by name alone, i as the imaginary unit, applied unknown functions as symbols."""
-    special = {"i": sympy.I, "P_{pm}": Symbol("pm")}
-    names = {s: special.get(s.name, Symbol(s.name)) for s in value.free_symbols}
-    value = value.xreplace(names)
-    unknown = {f: Symbol(f"{f}") for f in value.atoms(sympy.core.function.AppliedUndef)}
-    return value.xreplace(unknown)
