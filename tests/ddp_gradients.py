@@ -51,7 +51,7 @@ class Gradients(pl.Callback):
     """Keeps the gradients that the optimiser gets, and counts the micro-batches behind them."""
 
     def __init__(self):
-        self.microbatches, self.gradient, self.gradients = 0, None, []
+        self.microbatches, self.gradient, self.gradients, self.ranks = 0, None, [], None
 
     def on_before_backward(self, trainer, module, loss):
         self.microbatches += 1
@@ -59,6 +59,7 @@ class Gradients(pl.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.gradient = torch.cat([p.grad.flatten() for p in module.model.parameters()]).clone()
         self.gradients.append(self.gradient)
+        self.ranks = module.gathered(module.global_rank)
 
 
 class OfFourGroups:
@@ -113,6 +114,8 @@ def fitted(devices, precision, bound, *overrides, **stages):
     strategy = "ddp" if devices > 1 else "auto"
     trainer = build_trainer(1, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])
     trainer.fit(module, datamodule=data)
+    # The ranks' groups happen to have the same statistics, so the gradients alone do not show it.
+    assert kept.ranks == list(range(devices))
     return kept
 
 
