@@ -448,7 +448,7 @@ def test_a_column_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None
 def test_options_that_the_model_does_not_see_are_told(
     options: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"question": f"{i}: 2 + 2?", "answer": 1, "choices": options} for i in range(2)]
+    rows = [{"question": f"{i}: A or B, 2 + 2?", "answer": 1, "choices": options} for i in range(2)]
     shown = [{"question": "5: 2 + 2? (A) 3 (B) 4", "answer": "B", "choices": options}]
     write_json(tmp_path / "t.json", [*shown, *rows])
     read_problems(tmp_path / "t.json", {}, [])
