@@ -71,8 +71,8 @@ def test_one_two_or_seven_micro_batches_one_or_two_ranks(runs):
 def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
     # Groups 0 and 1 are rank 0's, 2 and 3 rank 1's: a step takes 0 and 2, then 1 and 3. Where group 2 is dropped, rank
     # 1 has nothing in the first step and takes part all the same.
-    def across(batch, groups, num_groups):
-        assert (groups, num_groups) == (2, 4)
+    def across(batch, rollout, minibatch_rows, ranks):
+        assert (minibatch_rows, ranks, len(rollout.problems)) == (2 * rollout.num_generations, 1, 4)
         return [(batch.problem_ids % 2 == step).nonzero().flatten() for step in (0, 1)]
 
     monkeypatch.setattr(grpo, "minibatches", across)

@@ -70,6 +70,7 @@ class GRPOModule(PolicyModule):
         # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
         self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
         self._rollouts = 0  # responses that this iteration has generated, a correction's too
+        self._ranks = 1
         self.register_buffer("num_tokens", torch.zeros((), dtype=torch.long))
         self.register_buffer("num_rollouts", torch.zeros((), dtype=torch.long))
 
@@ -93,7 +94,8 @@ class GRPOModule(PolicyModule):
     def on_fit_start(self) -> None:
         """See `PolicyModule.on_fit_start`; refuse minibatches that the ranks cannot share."""
         super().on_fit_start()
-        check_minibatches(self.minibatch_rows, self.num_generations, self.trainer.world_size)
+        self._ranks = self.trainer.world_size
+        check_minibatches(self.minibatch_rows, self.num_generations, self._ranks)
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
         """One iteration on P problems; Lightning hands what is returned to the callbacks."""
@@ -173,7 +175,7 @@ class GRPOModule(PolicyModule):
             num_generations=self.num_generations,
             forward=self.forward_settings(self.rollout.sampling.temperature, packing),
             grading=grading,
-            minibatches=minibatches(batch, rollout, self.minibatch_rows, self.trainer.world_size),
+            minibatches=minibatches(batch, rollout, self.minibatch_rows, self._ranks),
         )
 
     def _reference_model(self) -> Any | None:
