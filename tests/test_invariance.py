@@ -9,9 +9,10 @@ import ddp_gradients
 import pytest
 import torch
 from ddp_gradients import BOUNDS, CASES, PRECISIONS, OfFourGroups, gradient, minibatch_gradients
-from small_runs import REPO, SMALL_GRPO, command, composed
+from small_runs import REPO, SMALL_GRPO, composed
 
 from edge_grpo.algorithms import grpo
+from edge_grpo.algorithms.checks import check_minibatches
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 
@@ -84,14 +85,19 @@ def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
     assert difference(one[2], one[0]) > 1e-3  # the policy has moved
 
 
-def test_minibatches_that_two_ranks_cannot_share_are_refused(tmp_path):
-    override = ("algorithm.minibatch_rows=2", "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}")
-    output, _ = (process := command(*SMALL_GRPO, *override)).communicate(timeout=120)
-    assert process.returncode == 2
-    assert (
-        "algorithm.minibatch_rows=2 must be a multiple of algorithm.num_generations=2 times the 2 ranks: each takes "
-        "whole groups" in " ".join(output.split())
-    )
+def test_minibatches_that_two_ranks_cannot_share_are_refused():
+    check_minibatches(None, 2, 2)
+    check_minibatches(4, 2, 2)
+    with pytest.raises(UserError, match=r"minibatch_rows=2 must be a multiple of .*=2 times the 2 ranks"):
+        check_minibatches(2, 2, 2)
+
+
+def test_a_fit_checks_its_minibatches_with_its_ranks(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grpo, "check_minibatches", lambda *settings: asked.append(settings))
+    monkeypatch.chdir(tmp_path)
+    minibatch_gradients(1)
+    assert [(rows % generations, ranks) for rows, generations, ranks in asked] == [(0, 1)]
 
 
 def test_bnpo_depends_on_the_cut_by_definition(runs):
