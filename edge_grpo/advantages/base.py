@@ -74,7 +74,7 @@ class AdvantageInputs:
         completion_mask: [N, T] bool, response tokens.
         sampled_mask: [N, T] bool, response tokens that the policy sampled itself.
         entropy: [N, T] token entropies in nats, or None where no strategy reads them.
-        grading: what else grading says of the rows; None where no strategy reads it.
+        grading: what else grading says of the rows; training always gives it.
         logprobs: [N, T] log-probs of the policy before the update, in nats, without graph; filled with `entropy`.
     """
 

@@ -25,7 +25,7 @@ class GRPOUpdate:
         advantage, loss: the strategies.
         num_generations: G.
         forward: cuts micro-batches and computes log-probs and entropies.
-        grading: of the rows; None where the advantage reads none.
+        grading: of the rows; training always gives it.
         minibatches: the rows of each optimiser step of an epoch, in whole groups, every row once; one may have none
             here and some on another rank. None: all rows in one step.
     """

@@ -83,12 +83,14 @@ def _problem(values: Mapping[str, Any], row: Row, default_id: str, layout: Layou
         value = None if name is None else lookup(values, name)
         return None if value is ABSENT else value, Place(row.where, name or field)
 
-    turns, question, reference = _question(*read("question"))
+    value, place = read("question")
+    messages = messages_of(value)
+    turns, question, reference = _question(value, messages, place)
     turns = _with_system(turns, *read("system"))
     solution = text_or_none(*read("solution")) or reference
     answers, solution = _gold(*read("answer"), solution, layout)
     return Problem(
-        id=identity(read("id")[0], default_id, read("id")[1]),
+        id=identity(*read("id"), default_id),
         question=question,
         answers=answers,
         solution=solution,
@@ -96,13 +98,12 @@ def _problem(values: Mapping[str, Any], row: Row, default_id: str, layout: Layou
         origin=row.where,
         columns=MappingProxyType({k: value for k, value in values.items() if k != layout.columns["question"]}),
         turns=turns,
-        is_chat=messages_of(read("question")[0]) is not None,
+        is_chat=messages is not None,
     )
 
 
-def _question(value: object, place: Place) -> tuple[tuple[Turn, ...], str, str | None]:
-    """(turns before the question, question, reference) of a text or a chat."""
-    messages = messages_of(value)
+def _question(value: object, messages: Sequence[Any] | None, place: Place) -> tuple[tuple[Turn, ...], str, str | None]:
+    """(turns before the question, question, reference) of a text or a chat, whose messages are `messages`."""
     if messages is not None:
         # Only messages are said by the assistant too; a prompt that ends so would be one to go on from.
         return chat(messages, place, with_reference=place.column.rpartition(".")[2] == "messages")

@@ -85,7 +85,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def identity(value: object, default: str, place: Place) -> str:
+def identity(value: object, place: Place, default: str) -> str:
     """The id of a row."""
     if value is None:
         return default

@@ -21,7 +21,7 @@ from edge_grpo.rewards.answers.sets import (
     variables_within,
 )
 from edge_grpo.rewards.answers.units import DEGREE, ratio
-from edge_grpo.rewards.answers.values import Number, Value
+from edge_grpo.rewards.answers.values import Number, Value, both_signs
 
 _SEQUENCES = frozenset({("", ""), ("(", ")"), ("[", "]"), ("<", ">")})
 
@@ -179,9 +179,9 @@ class _Equality:
 
     def _quantities(self, gold: Value, answer: Value) -> bool:
         if isinstance(gold, v.Quantity) and isinstance(answer, v.Quantity):
-            factor = ratio(answer.unit, gold.unit)
-            if factor is not None:
-                return self._numbers(gold.number, Number(answer.number.expr * factor, answer.number.decimal))
+            times = ratio(answer.unit, gold.unit)
+            if times is not None:
+                return self._numbers(gold.number, Number(answer.number.expr * times, answer.number.decimal))
             return bool(gold.otherwise and answer.otherwise and self._numbers(gold.otherwise, answer.otherwise))
         quantity, other = (gold, answer) if isinstance(gold, v.Quantity) else (answer, gold)
         assert isinstance(quantity, v.Quantity)
@@ -229,8 +229,8 @@ class _Equality:
         if isinstance(other, Number) and other.grouped and sequence.left == "" and other.expr.is_Integer:
             parts = tuple(Number(Integer(part)) for part in f"{int(other.expr):,}".split(","))
             return self._lists(*(parts if side is other else _expanded(side) for side in (gold, answer)))  # type: ignore[arg-type]
-        if isinstance(other, v.Number) and (pair := _plus_minus(other)) is not None:
-            return self(*(pair if side is other else side for side in (gold, answer)))
+        if isinstance(other, Number) and (pair := both_signs(other)):
+            return self(*(v.Sequence("", pair, "") if side is other else side for side in (gold, answer)))
         if sequence.left in ("{", "") and len(sequence.items) == 1:
             return self(*(side.items[0] if isinstance(side, v.Sequence) else side for side in (gold, answer)))
         return False
@@ -251,15 +251,13 @@ class _Equality:
             return self._lists(*pair)
         if any((side.left, side.right) not in _SEQUENCES for side in (gold, answer)):
             return False
-        if {gold.left, answer.left} <= {"(", "<"} or {gold.left, answer.left} <= {"", "(", "<", "["}:
-            if "[" in (gold.left, answer.left) and len(gold.items) <= 2:
-                return False  # an interval
-            if "" in (gold.left, answer.left) and _may_be_interval(gold if gold.left else answer):
-                bare = gold if not gold.left else answer
-                if not all(isinstance(item, v.Named) for item in bare.items):
-                    return False
-            return self._in_order(gold, answer)
-        return False
+        if "[" in (gold.left, answer.left) and len(gold.items) <= 2:
+            return False  # an interval
+        if "" in (gold.left, answer.left) and _may_be_interval(gold if gold.left else answer):
+            bare = gold if not gold.left else answer
+            if not all(isinstance(item, v.Named) for item in bare.items):
+                return False
+        return self._in_order(gold, answer)
 
     def _lists(self, gold: Items[Value], answer: Items[Value]) -> bool:
         if any(item == v.DOTS for item in (*gold, *answer)):
@@ -311,9 +309,9 @@ class _Equality:
     def _numbers(self, gold: Value, answer: Value) -> bool:
         if not (isinstance(gold, Number) and isinstance(answer, Number)):
             return False
-        pairs = [_plus_minus(side) for side in (gold, answer)]
-        if all(pairs):
-            return pair_up(pairs[0].items, pairs[1].items, self)  # type: ignore[union-attr]
+        first, second = both_signs(gold), both_signs(answer)
+        if first and second:
+            return pair_up(first, second, self)
         if same_number(gold.expr, answer.expr):
             return True
         if self.tolerance is None or not (gold.decimal or answer.decimal):
@@ -329,22 +327,11 @@ def _once(items: Items[Value], same: Callable[[Value, Value], bool]) -> tuple[Va
     return tuple(kept)
 
 
-_PLUS_MINUS = Symbol("pm")
-
-
-def _plus_minus(number: Number) -> v.Sequence | None:
-    if _PLUS_MINUS not in number.expr.free_symbols:
-        return None
-    both = tuple(Number(number.expr.xreplace({_PLUS_MINUS: Integer(sign)}), number.decimal) for sign in (1, -1))
-    return v.Sequence("", both, "")
-
-
 def _expanded(sequence: v.Sequence) -> tuple[Value, ...]:
     items: list[Value] = []
     for item in sequence.items:
         inner = item.value if isinstance(item, v.Named) else item
-        pair = _plus_minus(inner) if isinstance(inner, Number) else None
-        items.extend(pair.items if pair is not None else (item,))
+        items.extend((isinstance(inner, Number) and both_signs(inner)) or (item,))
     return tuple(items)
 
 

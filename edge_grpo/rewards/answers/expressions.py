@@ -7,6 +7,7 @@ import sympy
 from sympy import Expr, Symbol
 
 from edge_grpo.rewards.answers.grammar import sympy_of
+from edge_grpo.rewards.answers.values import PLUS_MINUS
 
 _FUNCTIONS_TEXT = """
     sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd lcm
@@ -130,7 +131,7 @@ def _parsed(text: str) -> Expr | None:
 
 def _plain(value: Expr) -> Expr:
     """Symbols by name alone, i as the imaginary unit, applied unknown functions as symbols."""
-    special = {"i": sympy.I, "P_{pm}": Symbol("pm")}
+    special = {"i": sympy.I, "P_{pm}": PLUS_MINUS}
     names = {s: special.get(s.name, Symbol(s.name)) for s in value.free_symbols}
     value = value.xreplace(names)
     unknown = {f: Symbol(f"{f}") for f in value.atoms(sympy.core.function.AppliedUndef)}

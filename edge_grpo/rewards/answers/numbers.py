@@ -32,7 +32,7 @@ def factor(first: Expr, second: Expr) -> Expr | None:
 
 
 def same_number(gold: Expr, answer: Expr) -> bool:
-    """As expressions; besides, one integer parameter may have another letter, and `+ C` may be left out of neither."""
+    """As expressions; besides, one integer parameter may have another letter, and the answer may end in `+ C`."""
     if same_expression(gold, answer):
         return True
     if (renamed := _other_letter(gold, answer)) is not None and same_expression(gold, renamed):

@@ -13,7 +13,7 @@ from sympy import Expr, Integer, Pow, Rational, Symbol
 
 from edge_grpo.rewards.answers.expressions import SIMPLE, expression
 from edge_grpo.rewards.answers.numbers import same_expression
-from edge_grpo.rewards.answers.rules import MULTIPLIERS, meaning_of_words, normalised
+from edge_grpo.rewards.answers.rules import MULTIPLIERS, NUMBER_WORDS, meaning_of_words, normalised
 from edge_grpo.rewards.answers.splitting import closing, split, split_keeping
 from edge_grpo.rewards.answers.units import CURRENCY_SIGNS, DEGREE, ratio, unit_of
 from edge_grpo.rewards.answers.values import (
@@ -38,6 +38,7 @@ from edge_grpo.rewards.answers.values import (
     Text,
     Union,
     Value,
+    both_signs,
 )
 
 _NAME = re.compile(
@@ -312,7 +313,7 @@ def _compound(parts: list[str]) -> Value | None:
 
 
 def _expanded(items: tuple[Value, ...]) -> tuple[Value, ...]:
-    r"""Lists of one `\pm` inside a list become part of it."""
+    """Bare lists inside a list become part of it: two points that one text stands for."""
     flat: list[Value] = []
     for item in items:
         if isinstance(item, Sequence) and item.left == "" and not item.ordered:
@@ -455,9 +456,6 @@ def _sets(text: str) -> Value | None:
     return None
 
 
-_PLUS_MINUS = Symbol("pm")
-
-
 def _bracketed(text: str) -> Value | None:
     if text.startswith("\\{") and text.endswith("\\}") and closing(text, 0) == len(text) - 1:
         inner = text[2:-2].strip()
@@ -483,11 +481,9 @@ def _bracketed(text: str) -> Value | None:
     rows = [item.items for item in items if isinstance(item, Sequence) and (item.left, item.right) == ("[", "]")]
     if left == "[" and right == "]" and len(rows) == len(items) and len({len(row) for row in rows}) == 1:
         return Table(tuple(rows))  # [[1, 2], [3, 4]]
-    signs = [i for i, item in enumerate(items) if isinstance(item, Number) and _PLUS_MINUS in item.expr.free_symbols]
-    if left == "(" and right == ")" and len(signs) == 1:  # (1, \pm 2) is two points
-        place, number = signs[0], items[signs[0]]
-        assert isinstance(number, Number)
-        both = (Number(number.expr.xreplace({_PLUS_MINUS: Integer(sign)}), number.decimal) for sign in (1, -1))
+    signed = [(i, both) for i, item in enumerate(items) if isinstance(item, Number) and (both := both_signs(item))]
+    if left == "(" and right == ")" and len(signed) == 1:  # (1, \pm 2) is two points
+        place, both = signed[0]
         return Sequence("", tuple(Sequence("(", (*items[:place], n, *items[place + 1 :]), ")") for n in both), "")
     return Sequence(left, items, right)
 
@@ -496,9 +492,7 @@ def _based(text: str) -> Value | None:
     match = re.fullmatch(r"\(?‹?([0-9A-F]+)›?\)?\s*_\s*\{?\s*(?:‹)?\s*([1-9]\d?|[a-z]+)\s*(?:›)?\s*\}?", text)
     if not match:
         return None
-    words = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
-             "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
-    base = words.get(match[2], match[2])
+    base = str(NUMBER_WORDS.get(match[2], match[2]))
     is_name = match[1].isalpha() and (base != "16" or len(match[1]) < 2)  # A_2
     return Based(match[1].lstrip("0") or "0", base) if base.isdigit() and not is_name else None
 

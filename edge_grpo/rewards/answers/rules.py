@@ -90,7 +90,6 @@ RULES = (
     Rule(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])", " ", r"\left(1\right) ->  (1 )"),
     Rule(r"\\(?:[hv]?phantom|label|tag)\{[^{}]*\}", "", r"5\phantom{0} -> 5"),
     Rule(r"\\(?:textcolor|color)\s*\{[a-zA-Z]+\}", "", r"\color{red}{5} -> {5}"),
-    Rule(r"\\(?:limits|nolimits)(?![a-zA-Z])", "", r"\sum\limits -> \sum"),
     Rule(r"\\(?:checkmark|blacksquare|qedsymbol|qed)\s*$", "", r"42\blacksquare -> 42"),
     Rule(r"\{\s*([^{}]*?)\s*\\over(?![a-zA-Z])\s*([^{}]*?)\s*\}", r"\\frac{\1}{\2}", r"{3 \over 4} -> \frac{3}{4}"),
     Rule(r"(?<=[\dA-F])\s*(?:\\text\s*\{\s*\(?\s*(?:in )?base\s+(\w+)\s*\)?\s*\}|\(?(?:in )?base\s+(\w+)\)?)\s*$",
@@ -148,7 +147,7 @@ RULES = (
     Rule(r"\\frac\s*(\w)\s*\{", r"\\frac{\1}{", r"\frac9{19} -> \frac{9}{19}"),
     Rule(r"\\frac\s*(\{(?:[^{}]|\{[^{}]*\})*\})\s*([\da-zA-Z])", r"\\frac\1{\2}", r"\frac{270}7 -> \frac{270}{7}"),
     Rule(r"\\frac\s*([\da-zA-Z])\s*([\da-zA-Z])", r"\\frac{\1}{\2}", r"\frac ab -> \frac{a}{b}"),
-    Rule(r"\\frac\s*(\\[a-zA-Z]+)\s*([\da-zA-Z])", r"\\frac{\1}{\2}", r"\frac\pi2 -> \frac{\pi}{2}"),
+    Rule(r"\\frac\s*(\\[a-zA-Z]+)(?![a-zA-Z])\s*([\da-zA-Z])", r"\\frac{\1}{\2}", r"\frac\pi2 -> \frac{\pi}{2}"),
     Rule(r"\\frac\s*(\\[a-zA-Z]+)\s*\{", r"\\frac{\1}{", r"\frac\pi{12} -> \frac{\pi}{12}"),
     Rule(r"\\sqrt\s*(\[[^\[\]]*\])?\s*([\da-zA-Z])", r"\\sqrt\1{\2}", r"\sqrt2 -> \sqrt{2}"),
     Rule(r"\\sqrt\s*(\\[a-zA-Z]+)", r"\\sqrt{\1}", r"\sqrt\pi -> \sqrt{\pi}"),
@@ -262,7 +261,7 @@ _BEFORE_WORDS = next(i for i, rule in enumerate(RULES) if rule.pattern.startswit
 
 
 def _outside_words(rule: Rule, text: str) -> str:
-    """The rule on what is not between `‹` and `›`; "and", "or" and lone numbers between them are connections."""
+    """The rule on what is not between `‹` and `›`."""
     if "‹" not in text:
         return rule.apply(text)
     pieces = re.split(r"(‹[^‹›]*›)", text)

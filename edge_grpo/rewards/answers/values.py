@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sympy import Expr
+from sympy import Expr, Integer, Symbol
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,18 @@ class Table:
 
     rows: tuple[tuple["Value", ...], ...]
     cases: bool = False
+
+
+PLUS_MINUS = Symbol("pm")
+"""stands for 1 and -1 in an expression"""
+
+
+def both_signs(number: Number) -> tuple[Number, Number] | None:
+    r"""The two numbers of one with `\pm`; None of any other."""
+    if PLUS_MINUS not in number.expr.free_symbols:
+        return None
+    plus, minus = (number.expr.xreplace({PLUS_MINUS: Integer(sign)}) for sign in (1, -1))
+    return Number(plus, number.decimal), Number(minus, number.decimal)
 
 
 Value = (
