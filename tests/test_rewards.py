@@ -168,6 +168,13 @@ def test_the_official_grader_is_as_lenient_as_the_released_one() -> None:
     assert rewards.ungradable([problem("(1,")]) == [None]
 
 
+def test_what_the_official_grader_evaluates_has_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, ...]] = []
+    monkeypatch.setattr("edge_grpo.rewards.verifier.KillablePool", lambda *settings, **_: made.append(settings))
+    OfficialVerifier(3, 1.0, 100, 2.0)
+    assert made == [(3, 1.0, 2.0, 1)]  # workers, seconds, GiB, answers a process
+
+
 def test_without_its_extra_the_official_grader_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"reward=official needs mathruler: pip install 'edge-grpo\[official\]'"):

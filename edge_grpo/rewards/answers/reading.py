@@ -15,7 +15,7 @@ from edge_grpo.rewards.answers.expressions import SIMPLE, expression
 from edge_grpo.rewards.answers.numbers import same_expression
 from edge_grpo.rewards.answers.rules import MULTIPLIERS, NUMBER_WORDS, meaning_of_words, normalised
 from edge_grpo.rewards.answers.splitting import closing, split, split_keeping
-from edge_grpo.rewards.answers.units import CURRENCY_SIGNS, DEGREE, ratio, unit_of
+from edge_grpo.rewards.answers.units import CELSIUS, CURRENCY_SIGNS, DEGREE, FAHRENHEIT, ratio, unit_of
 from edge_grpo.rewards.answers.values import (
     DOTS,
     Approximation,
@@ -575,7 +575,7 @@ def _with_unit(text: str) -> Value | None:
     match = re.fullmatch(r"(.*?)\s*\^\s*\\circ\s*(?:(?:\\circ)?\s*‹?\s*([CF]?)\s*›?)", text)
     if match and match[1]:
         number = _read(match[1])
-        unit = {"C": Symbol("celsius"), "F": Symbol("fahrenheit")}.get(match[2], DEGREE)
+        unit = {"C": CELSIUS, "F": FAHRENHEIT}.get(match[2], DEGREE)
         return Quantity(number, unit) if isinstance(number, Number) else Text(_key(text))
     match = re.fullmatch(
         r"([^‹›]*?[^‹›\s])\s*((?:/\s*)?‹[^‹›]*›(?:\s*(?:\^\s*\{?\s*-?\d\s*\}?|/|\\cdot|‹[^‹›]*›))*)", text

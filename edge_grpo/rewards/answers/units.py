@@ -5,10 +5,10 @@ is a symbol of its own: `5 apples` are not `5 oranges`.
 """
 
 import re
+from functools import cache
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
-from sympy.physics import units as u
 
 _DOLLAR, _POUND, _EURO, _YUAN, _RUPEE, _YEN = (
     Symbol(f"currency {n}") for n in ("dollar", "pound", "euro", "yuan", "rupee", "yen")
@@ -16,30 +16,40 @@ _DOLLAR, _POUND, _EURO, _YUAN, _RUPEE, _YEN = (
 DEGREE = Symbol("degree")
 CELSIUS, FAHRENHEIT = Symbol("celsius"), Symbol("fahrenheit")
 
-_UNITS: dict[str, Expr] = {
-    name: unit
-    for names, unit in {
-        "m|meter|metre|米": u.meter, "cm|centimeter|centimetre|厘米": u.centimeter, "mm|millimeter|毫米": u.millimeter,
-        "km|kilometer|kilometre|公里|千米": u.kilometer, "dm|decimeter|分米": u.meter / 10,
-        "in|inch|inche": u.inch, "ft|foot|feet": u.foot, "yd|yard": u.yard, "mi|mile": u.mile,
-        "g|gram|克": u.gram, "kg|kilogram|千克|公斤": u.kilogram, "mg|milligram": u.milligram, "lb|pound": u.pound,
-        "oz|ounce": u.pound / 16, "ton|tonne|吨": 1000 * u.kilogram,
-        "s|sec|second|秒": u.second, "min|minute|分钟": u.minute, "h|hr|hour|小时|时": u.hour, "day|天|日": u.day,
-        "week|周|星期": 7 * u.day, "yr|year|年": Symbol("year"), "month|月|个月": Symbol("month"),
-        "l|L|liter|litre|升": u.liter, "ml|mL|milliliter|毫升": u.liter / 1000, "gal|gallon": Symbol("gallon"),
-        "acre": Symbol("acre"), "hectare": 10000 * u.meter**2, "mph": u.mile / u.hour, "kmph": u.kilometer / u.hour,
-        "cc": u.centimeter**3, "sqft": u.foot**2,
-        "degree|deg|度": DEGREE, "radian|rad": Symbol("radian"),
-        "dollar|USD|usd|buck|美元": _DOLLAR, "cent|¢|美分": _DOLLAR / 100, "pence|penny": _POUND / 100,
-        "euro|欧元": _EURO,
-        "yuan|元|RMB|块": _YUAN, "rupee|Rs|rs|INR": _RUPEE, "yen|日元": _YEN,
-        "cal|calorie": Symbol("calorie"), "kcal|kilocalorie": 1000 * Symbol("calorie"), "eV": Symbol("electronvolt"),
-        "kJ": 1000 * u.joule, "kW": 1000 * u.watt, "mol|mole": Symbol("mole"),
-        "N|newton": u.newton, "J|joule": u.joule, "W|watt": u.watt, "Hz|hertz": u.hertz, "Pa|pascal": u.pascal,
-        "V|volt": u.volt, "ohm": u.ohm, "K|kelvin": u.kelvin,
-    }.items()
-    for name in names.split("|")
-}  # fmt: skip
+
+@cache
+def _units() -> dict[str, Expr]:
+    """Name -> unit. SymPy's units take 0.2 s to load, and the process that trains grades nothing itself."""
+    from sympy.physics import units as u
+
+    return {
+        name: unit
+        for names, unit in {
+            "m|meter|metre|米": u.meter, "cm|centimeter|centimetre|厘米": u.centimeter,
+            "mm|millimeter|毫米": u.millimeter,
+            "km|kilometer|kilometre|公里|千米": u.kilometer, "dm|decimeter|分米": u.meter / 10,
+            "in|inch|inche": u.inch, "ft|foot|feet": u.foot, "yd|yard": u.yard, "mi|mile": u.mile,
+            "g|gram|克": u.gram, "kg|kilogram|千克|公斤": u.kilogram, "mg|milligram": u.milligram, "lb|pound": u.pound,
+            "oz|ounce": u.pound / 16, "ton|tonne|吨": 1000 * u.kilogram,
+            "s|sec|second|秒": u.second, "min|minute|分钟": u.minute, "h|hr|hour|小时|时": u.hour, "day|天|日": u.day,
+            "week|周|星期": 7 * u.day, "yr|year|年": Symbol("year"), "month|月|个月": Symbol("month"),
+            "l|L|liter|litre|升": u.liter, "ml|mL|milliliter|毫升": u.liter / 1000, "gal|gallon": Symbol("gallon"),
+            "acre": Symbol("acre"), "hectare": 10000 * u.meter**2, "mph": u.mile / u.hour, "kmph": u.kilometer / u.hour,
+            "cc": u.centimeter**3, "sqft": u.foot**2,
+            "degree|deg|度": DEGREE, "radian|rad": Symbol("radian"),
+            "dollar|USD|usd|buck|美元": _DOLLAR, "cent|¢|美分": _DOLLAR / 100, "pence|penny": _POUND / 100,
+            "euro|欧元": _EURO,
+            "yuan|元|RMB|块": _YUAN, "rupee|Rs|rs|INR": _RUPEE, "yen|日元": _YEN,
+            "cal|calorie": Symbol("calorie"), "kcal|kilocalorie": 1000 * Symbol("calorie"),
+            "eV": Symbol("electronvolt"),
+            "kJ": 1000 * u.joule, "kW": 1000 * u.watt, "mol|mole": Symbol("mole"),
+            "N|newton": u.newton, "J|joule": u.joule, "W|watt": u.watt, "Hz|hertz": u.hertz, "Pa|pascal": u.pascal,
+            "V|volt": u.volt, "ohm": u.ohm, "K|kelvin": u.kelvin,
+        }.items()
+        for name in names.split("|")
+    }  # fmt: skip
+
+
 CURRENCY_SIGNS = {r"\$": _DOLLAR, "€": _EURO, "£": _POUND, "¥": _YUAN, "₹": _RUPEE}
 """what stands before an amount"""
 
@@ -128,8 +138,8 @@ def _product(text: str, *, in_text: bool) -> Expr | None:
 def _known(name: str) -> Expr | None:
     for candidate in (name, name.lower() if len(name) > 2 else name):
         for form in (candidate, candidate.removesuffix("s") if len(candidate) > 2 else candidate):
-            if form in _UNITS:
-                return _UNITS[form]
+            if form in _units():
+                return _units()[form]
     return None
 
 
@@ -159,9 +169,12 @@ def _singular(word: str) -> str:
 def ratio(of: Expr, to: Expr) -> Expr | None:
     """How many of the second unit the first one is; None if they measure different things.
 
-    >>> ratio(u.meter, u.centimeter), ratio(u.meter, u.second)
+    >>> from sympy.physics.units import centimeter, meter, second
+    >>> ratio(meter, centimeter), ratio(meter, second)
     (100, None)
     """
+    from sympy.physics import units as u
+
     value = sympy.nsimplify(u.convert_to(of / to, [u.meter, u.kilogram, u.second]), rational=True)
     if value.free_symbols or value.has(u.Quantity):
         return None
