@@ -34,6 +34,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.grpo import GRPOModule
+from edge_grpo.allocations.uniform import Uniform
 from edge_grpo.corrections.guided import GuidedCorrection
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.group_filters.keep_all import KeepAll
@@ -41,6 +42,7 @@ from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rollouts import native
+from edge_grpo.token_filters.keep_all import KeepAllTokens
 from edge_grpo.types import Problem, ProblemBatch
 
 G = 8
@@ -88,7 +90,10 @@ class Problems(pl.LightningDataModule):
         self.problems = problems
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader([ProblemBatch(self.problems)], batch_size=None)
+        return DataLoader(
+            [ProblemBatch(self.problems, lambda i: self.problems[i % len(self.problems)])],
+            batch_size=None,
+        )
 
 
 class Clock(pl.Callback):
@@ -126,12 +131,14 @@ def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: 
         {"sampled": 1.0, "injected": 1.0, "reference": 1.0},
     )
     module = GRPOModule(
+        allocation=Uniform(),
         correction=guided if gec else Keep(),
         group_filter=KeepAll(),
         advantage=Vanilla(1e-4),
         loss=ClippedLoss(
             aggregation="grpo", epsilon_low=0.2, epsilon_high=0.2, beta=0.0, kl="k3", max_response_tokens=LONGEST
         ),
+        token_filter=KeepAllTokens(),
         num_generations=G,
         update_epochs=1,
         minibatch_rows=None,

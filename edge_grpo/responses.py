@@ -21,12 +21,13 @@ def without_eos(response: Response, eos_ids: Sequence[int]) -> Response:
     """The response without its final EOS, if it has one."""
     if not len(response) or int(response.token_ids[-1]) not in eos_ids:
         return replace(response, finish_reason="length")
-    return Response(
-        response.token_ids[:-1],
-        response.sampling_logprobs[:-1],
-        response.entropies[:-1],
-        response.provenance[:-1],
-        "length",
+    return replace(
+        response,
+        token_ids=response.token_ids[:-1],
+        sampling_logprobs=response.sampling_logprobs[:-1],
+        entropies=response.entropies[:-1],
+        provenance=response.provenance[:-1],
+        finish_reason="length",
     )
 
 
@@ -43,11 +44,12 @@ def reference_response(token_ids: Sequence[int]) -> Response:
 
 
 def join(first: Response, second: Response) -> Response:
-    """Two pieces of one response; it ends as the second piece ends."""
-    return Response(
-        torch.cat([first.token_ids, second.token_ids]),
-        torch.cat([first.sampling_logprobs, second.sampling_logprobs]),
-        torch.cat([first.entropies, second.entropies]),
-        torch.cat([first.provenance, second.provenance]),
-        second.finish_reason,
+    """Two pieces of one response; it ends as the second piece ends, and is trained as the first."""
+    return replace(
+        first,
+        token_ids=torch.cat([first.token_ids, second.token_ids]),
+        sampling_logprobs=torch.cat([first.sampling_logprobs, second.sampling_logprobs]),
+        entropies=torch.cat([first.entropies, second.entropies]),
+        provenance=torch.cat([first.provenance, second.provenance]),
+        finish_reason=second.finish_reason,
     )

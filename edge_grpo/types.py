@@ -11,7 +11,7 @@ Tokens go in and tokens come out: text is decoded for graders and people and is 
 (`correction=guided_official` is the deliberate exception).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
@@ -88,10 +88,14 @@ class ProblemBatch:
     """The problems of one iteration, as Lightning's batch.
 
     Not a dataclass or sequence: Lightning walks into those to move and cast tensors, and refuses frozen ones.
+
+    Args:
+        problems: of this iteration, where every iteration takes as many as the others.
+        at: position -> problem of this rank's endless stream, of which `problems` is a stretch.
     """
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Sequence[Problem], at: Callable[[int], Problem]) -> None:
+        self.problems, self.at = tuple(problems), at
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,11 @@ class Response:
             token was sampled, before truncation; 0 for injected and reference tokens, for which none was computed.
         provenance: [L] int8, values of `Provenance`.
         finish_reason: "stop" if an EOS or a stop string ended it, "length" if the budget did.
+        prompt_ids: the prompt that it is trained under, where that is not its problem's (a hint in the user turn).
+        off_policy: whether something else than the policy of this iteration under this prompt wrote it. The importance
+            ratio of its tokens is then taken against `sampling_logprobs`.
+        shaping: gamma of the ratio rho / (rho + gamma) that the tokens of an off-policy response weigh, without a
+            clip (LUFFY, 2504.14945); 0 leaves them to the loss.
     """
 
     token_ids: Tensor
@@ -114,6 +123,9 @@ class Response:
     entropies: Tensor
     provenance: Tensor
     finish_reason: FinishReason
+    prompt_ids: tuple[int, ...] | None = None
+    off_policy: bool = False
+    shaping: float = 0.0
 
     def __post_init__(self) -> None:
         shapes = {tuple(x.shape) for x in (self.token_ids, self.sampling_logprobs, self.entropies, self.provenance)}
@@ -142,6 +154,11 @@ class Rollout:
 
     def problem_of(self, row: int) -> Problem:
         return self.problems[row // self.num_generations]
+
+    def prompt_of(self, row: int) -> tuple[int, ...]:
+        """The prompt that the row is trained under."""
+        own = self.responses[row].prompt_ids
+        return self.problem_of(row).prompt_ids if own is None else own
 
     @property
     def num_rows(self) -> int:
@@ -185,14 +202,22 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoredRollout:
-    """A rollout with its texts (N, for graders and people) and scores (N)."""
+    """A rollout with its texts (N, for graders and people) and scores (N).
+
+    Args:
+        drawn: [P], of each group the rewards [n] of all responses that were drawn for it, kept or not, as sampled;
+            empty where nobody counted.
+    """
 
     rollout: Rollout
     texts: tuple[str, ...]
     scores: Scores
+    drawn: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         n = self.rollout.num_rows
+        if self.drawn and len(self.drawn) != len(self.rollout.problems):
+            raise ValueError(f"rewards drawn for {len(self.drawn)} of {len(self.rollout.problems)} groups")
         if len(self.texts) != n or self.scores.rewards.shape[0] != n:
             raise ValueError(f"{n} rows, {len(self.texts)} texts, {self.scores.rewards.shape[0]} rewards")
 
@@ -226,7 +251,11 @@ class UpdateBatch:
         token_weights: [N, T] float32, loss weight by provenance; 0 outside the response.
         sampled_mask: [N, T] bool, tokens that the policy itself sampled.
         row_ids: [N] int64, the row's index in its `Rollout`.
-        problem_ids: [N] int64; rows of one problem have the same prompt.
+        problem_ids: [N] int64, the row's group.
+        prompt_keys: [N] int64; rows with the same key have the same prompt, which a packed forward computes once.
+        sampling_logprobs: [N, T] float32, see `Response`; 0 outside the response.
+        off_policy: [N] bool, see `Response`.
+        shaping: [N] float32, see `Response`.
         pad_id: fills `tokens`.
     """
 
@@ -237,13 +266,19 @@ class UpdateBatch:
     sampled_mask: Tensor
     row_ids: Tensor
     problem_ids: Tensor
+    prompt_keys: Tensor
+    sampling_logprobs: Tensor
+    off_policy: Tensor
+    shaping: Tensor
     pad_id: int
 
     def __post_init__(self) -> None:
         n, width = self.tokens.shape
-        lengths = tuple(x.shape for x in (self.prompt_lengths, self.response_lengths, self.row_ids, self.problem_ids))
-        if any(tuple(shape) != (n,) for shape in lengths) or self.token_weights.shape != self.sampled_mask.shape:
-            raise ValueError(f"batch of {n} rows with lengths {lengths}, weights {tuple(self.token_weights.shape)}")
+        of_rows = (self.prompt_lengths, self.response_lengths, self.row_ids, self.problem_ids, self.prompt_keys)
+        shapes = [tuple(x.shape) for x in (*of_rows, self.off_policy, self.shaping)]
+        of_tokens = {tuple(x.shape) for x in (self.token_weights, self.sampled_mask, self.sampling_logprobs)}
+        if any(shape != (n,) for shape in shapes) or len(of_tokens) != 1:
+            raise ValueError(f"batch of {n} rows with values of rows {shapes}, of tokens {sorted(of_tokens)}")
         if self.token_weights.shape[0] != n or (n and int((self.prompt_lengths + self.response_lengths).max()) > width):
             raise ValueError(f"rows do not fit {tuple(self.tokens.shape)}")
 
@@ -287,5 +322,9 @@ class UpdateBatch:
             sampled_mask=self.sampled_mask[rows, :length],
             row_ids=self.row_ids[rows],
             problem_ids=self.problem_ids[rows],
+            prompt_keys=self.prompt_keys[rows],
+            sampling_logprobs=self.sampling_logprobs[rows, :length],
+            off_policy=self.off_policy[rows],
+            shaping=self.shaping[rows],
             pad_id=self.pad_id,
         )

@@ -35,6 +35,7 @@ from edge_grpo.command_line.check import instantiate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, CorrectionTools
 from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
 from edge_grpo.data.base import with_prompt
+from edge_grpo.history import History
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
@@ -181,6 +182,10 @@ def corrected(policy: Policy, scenario, padded: bool) -> ScoredRollout:
         generator=torch.Generator(),
         max_new_tokens=cfg.rollout.max_new_tokens,
         max_reward=rewards.max_reward,
+        prompt=lambda problem, question: problem.prompt_ids,
+        problem=lambda problem_id: problems[int(problem_id)],
+        history=History(),
+        iteration=0,
         context_length=policy.context_length,
     )
     done = correction(score_rollout(rollout, rewards, policy.decode), tools)

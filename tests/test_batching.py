@@ -54,7 +54,7 @@ def test_packed_cuts_hold_every_row_once_and_whole_groups_where_they_fit(problem
     prompts = [length for _ in range(problems) for length in [data.draw(st.integers(1, 9))] * g]
     responses = data.draw(st.lists(st.integers(1, 40), min_size=n, max_size=n))
     ids = [row // g for row in range(n)]
-    cuts = packed_microbatches(prompts, responses, ids, max_tokens)
+    cuts = packed_microbatches(prompts, responses, ids, ids, max_tokens)
     assert sorted(torch.cat(cuts).tolist()) == list(range(n))
     group_size = [prompts[p * g] + sum(responses[p * g : p * g + g]) for p in range(problems)]
     for cut in cuts:

@@ -28,6 +28,7 @@ from edge_grpo.seeding import stage_generator
 GROUPS = (
     "advantage",
     "algorithm",
+    "allocation",
     "callbacks",
     "checkpoint",
     "correction",
@@ -43,6 +44,7 @@ GROUPS = (
     "reward",
     "rollout",
     "scheduler",
+    "token_filter",
     "trainer",
 )
 # What only the user knows.
@@ -99,6 +101,7 @@ def test_every_option_composes_and_fits_its_constructor(group, option):
     "group",
     [
         "advantage",
+        "allocation",
         "correction",
         "data",
         "data/template",
@@ -108,6 +111,7 @@ def test_every_option_composes_and_fits_its_constructor(group, option):
         "reflection",
         "reward",
         "rollout",
+        "token_filter",
     ],
 )
 def test_every_option_instantiates(group):

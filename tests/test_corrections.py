@@ -12,6 +12,7 @@ from edge_grpo.corrections.guided import BRANCHES, GuidedCorrection
 from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.errors import UserError
+from edge_grpo.history import History
 from edge_grpo.policy.tiny import byte_tokenizer
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
 
@@ -44,7 +45,7 @@ def score(problems, texts, responses=None):
 
 
 def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200, context_length=None, pad_id=None):
-    def generate(prefixes, budgets):
+    def generate(prefixes, budgets, temperature=None):
         if calls is not None:
             calls.append((prefixes, budgets))
         return [replace_length(sampled(continuation), budget) for budget in budgets]
@@ -59,6 +60,10 @@ def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200,
         generator=torch.Generator().manual_seed(seed),
         max_new_tokens=max_new_tokens,
         max_reward=1.0,
+        prompt=lambda problem, question: encode(question),
+        problem=lambda problem_id: Problem(problem_id, "3 + 4 = ?", ("7",), prompt_ids=encode("3 + 4 = ?")),
+        history=History(),
+        iteration=0,
         context_length=context_length,
     )
 

@@ -16,6 +16,7 @@ from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.errors import UserError
+from edge_grpo.history import History
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.batching import to_update_batch
@@ -303,13 +304,14 @@ def graded_groups(kept):
     parts = {"accuracy": torch.tensor([0.0, 1, 1, 0]), "format": torch.tensor([1.0, 0, 1, 0])}
     scores = Scores(parts["accuracy"] + parts["format"], parts, parts["accuracy"] == 1)
     policy, correction = SimpleNamespace(pad_id=0), SimpleNamespace(token_weight=UNIFORM_WEIGHT)
-    return kept_rows(rollout, torch.tensor(kept), correction, policy, torch.device("cpu")), scores
+    batch = kept_rows(rollout, torch.tensor(kept), correction, policy, torch.device("cpu"))
+    return batch, ScoredRollout(rollout, ("",) * 4, scores)
 
 
 def graded(kept, gathered):
-    batch, scores = graded_groups(kept)
+    batch, scored = graded_groups(kept)
     rewards = SimpleNamespace(weights={"accuracy": 1.0, "format": 1.0}, max_reward=2.0)
-    return grading_of(batch, scores, rewards, 2, gathered)
+    return grading_of(batch, scored, rewards, History(), gathered)
 
 
 def test_an_advantage_gets_the_verdicts_of_the_rows_that_are_kept():

@@ -11,7 +11,7 @@ import torch
 from ddp_gradients import BOUNDS, CASES, PRECISIONS, OfFourGroups, gradient, minibatch_gradients
 from small_runs import REPO, SMALL_GRPO, composed
 
-from edge_grpo.algorithms import grpo
+from edge_grpo.algorithms import grpo, grpo_base
 from edge_grpo.algorithms.checks import check_minibatches
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
@@ -72,8 +72,8 @@ def test_one_two_or_seven_micro_batches_one_or_two_ranks(runs):
 def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
     # Groups 0 and 1 are rank 0's, 2 and 3 rank 1's: a step takes 0 and 2, then 1 and 3. Where group 2 is dropped, rank
     # 1 has nothing in the first step and takes part all the same.
-    def across(batch, rollout, minibatch_rows, ranks):
-        assert (minibatch_rows, ranks, len(rollout.problems)) == (2 * rollout.num_generations, 1, 4)
+    def across(batch, rollout, minibatch_rows, gathered):
+        assert (minibatch_rows, len(gathered(0)), len(rollout.problems)) == (2 * rollout.num_generations, 1, 4)
         return [(batch.problem_ids % 2 == step).nonzero().flatten() for step in (0, 1)]
 
     monkeypatch.setattr(grpo, "minibatches", across)
@@ -94,7 +94,7 @@ def test_minibatches_that_two_ranks_cannot_share_are_refused():
 
 def test_a_fit_checks_its_minibatches_with_its_ranks(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(grpo, "check_minibatches", lambda *settings: asked.append(settings))
+    monkeypatch.setattr(grpo_base, "check_minibatches", lambda *settings: asked.append(settings))
     monkeypatch.chdir(tmp_path)
     minibatch_gradients(1)
     assert [(rows % generations, ranks) for rows, generations, ranks in asked] == [(0, 1)]

@@ -71,7 +71,7 @@ def seeds_at(module, iteration, rank):
 
     module.correction = correction
     module.on_train_epoch_start()
-    module.correct(module.score(module.roll_out([Problem("p", "1 + 1 = ?", ("2",), prompt_ids=(65,))])))
+    module.correct(module.score(module.roll_out([Problem("p", "1 + 1 = ?", ("2",), prompt_ids=(65,))], group_size=2)))
     return [*seeds, torch.initial_seed()]
 
 

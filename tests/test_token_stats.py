@@ -56,6 +56,10 @@ def batch(pad_id=0):
         sampled_mask=mask,
         row_ids=torch.arange(4),
         problem_ids=torch.tensor([0, 0, 1, 2]),
+        prompt_keys=torch.tensor([0, 0, 1, 2]),
+        sampling_logprobs=torch.zeros(mask.shape),
+        off_policy=torch.zeros(4, dtype=torch.bool),
+        shaping=torch.zeros(4),
         pad_id=pad_id,
     )
 

@@ -219,7 +219,7 @@ def update_of(model, frozen, aggregation, case, kept=(True, True, True, True), g
         loss=loss,
         num_generations=G,
         forward=MicrobatchForward(TEMPERATURE, case.microbatch_tokens, chunk_tokens=5, packing=case.packing),
-        minibatches=None if groups is None else minibatches(batch, rollout(), groups * G, ranks=1),
+        minibatches=None if groups is None else minibatches(batch, rollout(), groups * G, lambda value: [value]),
     )
 
 

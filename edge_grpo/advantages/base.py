@@ -1,13 +1,14 @@
 """The advantage stage: rewards (and entropies) of whole groups in, advantages out. Pure maths."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+from edge_grpo.history import Visit
 from edge_grpo.metric import StrategyMetrics
 
 
@@ -22,12 +23,27 @@ class UpdateGroups:
         correct: [M, G] bool.
         tokens: [M] int64, response tokens of the group.
         parts: name of a reward -> [M, G] float, before weighting.
+        entropies: [M, 2] float64, of the group's sampled tokens: their number, and the sum of their entropies in nats
+            (see `Response.entropies`); training always gives it.
     """
 
     rewards: Tensor
     correct: Tensor
     tokens: Tensor
     parts: Mapping[str, Tensor]
+    entropies: Tensor | None = None
+
+    @property
+    def mean_entropy(self) -> float:
+        """Over all sampled tokens, nats.
+
+        Raises:
+            ValueError: `entropies` is None.
+        """
+        if self.entropies is None:
+            raise ValueError("UpdateGroups.entropies is None")
+        count, total = self.entropies.sum(0).tolist()
+        return total / max(count, 1.0)
 
     @staticmethod
     def joined(some: Sequence["UpdateGroups"]) -> "UpdateGroups":
@@ -37,6 +53,9 @@ class UpdateGroups:
             correct=torch.cat([groups.correct for groups in some]),
             tokens=torch.cat([groups.tokens for groups in some]),
             parts={name: torch.cat([groups.parts[name] for groups in some]) for name in some[0].parts},
+            entropies=torch.cat(
+                [groups.entropies for groups in some if groups.entropies is not None] or [torch.zeros(0, 2)]
+            ),
         )
 
 
@@ -50,6 +69,8 @@ class Grading:
         weights: name of a reward -> its weight.
         max_reward: the reward of a perfect response.
         update: all groups of the update.
+        drawn: of each row [n], the rewards of all responses that were drawn for its group, kept or not, as sampled.
+        visits: of each row, what was sampled of its problem before this iteration. Training always gives both.
     """
 
     correct: Tensor
@@ -57,11 +78,19 @@ class Grading:
     weights: Mapping[str, float]
     max_reward: float
     update: UpdateGroups
+    drawn: Sequence[Tensor] = ()
+    visits: Sequence[Sequence[Visit]] = ()
 
     def select(self, rows: Tensor) -> "Grading":
-        """The given rows [M]; `update` stays whole."""
-        parts = {name: part[rows] for name, part in self.parts.items()}
-        return Grading(self.correct[rows], parts, self.weights, self.max_reward, self.update)
+        """The given rows [M] (indices, or [N] bool); `update` stays whole."""
+        chosen = rows.nonzero().flatten().tolist() if rows.dtype == torch.bool else rows.tolist()
+        return replace(
+            self,
+            correct=self.correct[rows],
+            parts={name: part[rows] for name, part in self.parts.items()},
+            drawn=[self.drawn[row] for row in chosen] if self.drawn else (),
+            visits=[self.visits[row] for row in chosen] if self.visits else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -126,6 +155,9 @@ class Advantage(Protocol):
     `StrategyMetric`), and may be absent where there is nothing. rollouts.jsonl has the values of every row.
 
     An attribute `min_generations` is the least G that it can work with; 2 where it is absent.
+
+    One that keeps something has `state_dict`, a snapshot in plain types, and `load_state_dict`. Its method `observe`
+    gets the `UpdateGroups` once an iteration, before the update, the same on every rank.
     """
 
     @property

@@ -1,7 +1,9 @@
 """What GRPO refuses before a run, and what it says at its start."""
 
-from edge_grpo.advantages.base import Advantage, min_generations
-from edge_grpo.corrections.base import Correction
+from collections.abc import Mapping
+from typing import Any
+
+from edge_grpo.advantages.base import min_generations
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import Loss
 from edge_grpo.rollouts.base import RolloutEngine
@@ -9,18 +11,20 @@ from edge_grpo.rollouts.base import RolloutEngine
 
 def check_settings(
     rollout: RolloutEngine,
-    correction: Correction,
-    advantage: Advantage,
-    loss: Loss,
+    strategies: Mapping[str, Any],
     num_generations: int,
     update_epochs: int,
     minibatch_rows: int | None,
 ) -> None:
     """See `GRPOModule`.
 
+    Args:
+        strategies: by the names of their config groups.
+
     Raises:
         UserError: one of the settings, or two that do not go together.
     """
+    correction, advantage, loss = strategies["correction"], strategies["advantage"], strategies["loss"]
     if num_generations < 2:
         raise UserError(f"algorithm.num_generations={num_generations}: a group needs at least 2 responses")
     if num_generations < (least := min_generations(advantage)):

@@ -131,6 +131,7 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
         "perf/skipped_tokens": float(lengths.sum() - lengths[update.computed].sum()),
         **update.of_advantage.reduced(),
         **update.of_loss.reduced(),
+        **update.of_filter.reduced(),
     }
 
 
@@ -143,10 +144,13 @@ def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
 
 
 def timing_metrics(
-    seconds: Mapping[str, float], sampled: ScoredRollout, update: GRPOUpdate, steps: Sequence[Step]
+    seconds: Mapping[str, float], generated: float, update: GRPOUpdate, steps: Sequence[Step]
 ) -> dict[str, float]:
-    """`timing_s/*` and tokens a second."""
-    generated = sum(len(response) for response in sampled.rollout.responses)
+    """`timing_s/*` and tokens a second.
+
+    Args:
+        generated: tokens of the first rollout, of all rounds of the allocation.
+    """
     epochs = len(steps) // len(update.steps)
     updated = int(update.batch.response_lengths[update.computed].sum()) * epochs
     return {

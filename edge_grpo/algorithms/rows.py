@@ -10,11 +10,13 @@ from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading, UpdateGroups
 from edge_grpo.corrections.base import Correction
+from edge_grpo.history import History
 from edge_grpo.losses.base import Loss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.rewards.base import WeightedRewards
-from edge_grpo.types import Provenance, Rollout, Scores, UpdateBatch
+from edge_grpo.token_filters.base import TokenFilterInputs
+from edge_grpo.types import Provenance, Response, Rollout, ScoredRollout, UpdateBatch
 
 
 def kept_rows(
@@ -50,41 +52,63 @@ def kept_rows(
     return batch
 
 
-def minibatches(batch: UpdateBatch, rollout: Rollout, minibatch_rows: int | None, ranks: int) -> list[Tensor] | None:
+def minibatches(
+    batch: UpdateBatch, rollout: Rollout, minibatch_rows: int | None, gathered: Callable[[Any], list[Any]]
+) -> list[Tensor] | None:
     """The rows of each optimiser step of an epoch, in the rollout's order.
 
     They are cut before the group filter, so that every rank has as many of them; one may be left with no rows.
 
     Args:
         batch: the kept rows.
-        rollout: P groups of G rows.
+        rollout: groups of G rows.
         minibatch_rows: of a minibatch over all ranks, whole groups on each; the last one may have fewer. None: one
             step of all rows.
-        ranks: number of them.
+        gathered: one rank's value -> those of all ranks; every rank calls it.
     """
     if minibatch_rows is None:
         return None
-    groups = minibatch_rows // (rollout.num_generations * ranks)
+    of_ranks = gathered(len(rollout.problems))  # an allocation may choose fewer groups on one rank than on another
+    groups = minibatch_rows // (rollout.num_generations * len(of_ranks))
     step_of = batch.problem_ids // groups
-    return [(step_of == step).nonzero().flatten() for step in range(math.ceil(len(rollout.problems) / groups))]
+    return [(step_of == step).nonzero().flatten() for step in range(math.ceil(max(of_ranks) / groups))]
+
+
+def recorded(
+    batch: UpdateBatch, rollout: Rollout, gathered: Callable[[Any], list[Any]], generator: Callable[[], torch.Generator]
+) -> TokenFilterInputs:
+    """What the rollout recorded of the batch's tokens, for a token filter; without advantages."""
+    entropy = torch.zeros_like(batch.sampling_logprobs)
+    for i, row in enumerate(batch.row_ids.tolist()):
+        response = rollout.responses[row]
+        entropy[i, : len(response)] = response.entropies
+    return TokenFilterInputs(
+        entropy=entropy,
+        sampling_logprobs=batch.sampling_logprobs,
+        trained=batch.completion_mask & (batch.token_weights > 0),
+        advantages=None,
+        over_ranks=lambda values: torch.cat(gathered(values.cpu())).to(values.device),
+        generator=generator,
+    )
 
 
 def grading_of(
     batch: UpdateBatch,
-    scores: Scores,
+    scored: ScoredRollout,
     rewards: WeightedRewards,
-    num_generations: int,
+    history: History,
     gathered: Callable[[Any], list[Any]],
 ) -> Grading:
     """What grading says of the batch's rows, and of all groups of the update.
 
     Args:
         batch: N rows of whole groups.
-        scores: of all rows of the rollout, on the CPU.
+        scored: the rollout that they are of, on the CPU.
         rewards: their weights and the reward of a perfect response.
-        num_generations: G.
+        history: of the iterations before.
         gathered: one rank's value -> those of all ranks; every rank calls it.
     """
+    rollout, scores, num_generations = scored.rollout, scored.scores, scored.rollout.num_generations
     rows = batch.row_ids.cpu()
     parts = {name: part[rows] for name, part in scores.parts.items()}
     here = UpdateGroups(
@@ -92,6 +116,9 @@ def grading_of(
         correct=scores.correct[rows].view(-1, num_generations),
         tokens=batch.response_lengths.cpu().view(-1, num_generations).sum(1),
         parts={name: part.view(-1, num_generations) for name, part in parts.items()},
+        entropies=torch.tensor([_sampled_entropy(rollout.responses[row]) for row in rows.tolist()], dtype=torch.float64)
+        .view(-1, num_generations, 2)
+        .sum(1),
     )
     # A group that stands in with weight 0 (see `kept_rows`) is in no statistic, unless there is no other on any rank.
     trained = bool((batch.token_weights > 0).any())
@@ -103,7 +130,15 @@ def grading_of(
         weights=rewards.weights,
         max_reward=rewards.max_reward,
         update=UpdateGroups.joined(there),
+        drawn=[scored.drawn[row // num_generations] for row in rows.tolist()] if scored.drawn else (),
+        visits=[history.of(rollout.problem_of(row).id) for row in rows.tolist()],
     )
+
+
+def _sampled_entropy(response: Response) -> tuple[int, float]:
+    """Sampled tokens, and the sum of their entropies."""
+    sampled = response.provenance == Provenance.SAMPLED
+    return int(sampled.sum()), float(response.entropies[sampled].sum())
 
 
 def computed_rows(

@@ -1,6 +1,7 @@
 """The second half of a GRPO iteration: advantages, and optimiser steps on the rows of one rollout."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading
 from edge_grpo.algorithms.reports import Reports
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
 from edge_grpo.policy.forward import MicrobatchForward, hold_whole_groups
+from edge_grpo.token_filters.base import TokenFilter, TokenFilterInputs
 from edge_grpo.types import Step, UpdateBatch
 
 
@@ -25,6 +27,8 @@ class GRPOUpdate:
         advantage, loss: the strategies.
         num_generations: G.
         forward: cuts micro-batches and computes log-probs and entropies.
+        token_filter: what a token's advantage is multiplied by; None: 1.
+        recorded: what the filter reads, without advantages.
         grading: of the rows; training always gives it.
         minibatches: the rows of each optimiser step of an epoch, in whole groups, every row once; one may have none
             here and some on another rank. None: all rows in one step.
@@ -43,14 +47,17 @@ class GRPOUpdate:
         forward: MicrobatchForward,
         grading: Grading | None = None,
         minibatches: Sequence[Tensor] | None = None,
+        token_filter: TokenFilter | None = None,
+        recorded: TokenFilterInputs | None = None,
     ) -> None:
         self.model, self.reference, self.batch, self.rewards = model, reference, batch, rewards
         self.computed, self.advantage, self.loss = computed, advantage, loss
         self.num_generations, self.forward, self.grading = num_generations, forward, grading
+        self.token_filter, self.recorded = token_filter, recorded
         # The padded width is a micro-batch's own, so what reads padding is taken there.
-        whole = num_generations if advantage.inside_update or advantage.reads_padding else None
-        everything = torch.arange(batch.num_rows, device=computed.device)
-        self.minibatches = [everything] if minibatches is None else minibatches
+        needs = getattr(loss, "needs_whole_groups", False)
+        whole = num_generations if needs or advantage.inside_update or advantage.reads_padding else None
+        self.minibatches = minibatches or [torch.arange(batch.num_rows, device=computed.device)]
         parts = [computed[torch.isin(computed, rows)] for rows in self.minibatches]
         # Every rank takes part in every step: where nothing of its rows is computed here, a group stands in.
         self._stand_in = [len(part) == 0 for part in parts]
@@ -58,16 +65,20 @@ class GRPOUpdate:
         self.steps = [forward.microbatches(batch, part, whole) for part in parts]
         self.microbatches = [rows for step in self.steps for rows in step]
         # Where micro-batches hold whole groups the update's own forward pass has the entropies that EDA needs. Not
-        # with several steps an epoch: the policy has moved when the later ones are computed.
+        # with several steps an epoch, since the policy moves, nor with a token filter that waits for advantages.
+        one = len(self.steps) == 1 and not (token_filter is not None and token_filter.reads_advantages)
         self.in_forward = advantage.inside_update or (
-            advantage.reads_entropy and len(self.steps) == 1 and hold_whole_groups(self.microbatches, num_generations)
+            advantage.reads_entropy and one and hold_whole_groups(self.microbatches, num_generations)
         )
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self.advantages = torch.zeros_like(batch.token_weights, dtype=dtype)
+        self.factors: Tensor | None = None  # [N, T] of the token filter
         # Of the policy before the update; filled by the first epoch before any step, or by `prepare`.
         self.old_logprobs = torch.zeros_like(self.advantages)
         self.ref_logprobs: Tensor | None = None
-        self.of_advantage, self.of_loss = Reports(advantage, batch.num_rows), Reports(loss, batch.num_rows)
+        self.of_advantage, self.of_loss, self.of_filter = (
+            Reports(strategy, batch.num_rows) for strategy in (advantage, loss, token_filter)
+        )
 
     def sizes(self) -> list[tuple[int, int, int]]:
         """This rank's trained rows, trained tokens and micro-batches of each step of an epoch (see `UpdateSize`)."""
@@ -78,8 +89,7 @@ class GRPOUpdate:
         ]
 
     def prepare(self) -> None:
-        """Log-probs of the reference; what the update's own forward passes cannot give: the old log-probs where an
-        epoch has several steps, and advantages."""
+        """Log-probs of the reference, what the update's own forward passes cannot give, and the token filter."""
         own = [rows for rows, other in zip(self.steps, self._stand_in, strict=True) if not other]
         microbatches = [rows for step in own for rows in step]
         if self.reference is not None:
@@ -99,6 +109,10 @@ class GRPOUpdate:
                 part = self.batch.select(rows)
                 width = part.token_weights.shape[1]
                 self._take_advantages(rows, part, before.entropy[rows][:, :width], before.logprobs[rows][:, :width])
+        if self.token_filter is not None and self.recorded is not None:
+            inputs = replace(self.recorded, advantages=self.advantages if self.token_filter.reads_advantages else None)
+            self.factors, values = self.token_filter(inputs)
+            self.of_filter.add(values, torch.arange(self.batch.num_rows), self.recorded.trained)
 
     def run(
         self, epochs: int, sizes: Sequence[UpdateSize], optimise: Callable[[Sequence[Callable[[], Tensor]]], Step]
@@ -123,15 +137,16 @@ class GRPOUpdate:
     ) -> Step:
         if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
             optimise = _without_step
-        losses = [partial(self._microbatch_loss, rows, size, step=step, epoch=epoch) for rows in self.steps[step]]
-        done = optimise(losses)
+        loss = partial(self._microbatch_loss, size=size, step=step, epoch=epoch)
+        done = optimise([partial(loss, rows) for rows in self.steps[step]])
         first = sum(map(len, self.steps[:step]))
         return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad))
 
-    def _microbatch_loss(self, rows: Tensor, size: UpdateSize, *, step: int, epoch: int) -> Tensor:
+    def _microbatch_loss(self, rows: Tensor, *, size: UpdateSize, step: int, epoch: int) -> Tensor:
         """The loss of some rows, with graph; summed over micro-batches and ranks it is the step's."""
         part = self.batch.select(rows)
-        stats = self.forward(self.model, part, entropy_grad=self.advantage.differentiates_entropy)
+        of_loss = getattr(self.loss, "differentiates_entropy", False)
+        stats = self.forward(self.model, part, entropy_grad=of_loss or self.advantage.differentiates_entropy)
         width, mask = stats.logprobs.shape[1], part.completion_mask
         if self._stand_in[step]:  # a graph for the other ranks' sake, and 0
             return torch.where(mask, stats.logprobs, 0.0).sum() * 0.0
@@ -141,13 +156,17 @@ class GRPOUpdate:
             advantages = self._take_advantages(rows, part, stats.entropy, self.old_logprobs[rows, :width])
         else:
             advantages = self.advantages[rows, :width]
+        old = self.old_logprobs[rows, :width]
         inputs = LossInputs(
             logprobs=stats.logprobs,
-            old_logprobs=self.old_logprobs[rows, :width],
-            advantages=advantages,
+            old_logprobs=torch.where(part.off_policy[:, None], part.sampling_logprobs.to(old.dtype), old),
+            advantages=advantages if self.factors is None else advantages * self.factors[rows, :width],
             completion_mask=mask,
             token_weights=part.token_weights,
-            entropy=stats.entropy.detach(),
+            entropy=stats.entropy if of_loss else stats.entropy.detach(),
+            shaping=part.shaping,
+            group_ids=part.problem_ids,
+            correct=None if self.grading is None else self.grading.correct[rows],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[rows, :width],
         )
         loss, values = self.loss(inputs, size)

@@ -10,12 +10,21 @@ from typing import Protocol
 
 import torch
 
+from edge_grpo.history import History
 from edge_grpo.types import Problem, Provenance, Response, ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
 
 Encode = Callable[[str], tuple[int, ...]]
 """text -> token ids, no special tokens added"""
+
+
+class Generate(Protocol):
+    """n token prefixes and n budgets -> n continuations."""
+
+    def __call__(
+        self, prefixes: list[list[int]], budgets: list[int], temperature: float | None = None
+    ) -> list[Response]: ...
 
 
 class Score(Protocol):
@@ -31,7 +40,8 @@ class CorrectionTools:
     """What the training loop lends to a correction.
 
     Args:
-        generate: (token prefixes, budgets) -> continuations by the policy, in order.
+        generate: (token prefixes, budgets, temperature=None) -> continuations by the policy, in order, at the rollout's
+            temperature unless another is given. Every call draws other tokens, and counts as rollouts.
         score: (problems, texts) -> their scores; each call grades. A third argument, the responses behind the texts,
             is for rewards that read tokens or the finish reason.
         encode: text -> token ids, no special tokens added.
@@ -41,10 +51,14 @@ class CorrectionTools:
         generator: CPU generator of this stage and iteration.
         max_new_tokens: the rollout's budget.
         max_reward: the reward of a perfect response.
+        prompt: (problem, another question) -> the prompt that asks this instead, as tokens: for hints.
+        problem: id -> the training problem.
+        history: what was sampled before this iteration, by every rank.
+        iteration: updates the policy has had.
         context_length: longest prompt + response that the model takes, in tokens; None if it sets no bound.
     """
 
-    generate: Callable[[list[list[int]], list[int]], list[Response]]
+    generate: Generate
     score: Score
     encode: Encode
     decode: Callable[[torch.Tensor], str]
@@ -53,6 +67,10 @@ class CorrectionTools:
     generator: torch.Generator
     max_new_tokens: int
     max_reward: float
+    prompt: Callable[[Problem, str], tuple[int, ...]]
+    problem: Callable[[str], Problem]
+    history: History
+    iteration: int
     context_length: int | None = None
 
 
@@ -61,7 +79,7 @@ class Corrected:
     """The rollout after correction.
 
     Args:
-        scored: same problems, same rows; only edited rows differ.
+        scored: same number of groups; only edited rows differ. A replay may put another problem in a group's place.
         branches: [N] name of the branch a row took, None where it was left alone.
         reports: name -> [N], what the correction reports of each row, NaN for rows of which it says nothing; its
             attribute `metrics` says how each is logged (see `StrategyMetric`).
@@ -75,7 +93,8 @@ class Corrected:
 class Correction(Protocol):
     """Correction strategy.
 
-    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence.
+    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence. One that keeps
+    something has `state_dict`, a snapshot in plain types, and `load_state_dict`; it is saved for every rank.
     """
 
     token_weight: Mapping[Provenance, float]

@@ -132,7 +132,7 @@ class GuidedCorrection:
 
     def _candidates(self, problem: Problem, response: Response, tools: CorrectionTools) -> dict[str, Response]:
         """Branch -> edited response (a reflection's without its continuation), for the branches that fit."""
-        room = self._room(problem, tools)
+        room = self._room(len(response.prompt_ids or problem.prompt_ids), tools)
         end = tools.eos_ids[:1] if self.keep_eos else ()
         kept = without_eos(response, tools.eos_ids)
         made = {
@@ -154,17 +154,17 @@ class GuidedCorrection:
         """Bound on a corrected response, in tokens."""
         return self.max_response_tokens or max_new_tokens + self.reflection_tokens
 
-    def _room(self, problem: Problem, tools: CorrectionTools) -> int | None:
-        """The same, where the model's context does not hold as much."""
+    def _room(self, prompt_length: int, tools: CorrectionTools) -> int | None:
+        """The same, where the model's context does not hold as much behind a prompt."""
         limit = self._limit(tools.max_new_tokens)
         if tools.context_length is None:
             return limit
-        left = tools.context_length - len(problem.prompt_ids)
+        left = tools.context_length - prompt_length
         return left if limit is None else min(limit, left)
 
-    def _budget(self, problem: Problem, response: Response, tools: CorrectionTools) -> int:
+    def _budget(self, prompt_length: int, response: Response, tools: CorrectionTools) -> int:
         """New tokens of a reflection behind `response`."""
-        room = self._room(problem, tools)
+        room = self._room(prompt_length, tools)
         return self.reflection_tokens if room is None else min(self.reflection_tokens, room - len(response))
 
     def _reflect(
@@ -173,9 +173,9 @@ class GuidedCorrection:
         """Let the policy continue the rows that reflect, and only those."""
         prefixes, budgets = [], []
         for row, response in reflecting.items():
-            problem = rollout.problem_of(row)
-            prefixes.append([*problem.prompt_ids, *response.token_ids.tolist()])
-            budgets.append(self._budget(problem, response, tools))
+            prompt = response.prompt_ids or rollout.problem_of(row).prompt_ids
+            prefixes.append([*prompt, *response.token_ids.tolist()])
+            budgets.append(self._budget(len(prompt), response, tools))
         continuations = tools.generate(prefixes, budgets)
         return {
             row: join(response, continuation)
@@ -197,6 +197,7 @@ def rescored(scored: ScoredRollout, edited: Mapping[int, Response], tools: Corre
     return ScoredRollout(
         rollout=replace(scored.rollout, responses=tuple(responses)),
         texts=tuple(texts),
+        drawn=scored.drawn,
         scores=scored.scores.replaced(rows, scores),
     )
 

@@ -72,6 +72,7 @@ class OfficialGuidedCorrection(GuidedCorrection):
         graded = ScoredRollout(
             rollout=replace(rollout, responses=tuple(responses)),
             texts=tuple(texts),
+            drawn=scored.drawn,
             scores=scored.scores.replaced(rows, scores),
         )
         return Corrected(graded, tuple(branches))

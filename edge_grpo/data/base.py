@@ -5,6 +5,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
@@ -245,5 +246,9 @@ class IterationBatches:
 
     def __iter__(self) -> Iterator[ProblemBatch]:
         trainer: Any = self.data.trainer
-        problems = self.data.problems_at(trainer.current_epoch, rank=trainer.global_rank, world_size=trainer.world_size)
-        yield ProblemBatch(problems)
+        of_rank = partial(self.data.problems_at, rank=trainer.global_rank, world_size=trainer.world_size)
+        count = self.data.problems_per_iteration // trainer.world_size
+        stretch = lru_cache(maxsize=2)(of_rank)
+        yield ProblemBatch(
+            of_rank(trainer.current_epoch), lambda position: stretch(position // count)[position % count]
+        )

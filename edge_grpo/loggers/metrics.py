@@ -66,6 +66,21 @@ METRICS: dict[str, Metric] = {
     "train/learning_rate": Metric("1", "learning rate of the iteration"),
     "train/num_tokens": Metric("tokens", "response tokens trained on so far, all ranks"),
     "train/num_rollouts": Metric("responses", "responses generated so far, those of corrections included, all ranks"),
+    "train/num_generated_tokens": Metric(
+        "tokens", "tokens generated so far, those of rows that were not trained on and of corrections too, all ranks"
+    ),
+    "allocation/candidates": Metric("problems", "problems that were sampled in this iteration", "mean", "sum"),
+    "allocation/skipped": Metric(
+        "problems", "problems that the allocation took from the stream and passed over", "mean", "sum"
+    ),
+    "allocation/collapsed": Metric("share", "sampled problems whose rewards are all equal, trained on or not", "mean"),
+    "allocation/rounds": Metric("rounds", "rounds of sampling in this iteration", "mean"),
+    "allocation/groups": Metric("groups", "groups that were chosen to train on", "mean", "sum"),
+    "allocation/rows_drawn": Metric("responses", "responses that the rounds drew", "mean", "sum"),
+    "allocation/tokens_drawn": Metric("tokens", "tokens of these responses", "mean", "sum"),
+    "allocation/tokens_not_trained": Metric(
+        "tokens", "those of them in rows that the allocation did not choose", "mean", "sum"
+    ),
     "collapse/before/all_wrong": Metric("share", "groups without a right response, as sampled", "mean"),
     "collapse/before/all_right": Metric("share", "groups of right responses only, as sampled", "mean"),
     "collapse/before/mixed": Metric("share", "groups with right and wrong responses, as sampled", "mean"),

@@ -12,12 +12,17 @@ class LossInputs:
 
     Args:
         logprobs: [B, T] with graph.
-        old_logprobs: [B, T] of the policy before the update; equal to `logprobs` at its first optimiser step.
+        old_logprobs: [B, T] of the policy before the update, equal to `logprobs` at its first optimiser step; of
+            off-policy rows those with which they were sampled.
         advantages: [B, T].
         completion_mask: [B, T] bool.
         token_weights: [B, T], loss weight by provenance; a token of weight 0 also leaves the denominators.
-        entropy: [B, T] nats, of the distribution that each token was drawn from, now; without graph.
+        entropy: [B, T] nats, of the distribution that each token was drawn from, now; without graph, unless the loss
+            differentiates it.
         ref_logprobs: [B, T] of the frozen reference model, or None where beta = 0.
+        shaping: [B] gamma of the ratio of off-policy rows, 0 for all others (see `Response.shaping`); None for 0.
+        group_ids: [B] int64, the group of a row.
+        correct: [B] bool, by the accuracy reward alone, after correction.
     """
 
     logprobs: Tensor
@@ -27,6 +32,9 @@ class LossInputs:
     token_weights: Tensor
     entropy: Tensor
     ref_logprobs: Tensor | None = None
+    shaping: Tensor | None = None
+    group_ids: Tensor | None = None
+    correct: Tensor | None = None
 
     def __post_init__(self) -> None:
         names = ("logprobs", "old_logprobs", "advantages", "completion_mask", "token_weights", "entropy")
@@ -61,7 +69,9 @@ class Loss(Protocol):
     The losses of all micro-batches and ranks add up to the optimiser step's. What it reports is name -> [B] of rows or
     [B, T] of tokens; an attribute `metrics` says how each is logged (see `StrategyMetric`), and may be absent where
     there is nothing. An attribute `idle_at_ratio_one` may say which of its settings have no effect while the importance
-    ratio is 1, as the end of a sentence: "loss.epsilon_low and loss.epsilon_high do nothing".
+    ratio is 1, as the end of a sentence: "loss.epsilon_low and loss.epsilon_high do nothing". With an attribute
+    `needs_whole_groups` that is true, micro-batches hold whole groups, however many tokens they have; with
+    `differentiates_entropy`, `LossInputs.entropy` carries a graph. `observe` is called as that of an `Advantage`.
     """
 
     beta: float

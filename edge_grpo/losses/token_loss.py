@@ -22,6 +22,8 @@ KL_METRICS: dict[str, StrategyMetric] = {
 class TokenLoss(ABC):
     """The average over tokens of a surrogate, which a subclass defines, + beta KL.
 
+    Off-policy rows that ask for it have `shaped` in the surrogate's place.
+
     Averages (N rows, L_i trained tokens of row i, over the whole optimiser step):
         grpo     mean over rows of each row's token mean (2402.03300)
         bnpo     token mean of the micro-batch, then mean over micro-batches: the one that *does* depend on how the
@@ -70,6 +72,8 @@ class TokenLoss(ABC):
     def __call__(self, inputs: LossInputs, size: UpdateSize) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Loss`. Reports what `surrogate` does, and `kl` where beta > 0."""
         per_token, reports = self.surrogate(inputs)
+        if inputs.shaping is not None:
+            per_token = torch.where(inputs.shaping[:, None] > 0, shaped(inputs), per_token)
         if inputs.ref_logprobs is not None:
             kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, self.kl)
             per_token = per_token + self.beta * kl
@@ -88,6 +92,17 @@ class TokenLoss(ABC):
         if self.aggregation == "dapo":
             return weighted.sum() / max(size.tokens, 1)
         return weighted.sum() / max(size.rows * self.max_response_tokens, 1)
+
+
+def shaped(inputs: LossInputs) -> Tensor:
+    """- A rho / (rho + gamma), [B, T], without a clip: LUFFY's policy shaping of off-policy tokens (2504.14945).
+
+    The gradient goes through the whole fraction, so a token weighs gamma rho / (rho + gamma)^2, most at rho = gamma. As
+    gamma / rho -> 0 it weighs nothing: what the policy would write anyway is not learned again.
+    """
+    assert inputs.shaping is not None
+    gamma = inputs.shaping[:, None].clamp(min=torch.finfo(torch.float32).tiny)
+    return -inputs.advantages * torch.sigmoid(inputs.logprobs - inputs.old_logprobs - gamma.log())
 
 
 def trained_mean(values: Tensor, trained: Tensor) -> Tensor:

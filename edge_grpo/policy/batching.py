@@ -21,19 +21,23 @@ def to_update_batch(
     Args:
         token_weight: loss weight of a token by who wrote it.
     """
-    prompts = [torch.tensor(rollout.problem_of(row).prompt_ids, dtype=torch.long) for row in rows]
+    prompts = [torch.tensor(rollout.prompt_of(row), dtype=torch.long) for row in rows]
+    keys: dict[tuple[int, ...], int] = {}
+    prompt_keys = [keys.setdefault(rollout.prompt_of(row), len(keys)) for row in rows]
     responses = [rollout.responses[row] for row in rows]
     prompt_lengths = torch.tensor([len(p) for p in prompts])
     response_lengths = torch.tensor([len(r) for r in responses])
     tokens = torch.full((len(prompts), int((prompt_lengths + response_lengths).max())), pad_id)
     weights = torch.zeros(len(prompts), int(response_lengths.max()), dtype=torch.float32)
     sampled = torch.zeros(weights.shape, dtype=torch.bool)
+    logprobs = torch.zeros(weights.shape, dtype=torch.float32)
     weight_of = torch.tensor([token_weight[p] for p in Provenance], dtype=torch.float32)
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         tokens[i, : len(prompt)] = prompt
         tokens[i, len(prompt) : len(prompt) + len(response)] = response.token_ids
         weights[i, : len(response)] = weight_of[response.provenance.long()]
         sampled[i, : len(response)] = response.provenance == Provenance.SAMPLED
+        logprobs[i, : len(response)] = response.sampling_logprobs
     return UpdateBatch(
         tokens=tokens.to(device),
         prompt_lengths=prompt_lengths.to(device),
@@ -42,40 +46,52 @@ def to_update_batch(
         sampled_mask=sampled.to(device),
         row_ids=torch.tensor(list(rows), device=device),
         problem_ids=torch.tensor([row // rollout.num_generations for row in rows], device=device),
+        prompt_keys=torch.tensor(prompt_keys, device=device),
+        sampling_logprobs=logprobs.to(device),
+        off_policy=torch.tensor([response.off_policy for response in responses], device=device),
+        shaping=torch.tensor([response.shaping for response in responses], dtype=torch.float32, device=device),
         pad_id=pad_id,
     )
 
 
 def packed_microbatches(
-    prompt_lengths: Sequence[int], response_lengths: Sequence[int], problem_ids: Sequence[int], max_tokens: int
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    prompt_keys: Sequence[int],
+    problem_ids: Sequence[int],
+    max_tokens: int,
 ) -> list[Tensor]:
-    """Cut rows into micro-batches of at most `max_tokens` tokens, each prompt counted once.
+    """Cut rows into micro-batches of at most `max_tokens` tokens, each prompt of a group counted once.
 
-    The rows of a problem stay together, unless they alone exceed the bound.
+    The rows of a group stay together, unless they alone exceed the bound.
 
     Args:
-        prompt_lengths, response_lengths, problem_ids: of each of N rows.
+        prompt_lengths, response_lengths, prompt_keys, problem_ids: of each of N rows.
         max_tokens: a single longer row makes a micro-batch of its own.
 
     Returns:
         Row indices, every row exactly once, ascending within a micro-batch.
 
-    >>> [m.tolist() for m in packed_microbatches([2] * 4, [3, 4, 5, 9], [0, 0, 1, 1], max_tokens=16)]
+    >>> [m.tolist() for m in packed_microbatches([2] * 4, [3, 4, 5, 9], [0, 0, 1, 1], [0, 0, 1, 1], max_tokens=16)]
     [[2, 3], [0, 1]]
     """
     groups: dict[int, list[int]] = {}
     for row, problem in enumerate(problem_ids):
         groups.setdefault(problem, []).append(row)
     parts: list[list[int]] = []
+    sizes: list[int] = []
     for rows in groups.values():
-        used = max_tokens
-        for row in sorted(rows, key=lambda row: -response_lengths[row]):
-            used += response_lengths[row]
-            if used > max_tokens:
+        prompts: set[int] = set()  # of the part
+        for i, row in enumerate(sorted(rows, key=lambda row: -response_lengths[row])):
+            more = response_lengths[row] + (0 if prompt_keys[row] in prompts else prompt_lengths[row])
+            if not i or sizes[-1] + more > max_tokens:
                 parts.append([])
-                used = prompt_lengths[row] + response_lengths[row]
+                sizes.append(0)
+                prompts = set()
+                more = response_lengths[row] + prompt_lengths[row]
             parts[-1].append(row)
-    sizes = [prompt_lengths[part[0]] + sum(response_lengths[row] for row in part) for part in parts]
+            sizes[-1] += more
+            prompts.add(prompt_keys[row])
     batches: list[list[int]] = []
     used = max_tokens
     # Similar lengths together: attention is padded within a micro-batch.

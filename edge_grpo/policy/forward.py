@@ -46,10 +46,10 @@ class MicrobatchForward:
         prompts, responses = batch.prompt_lengths[rows].cpu(), batch.response_lengths[rows].cpu()
         limit = self.microbatch_tokens
         if self.packing:
+            keys, problems = batch.prompt_keys[rows].tolist(), batch.problem_ids[rows].tolist()
             if whole_groups_of is not None:
-                limit = max(limit, _largest_group(prompts, responses, whole_groups_of))
-            problems = batch.problem_ids[rows].tolist()
-            cut = packed_microbatches(prompts.tolist(), responses.tolist(), problems, limit)
+                limit = max(limit, _largest_group(prompts.tolist(), responses.tolist(), keys, problems))
+            cut = packed_microbatches(prompts.tolist(), responses.tolist(), keys, problems, limit)
         elif whole_groups_of is not None:
             cut = group_microbatches(prompts + responses, whole_groups_of, limit)
         else:
@@ -98,6 +98,14 @@ def hold_whole_groups(microbatches: Sequence[Tensor], num_generations: int) -> b
     return all(len(rows) == num_generations * len((rows // num_generations).unique()) for rows in microbatches)
 
 
-def _largest_group(prompts: Tensor, responses: Tensor, num_generations: int) -> int:
-    """Tokens of the largest group, its prompt counted once."""
-    return int((responses.view(-1, num_generations).sum(1) + prompts[::num_generations]).max())
+def _largest_group(
+    prompts: Sequence[int], responses: Sequence[int], prompt_keys: Sequence[int], problem_ids: Sequence[int]
+) -> int:
+    """Tokens of the largest group, each of its prompts counted once."""
+    sizes: dict[int, int] = {}
+    counted: set[tuple[int, int]] = set()
+    for prompt, response, key, problem in zip(prompts, responses, prompt_keys, problem_ids, strict=True):
+        more = response if (problem, key) in counted else response + prompt
+        counted.add((problem, key))
+        sizes[problem] = sizes.get(problem, 0) + more
+    return max(sizes.values())

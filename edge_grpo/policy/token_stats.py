@@ -92,10 +92,10 @@ def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     """The same from one flat sequence: each prompt once, then each response without its last token."""
     device = batch.tokens.device
     prompt_lengths, response_lengths = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
-    problems = batch.problem_ids.tolist()
+    keys = batch.prompt_keys.tolist()
     order = sorted(range(batch.num_rows), key=lambda row: -response_lengths[row])
-    first = {problem: row for row, problem in reversed(list(enumerate(problems)))}
-    prompts = sorted(first, key=lambda problem: -prompt_lengths[first[problem]])
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    prompts = sorted(first, key=lambda key: -prompt_lengths[first[key]])
     inputs = [row for row in order if response_lengths[row] > 1]
     pieces = [batch.tokens[first[p], : prompt_lengths[first[p]]] for p in prompts]
     pieces += [batch.tokens[row, prompt_lengths[row] :][: response_lengths[row] - 1] for row in inputs]
@@ -105,7 +105,7 @@ def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     layout = TreesLayout(
         [prompt_lengths[first[p]] for p in prompts],
         [response_lengths[row] - 1 for row in inputs],
-        [prompts.index(problems[row]) for row in inputs],
+        [prompts.index(keys[row]) for row in inputs],
         device,
     )
     offsets = [prompt_lengths[row] for row in inputs]
@@ -121,7 +121,7 @@ def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     ).last_hidden_state[0]
     before = torch.tensor([own.get(row, 0) - 1 for row in range(batch.num_rows)])
     source = before[:, None] + torch.arange(batch.token_weights.shape[1])
-    source[:, 0] = torch.tensor([last_of[problem] for problem in problems])
+    source[:, 0] = torch.tensor([last_of[key] for key in keys])
     return hidden, source.to(device)
 
 

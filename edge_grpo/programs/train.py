@@ -8,7 +8,19 @@ from edge_grpo.runs.directory import check_directory
 # Constructor arguments that the program passes itself.
 INJECTED = {
     "algorithm": frozenset(
-        {"policy", "rollout", "rewards", "optimizer", "scheduler", "correction", "group_filter", "advantage", "loss"}
+        {
+            "policy",
+            "rollout",
+            "rewards",
+            "optimizer",
+            "scheduler",
+            "allocation",
+            "correction",
+            "group_filter",
+            "advantage",
+            "loss",
+            "token_filter",
+        }
     ),
     "checkpoint": frozenset({"about"}),
     "trainer": frozenset({"callbacks", "loggers"}),

@@ -29,7 +29,7 @@ from edge_grpo.runs.status import saying_status, write_status, write_whole
 
 log = logging.getLogger(__name__)
 
-STAGES = ("correction", "group_filter", "advantage", "loss")
+STAGES = ("allocation", "correction", "group_filter", "advantage", "loss", "token_filter")
 
 
 def run_experiment(cfg: DictConfig) -> float:

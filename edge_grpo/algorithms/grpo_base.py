@@ -1,0 +1,192 @@
+"""What GRPO is made of and what it keeps: its stages, checks before a run, state in the checkpoint, seeds, counts."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from edge_grpo.advantages.base import Advantage
+from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings
+from edge_grpo.algorithms.drawing import Drawn
+from edge_grpo.algorithms.reports import declared
+from edge_grpo.algorithms.states import load_strategy_states, strategy_states
+from edge_grpo.algorithms.update import GRPOUpdate
+from edge_grpo.allocations.base import Allocation
+from edge_grpo.corrections.base import Correction, longest_responses
+from edge_grpo.data.base import ProblemDataModule, with_prompt
+from edge_grpo.group_filters.base import GroupFilter
+from edge_grpo.history import History
+from edge_grpo.loggers.metrics import describe
+from edge_grpo.losses.base import Loss
+from edge_grpo.seeding import stage_generator
+from edge_grpo.token_filters.base import TokenFilter
+from edge_grpo.types import Problem, Response
+
+
+class GRPOBase(PolicyModule):
+    """The parts of `GRPOModule` that are no step of the algorithm.
+
+    Args:
+        allocation, correction, group_filter, advantage, loss, token_filter: the strategies.
+        num_generations: G, responses of a group.
+        update_epochs: mu, passes over a rollout's rows.
+        minibatch_rows: rows of one optimiser step, over all ranks, in whole groups and in the rollout's order, the
+            same in every epoch (verl's default; TRL shuffles rows, and problems come shuffled already). The last
+            minibatch may be smaller; every one has denominators of its own. null: all rows in one step, so that with
+            one epoch the importance ratio is exactly 1 and every clip idle.
+        mask_truncated: responses that the token budget ended leave the loss and its denominators (see `kept_rows`).
+        shared: arguments of `PolicyModule`.
+
+    Raises:
+        UserError: G below 2 or below what a strategy needs, mu below 1, minibatches that would split a group, two
+            strategies that define the same metric, or two that do not go together.
+    """
+
+    corrects = True
+
+    def __init__(
+        self,
+        allocation: Allocation,
+        correction: Correction,
+        group_filter: GroupFilter,
+        advantage: Advantage,
+        loss: Loss,
+        token_filter: TokenFilter,
+        num_generations: int,
+        update_epochs: int,
+        minibatch_rows: int | None,
+        mask_truncated: bool,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        self.strategies: dict[str, Any] = {
+            "allocation": allocation,
+            "correction": correction,
+            "group_filter": group_filter,
+            "advantage": advantage,
+            "loss": loss,
+            "token_filter": token_filter,
+        }
+        check_settings(self.rollout, self.strategies, num_generations, update_epochs, minibatch_rows)
+        self.allocation, self.correction, self.group_filter = allocation, correction, group_filter
+        self.advantage, self.loss, self.token_filter = advantage, loss, token_filter
+        self.strategy_metrics = declared(tuple(self.strategies.values()), describe)
+        self.num_generations, self.update_epochs = num_generations, update_epochs
+        self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
+        # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
+        self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
+        self.generated = [0, 0]  # responses and tokens of this iteration on this rank, a correction's too
+        self._ranks = 1
+        self.history = History()
+        self._problems: dict[str, Problem] = {}  # by id, once somebody asks
+        self._positions = [0]  # problems that each rank has taken from its stream
+        for name in ("num_tokens", "num_rollouts", "num_generated_tokens"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.long))
+
+    shorter_responses = (
+        "lower rollout.max_new_tokens, correction.reflection_tokens or correction.max_response_tokens, or drop the row"
+    )
+
+    def longest_responses(self, problems: Sequence[Problem]) -> list[int]:
+        """See `PolicyModule.longest_responses`."""
+        return longest_responses(self.correction, problems, self.rollout.max_new_tokens, self.policy.encode)
+
+    @property
+    def required_fields(self) -> frozenset[str]:
+        """What training problems must have."""
+        return self.correction.required_fields
+
+    def remarks(self) -> list[str]:
+        """See `PolicyModule.remarks`."""
+        return idle_settings(self.loss, self.update_epochs, self.minibatch_rows)
+
+    def on_fit_start(self) -> None:
+        """See `PolicyModule.on_fit_start`; refuse minibatches that the ranks cannot share."""
+        super().on_fit_start()
+        self._ranks = self.trainer.world_size
+        check_minibatches(self.minibatch_rows, self.num_generations, self._ranks)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Snapshots of all that changes within an iteration."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["history"] = self.history.state_dict()
+        checkpoint["positions"] = list(self._positions)
+        checkpoint["strategies"] = self.gathered(strategy_states(self.strategies))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `PolicyModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        of_ranks = checkpoint["strategies"]
+        load_strategy_states(self.strategies, of_ranks[self.global_rank % len(of_ranks)])
+        self.history, self._positions = History.of_state(checkpoint["history"]), list(checkpoint["positions"])
+
+    def prompt(self, problem: Problem, question: str) -> tuple[int, ...]:
+        """The prompt of a problem that asks something else, as tokens."""
+        template = self._data.template_for(problem)
+        return with_prompt(replace(problem, question=question), template, self.policy.tokenizer).prompt_ids
+
+    def problem(self, problem_id: str) -> Problem:
+        """A training problem.
+
+        Raises:
+            KeyError: there is none of this id.
+        """
+        if not self._problems:
+            self._problems = {problem.id: problem for problem in self._data.train_problems}
+        return self._problems[problem_id]
+
+    @property
+    def _data(self) -> ProblemDataModule:
+        data: Any = self.trainer.datamodule
+        return data
+
+    @property
+    def position(self) -> int:
+        """Problems that this rank has taken from its stream; with another number of ranks as many as any had."""
+        same = len(self._positions) == self.trainer.world_size
+        return self._positions[self.global_rank] if same else max(self._positions)
+
+    def remember(self, drawn: Drawn) -> None:
+        """What an iteration has drawn becomes history, the same on every rank."""
+        ranks = self.gathered((drawn.visits, drawn.position))
+        for visits, _ in ranks:
+            self.history.record(visits)
+        self._positions = [taken for _, taken in ranks]
+
+    def reference_model(self) -> Any | None:
+        """In the policy's precision and on its device: Lightning converts the policy only, after it was copied."""
+        if not self._reference:
+            return None
+        return self._reference[0].to(device=self.device, dtype=next(self.model.parameters()).dtype)
+
+    def generate(
+        self, stage: str, prefixes: list[list[int]], budgets: list[int], *, call: int, temperature: float | None = None
+    ) -> list[Response]:
+        """Continuations by the policy, counted.
+
+        Args:
+            stage, call: of the seed.
+            temperature: None for the rollout's.
+        """
+        sampling = self.rollout.sampling
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        responses = self.rollout.generate(self.policy, prefixes, budgets, sampling, self.generator(stage, call))
+        self.generated[0] += len(responses)
+        self.generated[1] += sum(map(len, responses))
+        return responses
+
+    def generator(self, stage: str, call: int = 0) -> torch.Generator:
+        """A CPU generator of this stage, iteration and rank."""
+        return stage_generator(self.seed, stage, iteration=self.iteration, rank=self.global_rank, call=call)
+
+    def counts(self, update: GRPOUpdate) -> Mapping[str, float]:
+        """Trained tokens, generated responses and their tokens so far, of all ranks, with this iteration's."""
+        trained = int(update.batch.response_lengths.sum())
+        names = ("num_tokens", "num_rollouts", "num_generated_tokens")
+        for name, new in zip(names, self.total_over_ranks(trained, *self.generated), strict=True):
+            self.get_buffer(name).add_(int(new))
+        return {f"train/{name}": float(self.get_buffer(name)) for name in names}
