@@ -36,9 +36,9 @@ smoke: $(SWEEPS:.sh=.smoke)
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 		PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 SMOKE=1 FOLDER="$$folder" bash $<
 
-# Minutes: a run that is killed KILLS times ends as the one that is not.
+# Minutes: a run that is killed KILLS times ends as the one that is not. ARM="advantage=ngrpo ...": of another arm.
 chaos: .venv/installed-test
-	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS)
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS) --arm "$(ARM)"
 
 # Minutes: the share of the faults of tests/mutants.toml that the tests notice. Eight of them: make mutants SAMPLE=8
 mutants: .venv/installed-test

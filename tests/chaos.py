@@ -1,5 +1,7 @@
 """`make chaos`: EDGE-GRPO on the embedded default is killed again and again, and must not be the worse for it.
 
+`make chaos ARM="allocation=greso advantage=ngrpo"` does it with another arm: its overrides follow those of the default.
+
 SIGKILL falls at random instants: while the run starts, rolls out, grades, updates or writes a checkpoint. Afterwards
 the exported weights (SHA-256), metrics.csv (row by row, without what the clock says), samples.jsonl and the history in
 W&B's offline file are held against those of a run that nobody killed, and no process of a killed run may be alive.
@@ -11,6 +13,7 @@ import argparse
 import hashlib
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -113,8 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arm", default="", help="overrides, as on the command line")
     args = parser.parse_args()
-    rng, settings = random.Random(args.seed), (f"trainer.max_iterations={2 * args.kills}",)
+    rng, settings = random.Random(args.seed), (*shlex.split(args.arm), f"trainer.max_iterations={2 * args.kills}")
     with tempfile.TemporaryDirectory() as name:
         killed, whole = Path(name) / "killed", Path(name) / "whole"
         kills, orphans = 0, []
