@@ -355,3 +355,43 @@ def test_the_verdicts_are_in_the_checkpoint():
     resumed.on_load_checkpoint(torch.load(buffer, weights_only=True))
     assert resumed.grade(half, texts).tolist() == [True, False]
     assert resumed.rewards.counts["cached"] == 2
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Bytes that are kept for the backward pass."""
+
+    def __init__(self):
+        self.bytes = 0
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor):
+        self.bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_gradient_checkpointing_keeps_fewer_bytes_and_changes_no_gradient(model, packing):
+    model.eval()  # as a model comes from its files
+    seen = {}
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with (kept := Kept()):
+            gradients, _, _ = run(model, clipped(), eda(), packing=packing)
+        seen[checkpointing] = gradients[0], kept.bytes
+    torch.testing.assert_close(seen[True][0], seen[False][0], rtol=1e-12, atol=1e-12)
+    assert seen[True][1] < 0.5 * seen[False][1]
+    assert not model.training
+
+
+def test_dropout_is_in_the_update_and_in_no_pass_without_a_gradient(model):
+    seen = []
+    model.model.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(layer.training))
+    reference = exact(random_tiny_policy(0, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2).model)
+    reference.model.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(layer.training))
+    run(
+        model.eval(), clipped(beta=0.1), eda(), MANY, reference=reference.eval()
+    )  # groups are cut: EDA has its own pass
+    assert seen[0] is False
+    assert seen[-1] is True
+    assert seen == sorted(seen)

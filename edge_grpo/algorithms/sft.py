@@ -42,7 +42,7 @@ class SFTModule(PolicyModule):
                 return -(stats.logprobs.sum(1) * usable[some]).sum() / max(tokens, 1)
 
             microbatches = forward.microbatches(rows, torch.tensor(everything, device=self.device))
-            with forward.on(self.model):
+            with forward.on(self.model, training=True):
                 step = self.optimise([partial(cross_entropy, some) for some in microbatches])
             rate = self.step_scheduler()
         metrics = {

@@ -127,7 +127,7 @@ class GRPOUpdate:
         Returns:
             The steps; `bad` counts within `microbatches`.
         """
-        with self.forward.on(self.model):
+        with self.forward.on(self.model, training=True):
             return [
                 self._step(step, size, epoch, optimise) for epoch in range(epochs) for step, size in enumerate(sizes)
             ]

@@ -1,7 +1,7 @@
 """The policy: a causal language model with its tokenizer."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,22 @@ def decoder(model: Any) -> Any:
 
 
 @contextmanager
-def eval_mode(model: Any) -> Iterator[None]:
-    """Inside, without dropout; afterwards as before, whatever happened."""
-    training = model.training
-    model.eval()
+def mode(model: Any, *, training: bool) -> Iterator[None]:
+    """Inside, in train or in eval mode; afterwards as before, whatever happened.
+
+    Train mode alone has dropout, where the model's config asks for it, and gradient checkpointing.
+    """
+    before = model.training
+    model.train(training)
     try:
         yield
     finally:
-        model.train(training)
+        model.train(before)
+
+
+def eval_mode(model: Any) -> AbstractContextManager[None]:
+    """Inside, without dropout."""
+    return mode(model, training=False)
 
 
 @dataclass(frozen=True)

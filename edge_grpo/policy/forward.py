@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edge_grpo.policy.base import mode
 from edge_grpo.policy.batching import group_microbatches, microbatches, packed_microbatches
 from edge_grpo.policy.memory import out_of_memory
 from edge_grpo.policy.packed_attention import packed_attention
@@ -57,9 +58,9 @@ class MicrobatchForward:
         return [rows[some.to(rows.device)] for some in cut]
 
     @contextmanager
-    def on(self, model: Any) -> Iterator[None]:
-        """Inside, `model` can be called; the backward pass belongs inside too."""
-        with packed_attention(model, self.packing), out_of_memory(*self.settings):
+    def on(self, model: Any, *, training: bool = False) -> Iterator[None]:
+        """Inside, `model` can be called; the backward pass belongs inside too, and wants train mode."""
+        with mode(model, training=training), packed_attention(model, self.packing), out_of_memory(*self.settings):
             yield
 
     def __call__(self, model: Any, part: UpdateBatch, *, entropy_grad: bool = False) -> TokenStats:

@@ -31,7 +31,8 @@ def load_policy(
             learning rates keep float32 weights and set `trainer.precision=bf16-mixed`. There is no float16: its
             gradients underflow without loss scaling.
         attn_implementation: as transformers', for example "sdpa" or "flash_attention_2".
-        gradient_checkpointing: trade a second forward for activation memory.
+        gradient_checkpointing: the update keeps the inputs of layers only and runs each layer again in the backward
+            pass: a second forward for most of the activation memory.
         trust_remote_code: run code that comes with the model; only if you read it.
         revision: branch, tag or commit on the hub.
         ignored_generation_settings: names in the model's generation config that are dropped, and not exported with
