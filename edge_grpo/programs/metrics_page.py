@@ -1,5 +1,7 @@
 """`python -m edge_grpo.programs.metrics_page` prints docs/metrics.md: every logged name, those of strategies too."""
 
+from functools import cache
+
 from hydra import compose, initialize_config_dir
 
 from edge_grpo.command_line.check import instantiate
@@ -11,6 +13,7 @@ GROUPS = ("correction", "advantage", "loss")
 """of the strategies that report something"""
 
 
+@cache  # composing a config for every strategy takes seconds
 def of_strategies() -> dict[str, dict[str, Metric]]:
     """Classes of strategies in conf/ -> what all of them report: logged name -> definition."""
     classes: dict[tuple[str, str, Metric], list[str]] = {}
