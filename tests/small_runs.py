@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forks import Forks, Program
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -24,6 +25,17 @@ from edge_grpo.programs.train_run import run_experiment
 
 REPO = Path(__file__).resolve().parent.parent
 
+# What a run imports: in part only once it is at work.
+PRELOAD = (
+    "edge_grpo.programs.train_run",
+    "edge_grpo.command_line.run",
+    "edge_grpo.algorithms.grpo",
+    "edge_grpo.policy.tiny",
+    "edge_grpo.rewards.accuracy",
+    "edge_grpo.runs.trainer",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.processing_utils",
+)
 SMALL_MODEL = (
     "model=tiny_random",
     "model.hidden_size=32",
@@ -76,12 +88,23 @@ def run_small(folder: Path, *overrides: str, config_name: str = "train") -> Path
     return folder
 
 
-def command(*argv: str, path: Path | None = None) -> subprocess.Popen[str]:
-    """`python -m edge_grpo.programs.train` as a process of its own."""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+PROGRAMS = Forks(PRELOAD, ENVIRONMENT)
+"""processes that have what a run imports"""
+
+
+def command(*argv: str, path: Path | None = None) -> Program:
+    """`python -m edge_grpo.programs.train` as a process of its own, which begins with a run's imports."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{REPO}:{path}" if path else str(REPO)}
+    return PROGRAMS.start("-m", "edge_grpo.programs.train", *argv, cwd=REPO, env=environment)
+
+
+def command_from_scratch(*argv: str, path: Path | None = None) -> "subprocess.Popen[str]":
+    """The same as a shell starts it: for what is about signals, imports or several ranks."""
     return subprocess.Popen(
         [sys.executable, "-m", "edge_grpo.programs.train", *argv],
         cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPO}:{path}" if path else str(REPO)},
+        env={**ENVIRONMENT, "PYTHONPATH": f"{REPO}:{path}" if path else str(REPO)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SHORT, SMALL_GRPO, command, equal_weights, metrics_rows, run_small, weights
+from small_runs import SHORT, SMALL_GRPO, command_from_scratch, equal_weights, metrics_rows, run_small, weights
 
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.callbacks.bad_steps import BadSteps
@@ -110,7 +110,7 @@ def test_too_many_in_a_row_end_the_run_with_a_checkpoint_from_before(tmp_path):
 def test_two_ranks_end_with_a_checkpoint_from_before_too(tmp_path):
     settings = (*GEC, *breaking([2, 3, 4, 5]), "checkpoint.every_n_iterations=100", "trainer.max_iterations=9")
     ddp = (*SMALL_GRPO, *settings, "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}")
-    process = command(*ddp, path=Path(__file__).parent)
+    process = command_from_scratch(*ddp, path=Path(__file__).parent)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
     assert "iteration 4: loss or gradient not finite in 3 optimiser steps in a row" in output

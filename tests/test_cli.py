@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, real argv, a small config tree."""
+"""The command line as a person meets it: processes of their own, with their argv, and a small config tree."""
 
 import pickle
 import shutil
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from omegaconf import OmegaConf
 
 from edge_grpo.command_line import run as cli
@@ -77,11 +78,20 @@ cli.run(task, "train", check_directory=lambda folder, config: folder.mkdir(paren
 }
 
 
+ENVIRONMENT = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"}
+
+
+@pytest.fixture(scope="module")
+def forks() -> Forks:
+    """Processes that have what every command line imports, and no more."""
+    return Forks(["edge_grpo.command_line.run"], ENVIRONMENT)
+
+
 class App:
     """A program with its config tree in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, forks: Forks) -> None:
+        self.folder, self.forks = folder, forks
         for name, text in FILES.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
@@ -89,10 +99,14 @@ class App:
         shutil.copy(REPO / "conf/hydra/default.yaml", folder / "conf/hydra/default.yaml")
 
     def __call__(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.forks.run("train.py", *argv, cwd=self.folder, env={**ENVIRONMENT, **environment}, timeout=60)
+
+    def from_scratch(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """The same in a process that imports everything itself."""
         return subprocess.run(
             [sys.executable, "train.py", *argv],
             cwd=self.folder,
-            env={"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin", **environment},
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=60,
@@ -106,8 +120,8 @@ class App:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> App:
-    return App(tmp_path)
+def app(tmp_path: Path, forks: Forks) -> App:
+    return App(tmp_path, forks)
 
 
 REFUSED = {
@@ -173,12 +187,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(app: App, case: str) -> None:
 
 
 def test_a_refused_setting_leaves_no_directory_behind(app: App) -> None:
-    app("advantage.clamp=abc")
+    done = app.from_scratch("advantage.clamp=abc")
+    assert (done.returncode, done.stderr) == (2, "error: advantage.clamp=abc: expected float\n")
     assert not (app.folder / "outputs").exists()
 
 
 def test_a_run_writes_to_outputs_and_a_bug_keeps_its_traceback(app: App) -> None:
-    assert app.runs("advantage.clamp=1") == ["0 1 problems.jsonl"]
+    done = app.from_scratch("advantage.clamp=1")
+    assert (done.returncode, done.stdout.split()[1:4]) == (0, ["0", "1", "problems.jsonl"]), done.stderr
     assert len(list((app.folder / "outputs/train").iterdir())) == 1
     shutil.copy(app.folder / "conf/train.yaml", app.folder / "conf/other.yaml")
     app.runs("-cn", "other")  # the directory is the config's, whatever module the task is from
@@ -257,7 +273,7 @@ def test_a_plugin_that_is_not_installed_is_named(app: App) -> None:
     # A package of that name in front of the real one has no plugins.
     (app.folder / "hydra_plugins").mkdir()
     (app.folder / "hydra_plugins/__init__.py").touch()
-    done = app("-m", "hydra/sweeper=optuna", "seed=1,2")
+    done = app.from_scratch("-m", "hydra/sweeper=optuna", "seed=1,2")
     assert (done.returncode, done.stderr) == (
         2,
         "error: hydra/sweeper=optuna needs a package: pip install 'edge-grpo[optuna]'\n",
@@ -297,7 +313,7 @@ def test_a_sweeps_job_is_resumed_alone(app: App) -> None:
 
 
 def test_help_is_a_page_for_people(app: App) -> None:
-    done = app("--help")
+    done = app.from_scratch("--help")
     assert (done.returncode, done.stderr) == (0, "")
     for part in (
         "edge-grpo-train -m experiment=vanilla,edge_grpo seed=0,1,2",

@@ -1,15 +1,12 @@
 """The gradient of a batch does not depend on how it is cut: into micro-batches, or over two real processes."""
 
 import contextlib
-import os
-import subprocess
-import sys
 
 import ddp_gradients
 import pytest
 import torch
 from ddp_gradients import BOUNDS, CASES, PRECISIONS, OfFourGroups, gradient, minibatch_gradients
-from small_runs import REPO, SMALL_GRPO, composed
+from small_runs import ENVIRONMENT, PROGRAMS, REPO, SMALL_GRPO, composed
 
 from edge_grpo.algorithms import grpo, grpo_base
 from edge_grpo.algorithms.checks import check_minibatches
@@ -24,15 +21,9 @@ def on_two_ranks(tmp_path_factory):
     """precision -> (loss, advantage) -> (gradient, micro-batches of a rank)."""
     folder = tmp_path_factory.mktemp("ranks")
     out = folder / "gradients.pt"
-    environment = {**os.environ, "PYTHONPATH": f"{REPO}:{REPO / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, ddp_gradients.__file__, str(out)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    # Lightning itself starts the second rank, which imports what it needs.
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
+    done = PROGRAMS.run(ddp_gradients.__file__, str(out), cwd=folder, env=environment, timeout=180)
     assert done.returncode == 0, done.stderr
     return torch.load(out, weights_only=True)
 

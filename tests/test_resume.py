@@ -3,18 +3,18 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 from small_runs import (
-    REPO,
+    ENVIRONMENT,
+    PROGRAMS,
     SHORT,
     SMALL_GRPO,
     command,
+    command_from_scratch,
     equal_weights,
     metrics_rows,
     offline_history,
@@ -149,7 +149,8 @@ def test_an_error_costs_the_iteration_it_ends(tmp_path, monkeypatch, whole):
 
 
 def test_sigterm_ends_a_process_soon_with_143_and_says_how_to_go_on(tmp_path):
-    process = command(*SMALL_GRPO, *FOUR, "trainer.max_iterations=100000", f"hydra.run.dir={tmp_path}/run", SELDOM)
+    settings = (*SMALL_GRPO, *FOUR, "trainer.max_iterations=100000", SELDOM)
+    process = command_from_scratch(*settings, f"hydra.run.dir={tmp_path}/run")
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "run" / "metrics.csv").exists() or len(metrics_rows(tmp_path / "run")) < 3:
@@ -267,14 +268,13 @@ main()
 """
 
 
-def test_a_full_disk_spares_the_last_checkpoint_and_the_run(cut, whole):
+def test_a_full_disk_spares_the_last_checkpoint_and_the_run(cut, whole, tmp_path_factory):
     state = cut / "checkpoints" / "iteration-000002" / "state.ckpt"
     assert (whole / "model" / "model.safetensors").stat().st_size < 150_000 < state.stat().st_size
+    folder = tmp_path_factory.mktemp("limited")  # `cut` is a run's own
+    (folder / "limited.py").write_text(LIMITED)
     settings = [*SMALL_GRPO, *FOUR, f"hydra.run.dir={cut}"]
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *settings], capture_output=True, text=True, timeout=120, env=environment
-    )
+    done = PROGRAMS.run("limited.py", *settings, cwd=folder, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("could not be written") == 2  # iterations 3 and 4
     assert "iteration-000002 stays, the run goes on: make room in" in done.stdout
@@ -313,7 +313,7 @@ def test_global_generators_and_a_strategys_state_survive(tmp_path, monkeypatch):
 def test_two_ranks_stop_together_and_go_on_as_if_they_had_not(tmp_path):
     ddp = (*SMALL_GRPO, *FOUR, "trainer.max_iterations=40", "trainer.devices=2", "trainer.strategy=ddp")
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    process = command(*ddp, f"hydra.run.dir={cut}")
+    process = command_from_scratch(*ddp, f"hydra.run.dir={cut}")
     try:
         while not (cut / "metrics.csv").exists() or len(metrics_rows(cut)) < 10:
             assert process.poll() is None, process.communicate()[0]
@@ -325,7 +325,7 @@ def test_two_ranks_stop_together_and_go_on_as_if_they_had_not(tmp_path):
     assert process.returncode == 143, output
     assert len(names(cut)) == 2
     for settings in ([f"resume={cut}"], [*ddp, f"hydra.run.dir={whole}"]):
-        process = command(*settings)
+        process = command_from_scratch(*settings)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
     assert_same(cut, whole)

@@ -4,15 +4,13 @@ import asyncio
 import functools
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SHORT, SMALL_GRPO, equal_weights, metrics_rows, weights
+from small_runs import ENVIRONMENT, PROGRAMS, SHORT, SMALL_GRPO, equal_weights, metrics_rows, weights
 from test_corrections import encode, score, scored, tools
 
 from edge_grpo.corrections.guided import rescored
@@ -619,14 +617,8 @@ def ended(questions, responses, finish_reasons):
 
 def train(folder, *argv):
     """The command line in a folder that Python does not search by itself."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "edge_grpo.programs.train", *argv],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPO), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment = {**ENVIRONMENT, "PYTHONSAFEPATH": "1"}
+    return PROGRAMS.start("-m", "edge_grpo.programs.train", *argv, cwd=folder, env=environment)
 
 
 def finished(process):
