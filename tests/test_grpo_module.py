@@ -1,6 +1,7 @@
 """The update against hand-worked numbers, and its invariance to how it is cut into micro-batches."""
 
 import io
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from small_runs import SMALL_GRPO, composed
 
-from edge_grpo.advantages.base import RewardAdvantage
+from edge_grpo.advantages.base import Grading, RewardAdvantage, UpdateGroups
+from edge_grpo.advantages.dr_grpo import DrGRPO
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.metrics import update_metrics
@@ -17,12 +19,18 @@ from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.history import History
+from edge_grpo.losses.adaptive_entropy import AdaptiveEntropyLoss
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
+from edge_grpo.losses.gvpo import GVPOLoss
+from edge_grpo.losses.real import REALLoss
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.programs.train_run import build_module
+from edge_grpo.token_filters.base import TokenFilterInputs
+from edge_grpo.token_filters.clip_cov import ClipCov
+from edge_grpo.token_filters.top_entropy import TopEntropy
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Step
 
 G = 3
@@ -115,9 +123,37 @@ class Gradients:
         return Step(total, float(gradient.norm()))
 
 
-def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, reference=None, packing=True, rewards=REWARDS):
+def recorded_of(rows):
+    """What a rollout could have recorded of the batch."""
+    generator = torch.Generator().manual_seed(1)
+    entropy, logprobs = torch.rand(2, *rows.token_weights.shape, generator=generator)
+    return TokenFilterInputs(
+        entropy=entropy,
+        sampling_logprobs=-3 * logprobs,
+        trained=rows.completion_mask,
+        sampled=rows.sampled_mask,
+        advantages=None,
+        over_ranks=lambda values: values,
+        generator=lambda: torch.Generator().manual_seed(2),
+    )
+
+
+def run(
+    model,
+    loss,
+    advantage,
+    microbatch_tokens=ONE,
+    epochs=1,
+    lr=0.0,
+    reference=None,
+    packing=True,
+    rewards=REWARDS,
+    token_filter=None,
+):
     """Gradients of each epoch, metrics, and the number of micro-batches."""
     rows, rewards = batch(), torch.tensor(rewards)
+    groups = rewards.view(-1, G)
+    groups = UpdateGroups(groups, groups >= 1, torch.full((len(groups),), G), {})
     update = GRPOUpdate(
         model=model,
         reference=reference,
@@ -128,6 +164,9 @@ def run(model, loss, advantage, microbatch_tokens=ONE, epochs=1, lr=0.0, referen
         loss=loss,
         num_generations=G,
         forward=MicrobatchForward(0.8, microbatch_tokens, chunk_tokens=5, packing=packing),
+        grading=Grading(rewards >= 1, {}, {}, 2.0, groups),
+        token_filter=token_filter,
+        recorded=recorded_of(rows),
     )
     update.prepare()
     gradients = Gradients(model, lr)
@@ -181,6 +220,92 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(model, aggregation, a
     for (gradient,), other_metrics, _ in others:
         torch.testing.assert_close(gradient, whole, rtol=0, atol=1e-12 * float(whole.norm()))
         assert other_metrics == pytest.approx(metrics, rel=1e-6, abs=1e-7)
+
+
+GROUP_LOSSES = [GVPOLoss(kl_weight=0.1), REALLoss(tau=0.5)]
+
+
+@pytest.mark.parametrize("loss", GROUP_LOSSES, ids=["gvpo", "real"])
+def test_a_loss_of_whole_groups_is_never_given_a_part_of_one(model, loss):
+    start = [p.detach().clone() for p in model.parameters()]
+    runs = []
+    for tokens, packing in ((ONE, True), (FEW, True), (MANY, True), (MANY, False)):
+        with torch.no_grad():
+            for p, value in zip(model.parameters(), start, strict=True):
+                p.copy_(value)
+        runs.append(run(model, loss, DrGRPO(), tokens, epochs=2, lr=0.1, packing=packing))
+    assert [count for *_, count in runs] == [1, 2, 2, 2]
+    (first, whole), *others = (gradients for gradients, *_ in runs)
+    assert first.norm() > 1e-3
+    assert not torch.allclose(first, whole, rtol=1e-2)  # the second epoch is not at ratio 1
+    for _, gradient in others:
+        torch.testing.assert_close(gradient, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+
+
+FILTERS = [TopEntropy(top_share=0.4, over="update"), ClipCov(share=0.2, lowest=0.1, highest=5.0)]
+
+
+@pytest.mark.parametrize("advantage", [Vanilla(eps=1e-4), eda()], ids=["vanilla", "eda"])
+@pytest.mark.parametrize("token_filter", FILTERS, ids=["top_entropy", "clip_cov"])
+def test_what_a_token_filter_takes_does_not_depend_on_the_micro_batches(model, token_filter, advantage):
+    runs = [run(model, clipped(), advantage, tokens, token_filter=token_filter) for tokens in (ONE, FEW, MANY)]
+    ((whole,), metrics, _), *others = runs
+    (unfiltered,), *_ = run(model, clipped(), advantage)
+    assert (whole - unfiltered).norm() > 1e-2 * unfiltered.norm()
+    for (gradient,), other_metrics, _ in others:
+        torch.testing.assert_close(gradient, whole, rtol=0, atol=1e-12 * float(whole.norm()))
+        assert other_metrics == pytest.approx(metrics, rel=1e-6, abs=1e-7)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One factor for all tokens."""
+
+    factor: float
+    reads_advantages = False
+
+    def __call__(self, inputs):
+        return torch.full_like(inputs.entropy, self.factor), {}
+
+
+def test_a_factor_scales_the_advantage_and_leaves_denominators_and_the_kl_term(model):
+    frozen = deepcopy(model)
+    with torch.no_grad():
+        for parameter in frozen.parameters():
+            parameter.mul_(0.9)
+    of = lambda beta, factor: run(  # noqa: E731
+        model, clipped(beta=beta), Vanilla(eps=1e-4), reference=frozen if beta else None, token_filter=Constant(factor)
+    )[0][0]
+    policy = of(0.0, 1.0)
+    torch.testing.assert_close(of(0.0, 0.5), policy / 2, rtol=0, atol=1e-12 * float(policy.norm()))
+    kl = of(0.5, 0.0)
+    assert kl.norm() > 1e-4
+    torch.testing.assert_close(of(0.5, 1.0), policy + kl, rtol=0, atol=1e-12 * float(policy.norm()))
+
+
+def test_the_entropy_bonus_has_the_gradient_of_the_entropies(model):
+    # alpha is 0.002 in the second iteration below the target. The bonus alone, by a forward pass of its own: rewards
+    # of 0 leave no other gradient, and then every row has to be computed for it.
+    loss = AdaptiveEntropyLoss(
+        aggregation="dapo", epsilon_low=0.2, epsilon_high=0.2, beta=0.0, kl="k3", max_response_tokens=10,
+        target_entropy=9.0, step=0.002, max_coefficient=0.005,
+    )  # fmt: skip
+    zeros = (0.0,) * 6
+    assert run(model, loss, DrGRPO(), rewards=zeros)[0][0].norm() == 0
+    for _ in range(2):
+        loss.observe(SimpleNamespace(mean_entropy=1.0))
+    assert loss.coefficient == 0.002
+    rows = batch()
+    total = 0.0
+    for row in range(rows.num_rows):
+        start, length = int(rows.prompt_lengths[row]), int(rows.response_lengths[row])
+        logits = model(rows.tokens[row : row + 1, : start + length]).logits[0, start - 1 : -1] / 0.8
+        total = total + torch.distributions.Categorical(logits=logits).entropy().sum()
+    expected = torch.autograd.grad(-0.002 * total / sum(LENGTHS), list(model.parameters()))
+    expected = torch.cat([part.flatten() for part in expected])
+    for tokens in (ONE, MANY):
+        gradient = run(model, loss, DrGRPO(), tokens, rewards=zeros)[0][0]
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-10 * float(expected.norm()))
 
 
 def test_collapsed_groups_are_not_computed_and_nothing_else_changes(model):

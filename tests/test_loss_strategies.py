@@ -18,7 +18,6 @@ from edge_grpo.losses.dual_clip import DualClipLoss
 from edge_grpo.losses.gmpo import GMPOLoss
 from edge_grpo.losses.gspo import GSPOLoss
 from edge_grpo.losses.sapo import SAPOLoss
-from edge_grpo.losses.top_entropy import TopEntropyLoss
 from edge_grpo.programs.train_run import build_module
 
 SHARED = {"aggregation": "grpo", "beta": 0.0, "kl": "k3", "max_response_tokens": 10}
@@ -35,7 +34,6 @@ def make(kind, **changes):
         CISPOLoss: {"epsilon_low": 1.0, "epsilon_high": 4.0},
         SAPOLoss: {"tau_positive": 1.0, "tau_negative": 1.05},
         DPPOLoss: {"delta_low": 0.2, "delta_high": 0.2, "ratio_penalty": 0.001},
-        TopEntropyLoss: CLIP | {"top_share": 0.2},
     }
     return kind(**(SHARED | own[kind] | changes))
 
@@ -172,31 +170,6 @@ def test_dppo_reads_every_row_for_its_penalty_alone():
     assert make(DPPOLoss, ratio_penalty=0.0, beta=0.1).reads_every_row
 
 
-def test_top_entropy_by_hand():
-    # Of 1 2 3 4 5 the 80 % quantile is 1 + 0.8 * 4 = 4.2: the last counts, over a denominator of all five. The second
-    # row's last two tokens are not trained: of 5 1 2 it is 1 + 1.6 (between 2 and 5: 2 + 0.6 * 3 = 3.8): the first.
-    entropy = [[1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 1.0, 2.0, 9.0, 9.0]]
-    weights = [[1.0] * 5, [1.0, 1.0, 1.0, 0.0, 0.0]]
-    zeros = torch.zeros(2, 5)
-    value, gradient, reports = run(make(TopEntropyLoss), zeros, [[1.0], [-2.0]], weights=weights, entropy=entropy)
-    close(gradient, [[0, 0, 0, 0, -1 / 5 / 2], [2 / 3 / 2, 0, 0, 0, 0]])
-    assert value == pytest.approx((-1 / 5 + 2 / 3) / 2, abs=1e-12)
-    assert reports["counted"].tolist() == [[False] * 4 + [True], [True] + [False] * 4]
-    # A share of 40 %: at least 1 + 0.6 * 4 = 3.4.
-    counted = run(make(TopEntropyLoss, top_share=0.4), zeros, [[1.0]], entropy=entropy)[2]["counted"]
-    assert counted[0].tolist() == [False, False, False, True, True]
-
-
-def test_the_kl_term_of_top_entropy_is_over_all_tokens():
-    logprobs = torch.full((1, 2), -1.0, dtype=torch.float64, requires_grad=True)
-    mask = torch.ones(1, 2, dtype=torch.bool)
-    ref = torch.full((1, 2), -2.0, dtype=torch.float64)
-    entropy = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
-    inputs = LossInputs(logprobs, logprobs.detach(), torch.zeros_like(ref), mask, mask.double(), entropy, ref)
-    value, _ = make(TopEntropyLoss, beta=0.5, kl="k1")(inputs, UpdateSize(1, 2, 1))
-    assert value.item() == pytest.approx(0.5, abs=1e-12)  # k1 = -(-2 + 1) = 1 on both tokens
-
-
 # --- limits --------------------------------------------------------------------------------------------------------
 
 LOG_RATIOS = npst.arrays("float64", (4, 3), elements=st.floats(-2, 2))
@@ -215,8 +188,6 @@ def test_each_loss_is_a_simpler_one_at_its_limits(log_ratios, advantages, entrop
     of = lambda loss: run(loss, log_ratios, advantages, old=-3.0, entropy=entropy)  # noqa: E731
     clipped, unclipped = of(make(ClippedLoss)), of(make(ClippedLoss, **OPEN))
     equal(of(make(DualClipLoss, ceiling=math.inf)), clipped)
-    equal(of(make(TopEntropyLoss, top_share=1.0)), clipped)
-    equal(run(make(TopEntropyLoss), log_ratios, advantages, old=-3.0, entropy=0 * entropy), clipped)
     equal(of(make(DPPOLoss, delta_low=1.0, delta_high=1.0, ratio_penalty=0.0)), unclipped)
     torch.testing.assert_close(of(make(CISPOLoss, **OPEN))[1], unclipped[1], rtol=1e-9, atol=1e-12)
     wide = {"log_epsilon_low": math.inf, "log_epsilon_high": math.inf}
@@ -238,7 +209,7 @@ def test_a_response_of_one_token_has_one_ratio(log_ratios, advantages):
 @given(log_ratios=LOG_RATIOS, advantages=ADVANTAGES)
 def test_no_loss_goes_against_an_advantage(log_ratios, advantages):
     same_sign = advantages * 0 + advantages[:, :1]  # of a row, since GSPO's and GMPO's rows are one decision
-    for kind in (ClippedLoss, DualClipLoss, GSPOLoss, GMPOLoss, CISPOLoss, SAPOLoss, TopEntropyLoss):
+    for kind in (ClippedLoss, DualClipLoss, GSPOLoss, GMPOLoss, CISPOLoss, SAPOLoss):
         gradient = run(make(kind), log_ratios, same_sign)[1]
         assert (gradient * torch.as_tensor(same_sign) <= 0).all(), kind
     gate = run(make(SAPOLoss), log_ratios, advantages)[2]["gate"]
@@ -258,8 +229,6 @@ def test_no_loss_goes_against_an_advantage(log_ratios, advantages):
         (SAPOLoss, {"tau_negative": 0.0}, "must be above 0"),
         (DPPOLoss, {"delta_low": -0.1}, "must not be negative"),
         (DPPOLoss, {"ratio_penalty": -1.0}, "must not be negative"),
-        (TopEntropyLoss, {"top_share": 0.0}, "must be above 0 and at most 1"),
-        (TopEntropyLoss, {"top_share": 1.1}, "must be above 0 and at most 1"),
         (SAPOLoss, {"beta": -0.5}, "must not be negative"),
         (SAPOLoss, {"max_response_tokens": 0}, "must be at least 1"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_runs import SMALL_GRPO, composed
 
+from edge_grpo.advantages.avspo import AVSPO
 from edge_grpo.advantages.entropy_driven import METRICS as EDA_METRICS
 from edge_grpo.algorithms.metrics import (
     advantage_metrics,
@@ -22,13 +23,15 @@ from edge_grpo.algorithms.metrics import (
 from edge_grpo.algorithms.reports import Reports, declared
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import METRICS, describe
+from edge_grpo.losses.adaptive_entropy import AdaptiveEntropyLoss
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.losses.dual_clip import DualClipLoss
 from edge_grpo.losses.sapo import SAPOLoss
-from edge_grpo.losses.top_entropy import TopEntropyLoss
 from edge_grpo.metric import StrategyMetric
 from edge_grpo.programs.metrics_page import as_markdown
 from edge_grpo.programs.train_run import build_module
+from edge_grpo.token_filters.clip_cov import ClipCov
+from edge_grpo.token_filters.top_entropy import TopEntropy
 from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -348,7 +351,13 @@ def test_the_page_is_what_the_module_prints():
     page = as_markdown()
     assert DOCS.read_text() == page, "python -m edge_grpo.programs.metrics_page > docs/metrics.md"
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    of_losses = {name for loss in (ClippedLoss, DualClipLoss, SAPOLoss, TopEntropyLoss) for name in loss.metrics}
-    assert len(rows) == len(METRICS) + len(EDA_METRICS) + len(of_losses)  # what several losses report stands once
-    assert "## Of the loss: ClippedLoss, CISPOLoss, DPPOLoss, DualClipLoss, GMPOLoss, GSPOLoss, TopEntropyLoss" in page
+    reporting = (ClippedLoss, DualClipLoss, SAPOLoss, AdaptiveEntropyLoss, AVSPO, TopEntropy, ClipCov)
+    names = {*METRICS, *EDA_METRICS, *(name for strategy in reporting for name in strategy.metrics)}
+    found = [line.split("`")[1] for line in rows]
+    assert set(found) >= names
+    assert len(found) == len(set(found))  # what several losses report stands once
+    assert (
+        "## Of the loss: AdaptiveEntropyLoss, ClippedLoss, CISPOLoss, DPPOLoss, DualClipLoss, GMPOLoss, GSPOLoss"
+        in page
+    )
     assert all(row.count("|") == 6 for row in rows)

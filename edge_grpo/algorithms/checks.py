@@ -41,6 +41,13 @@ def check_settings(
         )
     if rollout.sampling.greedy:
         raise UserError("rollout.temperature=0: greedy responses of a group are all equal, which teaches nothing")
+    token_filter = strategies["token_filter"]
+    if token_filter.reads_advantages and advantage.inside_update:
+        raise UserError(
+            f"token_filter ({type(token_filter).__name__}) reads the advantages before the update, and this advantage "
+            f"({type(advantage).__name__}) is taken anew inside it (entropy_driven: with advantage.detach=false, "
+            "scope=microbatch or refresh=update): choose another of one of them"
+        )
     if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
         raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
 
@@ -59,11 +66,15 @@ def check_minibatches(minibatch_rows: int | None, num_generations: int, ranks: i
 
 
 def idle_settings(loss: Loss, update_epochs: int, minibatch_rows: int | None) -> list[str]:
-    """What of the loss does nothing, as a sentence; none where an iteration has several optimiser steps."""
+    """What does nothing with this loss, a sentence each; its clip does where an iteration has several steps."""
+    remarks = []
+    if not getattr(loss, "reads_advantages", True):
+        remarks.append(f"loss ({type(loss).__name__}) reads no advantages: advantage and token_filter do nothing")
     idle = getattr(loss, "idle_at_ratio_one", "")
     if not idle or update_epochs > 1 or minibatch_rows is not None:
-        return []
+        return remarks
     return [
+        *remarks,
         f"update_epochs=1: the importance ratio is exactly 1, so {idle}; several optimiser steps a rollout "
-        "(algorithm.update_epochs, algorithm.minibatch_rows) change that"
+        "(algorithm.update_epochs, algorithm.minibatch_rows) change that",
     ]

@@ -86,6 +86,7 @@ def recorded(
         entropy=entropy,
         sampling_logprobs=batch.sampling_logprobs,
         trained=batch.completion_mask & (batch.token_weights > 0),
+        sampled=batch.sampled_mask,
         advantages=None,
         over_ranks=lambda values: torch.cat(gathered(values.cpu())).to(values.device),
         generator=generator,

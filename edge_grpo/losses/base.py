@@ -71,7 +71,8 @@ class Loss(Protocol):
     there is nothing. An attribute `idle_at_ratio_one` may say which of its settings have no effect while the importance
     ratio is 1, as the end of a sentence: "loss.epsilon_low and loss.epsilon_high do nothing". With an attribute
     `needs_whole_groups` that is true, micro-batches hold whole groups, however many tokens they have; with
-    `differentiates_entropy`, `LossInputs.entropy` carries a graph. `observe` is called as that of an `Advantage`.
+    `differentiates_entropy`, `LossInputs.entropy` carries a graph. `reads_advantages`, true where it is absent, says
+    whether the advantages (and the token filter) matter to it. `observe` is called as that of an `Advantage`.
     """
 
     beta: float

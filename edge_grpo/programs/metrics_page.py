@@ -9,7 +9,7 @@ from edge_grpo.command_line.run import config_dir
 from edge_grpo.loggers import metrics
 from edge_grpo.metric import Metric, StrategyMetrics
 
-GROUPS = ("correction", "advantage", "loss")
+GROUPS = ("correction", "advantage", "loss", "token_filter")
 """of the strategies that report something"""
 
 
@@ -28,7 +28,7 @@ def of_strategies() -> dict[str, dict[str, Metric]]:
                         of.append(type(strategy).__name__)
     found: dict[str, dict[str, Metric]] = {}
     for (group, name, metric), of in classes.items():
-        found.setdefault(f"{group}: {', '.join(of)}", {})[name] = metric
+        found.setdefault(f"{group.replace('_', ' ')}: {', '.join(of)}", {})[name] = metric
     return found
 
 

@@ -26,10 +26,10 @@ class Reward(Protocol):
     """One reward: n problems and n response texts in, [n] numbers out (`FunctionReward` makes one of a function).
 
     It may have `counts` (answers so far, `GRADING_COUNTS`), `state_dict` and `load_state_dict` (plain types, for
-    checkpoints), `ungradable` (what is wrong with each problem, or None) and, under the name `accuracy`, `unparsed`
-    (which texts hold no answer that can be read). If it declares a keyword-only argument `responses`, it gets the n
-    `Response`s behind the texts, with tokens and finish reason; None for texts that nobody generated (references, gold
-    answers, pieces of a response).
+    checkpoints), `highest` (of its values, 1 where it is absent), `ungradable` (what is wrong with each problem, or
+    None) and, under the name `accuracy`, `unparsed` (which texts hold no answer that can be read). If it declares a
+    keyword-only argument `responses`, it gets the n `Response`s behind the texts, with tokens and finish reason; None
+    for texts that nobody generated (references, gold answers, pieces of a response).
     """
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Tensor: ...
@@ -60,8 +60,8 @@ class WeightedRewards:
 
     @property
     def max_reward(self) -> float:
-        """The reward of a response that every part calls perfect (each part is at most 1)."""
-        return sum(self.weights.values())
+        """The reward of a response that every part calls perfect (each part is at most its `highest`, or 1)."""
+        return sum(weight * getattr(self.rewards[name], "highest", 1.0) for name, weight in self.weights.items())
 
     @property
     def counts(self) -> dict[str, int]:

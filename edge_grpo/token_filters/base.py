@@ -16,6 +16,7 @@ class TokenFilterInputs:
         entropy: [N, T] nats, see `Response.entropies`; 0 for tokens that the policy did not sample.
         sampling_logprobs: [N, T], see `Response`.
         trained: [N, T] bool, the tokens that the loss is over.
+        sampled: [N, T] bool, the tokens that the policy itself sampled: the others have neither entropy nor log-prob.
         advantages: [N, T] where the filter's `reads_advantages` is true, else None.
         over_ranks: one rank's values [n] -> those of all ranks [n'], in their order; every rank calls it as often.
         generator: makes the CPU generator of this stage, iteration and rank.
@@ -24,6 +25,7 @@ class TokenFilterInputs:
     entropy: Tensor
     sampling_logprobs: Tensor
     trained: Tensor
+    sampled: Tensor
     advantages: Tensor | None
     over_ranks: Callable[[Tensor], Tensor]
     generator: Callable[[], torch.Generator]
