@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from small_runs import composed
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.accuracy import Accuracy
@@ -19,8 +20,9 @@ from edge_grpo.rewards.always_one import AlwaysOne
 from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
 from edge_grpo.rewards.boxed_format import BoxedFormat
 from edge_grpo.rewards.official import OfficialVerifier
+from edge_grpo.rewards.soft_overlong import SoftOverlong
 from edge_grpo.rewards.verifier import Pair
-from edge_grpo.types import Problem
+from edge_grpo.types import Problem, Response
 
 CONF = sorted((Path(__file__).parents[1] / "conf" / "reward").glob("*.yaml"))
 BOXED = next(path for path in CONF if path.stem == "boxed")
@@ -107,6 +109,44 @@ def test_weighted_sum_and_right_by_accuracy_alone() -> None:
     assert generous(PROBLEMS, TEXTS).correct.tolist() == [True, False, False, True]  # a reward of 9 is not right either
 
 
+def responses_of(*lengths: int) -> list[Response]:
+    zeros = [torch.zeros(n) for n in lengths]
+    return [Response(some.long(), some, some, some.to(torch.int8), "stop") for some in zeros]
+
+
+def test_the_penalty_of_long_responses_by_hand() -> None:
+    # A budget of 10 tokens, the last 4 of which cost a quarter each; a correction may go beyond.
+    reward = SoftOverlong(max_tokens=10, share=0.4)
+    penalties = reward([], [""] * 7, responses=responses_of(0, 6, 7, 8, 9, 10, 13))
+    assert penalties.tolist() == pytest.approx([0, 0, -0.25, -0.5, -0.75, -1, -1])
+    assert penalties.dtype == torch.float32
+    assert reward([], ["", ""]).tolist() == [0.0, 0.0]  # nobody generated them
+
+
+def test_a_penalty_takes_nothing_from_what_is_right_and_is_no_part_of_the_highest_reward() -> None:
+    rewards = WeightedRewards(
+        {"accuracy": Accuracy(SameText()), "overlong": SoftOverlong(max_tokens=4, share=0.5)},
+        {"accuracy": 1.0, "overlong": 0.5},
+    )
+    scores = rewards(PROBLEMS, TEXTS, responses_of(2, 3, 4, 4))
+    assert scores.rewards.tolist() == [1.0, -0.25, -0.5, 0.5]
+    assert scores.correct.tolist() == [True, False, False, True]
+    assert rewards.max_reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
+        ({"share": 0.0}, "share=0.0 must be above 0 and at most 1"),
+        ({"share": 1.5}, "share=1.5 must be above 0 and at most 1"),
+    ],
+)
+def test_a_penalty_out_of_range_is_refused(bad: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SoftOverlong(**({"max_tokens": 10, "share": 0.2} | bad))
+
+
 def test_no_rows_are_no_scores() -> None:
     scores = WeightedRewards({"accuracy": Accuracy(SameText())}, {"accuracy": 1.0})([], [])
     assert scores.rewards.shape == (0,)
@@ -123,13 +163,15 @@ def test_names_must_match_and_hold_accuracy() -> None:
 def test_every_config_builds_a_weighted_reward(path: Path) -> None:
     if path.stem == "reasoning_gym":
         pytest.importorskip("reasoning_gym")
-    cfg = OmegaConf.load(path)
-    if path.stem == "python":
-        cfg.function = f"{Path(__file__).parent}/examples/my_rewards.py:exact"
-    rewards = instantiate(cfg)
+    function = f"reward.function={Path(__file__).parent}/examples/my_rewards.py:exact"
+    cfg, _ = composed("train", f"reward={path.stem}", *([function] if path.stem == "python" else []))
+    rewards = instantiate(cfg.reward)
     assert isinstance(rewards, WeightedRewards)
     assert type(rewards.rewards) is dict
     assert all(weight == 1.0 for weight in rewards.weights.values())
+    if path.stem == "soft_overlong":  # rollout.max_new_tokens is 128 by default
+        assert rewards.rewards["overlong"]([], [""], responses=responses_of(128)).tolist() == [-1.0]
+        assert -0.04 < rewards.rewards["overlong"]([], [""], responses=responses_of(103)).item() < 0  # 102.4 are free
 
 
 def test_official_config_rewards_the_format_of_anything() -> None:

@@ -44,5 +44,5 @@ class SoftOverlong:
         """[n] float32 in [-1, 0]; problems and texts are not read."""
         if responses is None:
             return torch.zeros(len(texts))
-        lengths = torch.tensor([float(len(response)) for response in responses])
-        return ((self.max_tokens - self.buffer - lengths) / self.buffer).clamp(-1, 0)
+        lengths = torch.tensor([len(response) for response in responses], dtype=torch.float64)
+        return ((self.max_tokens - self.buffer - lengths) / self.buffer).clamp(-1, 0).float()
