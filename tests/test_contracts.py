@@ -619,19 +619,27 @@ from dataclasses import dataclass
 
 import torch
 
-from edge_grpo.advantages.base import RewardAdvantage
+from edge_grpo.advantages.base import OverBase
+from edge_grpo.metric import StrategyMetric
 
 
 @dataclass(frozen=True)
-class RankAdvantage(RewardAdvantage):
-    """A_i = scale * (rank of r_i in its group - mean rank)."""
+class MyBonus(OverBase):
+    """A_it = the base's A_i + scale * H_it, a token each; reports the bonus."""
 
     scale: float
 
+    @property
+    def metrics(self):
+        return {**super().metrics, "mine/bonus": StrategyMetric("1", "mean over tokens of the bonus")}
+
+    def zero_advantage_groups(self, inputs):
+        return torch.zeros_like(self.base.zero_advantage_groups(inputs))
+
     def __call__(self, inputs):
-        r = inputs.grouped_rewards
-        ranks = (r[:, :, None] > r[:, None, :]).float().sum(2)
-        return self.scale * (ranks - ranks.mean(1, keepdim=True)).flatten(), {}
+        advantages, entropy, reports = self.of_base(inputs)
+        bonus = torch.where(inputs.completion_mask, self.scale * entropy, 0.0)
+        return advantages + bonus, {**reports, "mine/bonus": bonus}
 '''
 
 
@@ -639,18 +647,24 @@ def test_a_new_strategy_is_one_python_file_and_one_yaml_file(tmp_path: Path):
     (tmp_path / "my_advantage.py").write_text(MY_ADVANTAGE)
     yaml = tmp_path / "conf" / "advantage" / "mine.yaml"
     yaml.parent.mkdir(parents=True)
-    yaml.write_text("_target_: my_advantage.RankAdvantage\nscale: 2.0\n")
+    yaml.write_text("defaults: [/advantage@base: vanilla, _self_]\n_target_: my_advantage.MyBonus\nscale: 2.0\n")
     run = tmp_path / "run"
     process = command(
         f"--config-dir={tmp_path}/conf",
         "advantage=mine",
+        "correction=none",
         "allowed_targets=[my_advantage]",
         *SMALL_GRPO,
-        "trainer.max_iterations=1",
         f"hydra.run.dir={run}",
         path=tmp_path,
     )
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert json.loads((run / "summary.json").read_text())["iterations"] == 1
-    assert OmegaConf.load(run / "config.yaml").advantage == {"_target_": "my_advantage.RankAdvantage", "scale": 2.0}
+    assert json.loads((run / "summary.json").read_text())["iterations"] == 2
+    chosen = OmegaConf.load(run / "config.yaml").advantage
+    assert (chosen._target_, chosen.scale) == ("my_advantage.MyBonus", 2.0)
+    logged = [row for row in metrics_rows(run) if row.get("mine/bonus")]
+    assert len(logged) == 2
+    # Every token is sampled: the bonus is twice the entropy that the rollout recorded.
+    for row in logged:
+        assert float(row["mine/bonus"]) == pytest.approx(2 * float(row["train/entropy"]), rel=1e-4)

@@ -309,6 +309,39 @@ def test_global_generators_and_a_strategys_state_survive(tmp_path, monkeypatch):
     assert_same(tmp_path / "cut", whole)
 
 
+def test_a_threshold_and_a_coefficient_go_on_where_they_were(tmp_path, monkeypatch):
+    settings = (
+        "trainer.max_iterations=4",
+        "optimizer.lr=0.01",
+        "correction=none",
+        "advantage=entropy_driven",
+        "advantage@advantage.base=avspo",
+        "advantage.base.step=0.3",
+        "loss=adaptive_entropy",
+        "loss.target_entropy=9",
+        "loss.step=0.01",
+        "loss.max_coefficient=1",
+        "token_filter=clip_cov",
+        "data.problems_per_iteration=4",
+        "algorithm.num_generations=3",
+        "reward=python",
+        f"reward.function={REPO}/tests/examples/my_strategies.py:even_checksum",
+    )
+    whole = run_small(tmp_path / "whole", *settings)
+    with monkeypatch.context() as patch:
+        signal_once(patch, PolicyModule, "optimise", 2, signal.SIGTERM)  # both were moved for the third iteration
+        with pytest.raises(Stopped):
+            run_small(tmp_path / "cut", *settings, SELDOM)
+    run_small(tmp_path / "cut", *settings)
+    assert_same(tmp_path / "cut", whole)
+    rows = [row for row in metrics_rows(whole) if row["train/loss"]]
+    coefficients = [float(row["train/adaptive_entropy/coefficient"]) for row in rows]
+    assert coefficients == pytest.approx([0.0, 0.01, 0.02, 0.03])
+    thresholds = [float(row["avspo/threshold"]) for row in rows]
+    assert thresholds[0] == 0.5
+    assert 0.5 not in thresholds[2:]  # a fresh threshold would be noticed
+
+
 @pytest.mark.slow
 def test_two_ranks_stop_together_and_go_on_as_if_they_had_not(tmp_path):
     ddp = (*SMALL_GRPO, *FOUR, "trainer.max_iterations=40", "trainer.devices=2", "trainer.strategy=ddp")
