@@ -46,7 +46,7 @@ def test_avspo_by_hand():
     assert reports["avspo/threshold"].unique().tolist() == [0.5]
     # A micro-batch has the rate of the update, not its own, which is 1 and 0.
     for number in range(3):
-        close(avspo()(group_of(whole, number))[0], taken[number * G : number * G + G].tolist(), atol=0)
+        close(avspo()(group_of(whole, number))[0], taken[number * G : number * G + G].tolist())
 
 
 def test_avspo_with_one_virtual_reward():
@@ -147,7 +147,7 @@ def seen(rewards, *visits):
 
 
 def test_dcpo_by_hand():
-    # One visit (1, 1, 0, 0), now all wrong: mean 1/4, variance (1/3 + 0 + 1/2 * 1/4) / 2 = 11/48: B = -.5222, half of it.
+    # One visit (1, 1, 0, 0), now all wrong: mean 1/4, variance (1/3 + 0 + 1/2 * 1/4) / 2 = 11/48: half of B = -.5222.
     b = -0.25 / math.sqrt(11 / 48)
     assert round(b, 4) == -0.5222
     close(SAS(seen([0] * 4, TWO_OF_FOUR))[0], [b / 2] * 4, atol=1e-9)
@@ -203,7 +203,7 @@ def test_eda_over_dcpo_orders_a_dead_group():
         (lambda: avspo(0.05), r"advantage\.threshold=0\.05 must be between advantage\.min_threshold=0\.1"),
         (
             lambda: avspo(min_threshold=0.95),
-            r"advantage\.min_threshold=0\.95 and advantage\.max_threshold=0\.9 must be",
+            r"advantage\.min_threshold=0\.95 and advantage\.max_threshold=0\.9 must",
         ),
         (lambda: avspo(max_threshold=1.5), r"advantage\.min_threshold=0\.1 and advantage\.max_threshold=1\.5 must be"),
         (lambda: avspo(step=-0.1), r"advantage\.step=-0\.1 must not be negative"),

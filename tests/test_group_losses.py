@@ -101,7 +101,7 @@ REAL = REALLoss(tau=0.5)
 
 
 def test_real_by_hand():
-    # All wrong at ratio 1: log(1 + 4) + log 1, and by the mean log rho 2 / (4 + 1) = .4, half of it on each of 2 tokens.
+    # All wrong at ratio 1: log(1 + 4) + log 1, and by the mean log rho 2 / (4 + 1) = .4, half of it on each token.
     value, gradient = run(REAL, group([[0.0, 0.0]] * 4))
     assert value == pytest.approx(math.log(5), abs=1e-12)
     close(gradient, [[0.2, 0.2]] * 4)
@@ -187,7 +187,7 @@ def test_where_nothing_trains_there_is_a_graph_and_no_gradient(loss):
     value, gradient = run(loss, group([[0.5]] * 4, advantages=1.0, weights=0.0))
     assert value == 0
     assert (gradient == 0).all()
-    with pytest.raises(ValueError, match="reads LossInputs.group_ids and correct"):
+    with pytest.raises(ValueError, match=r"reads LossInputs\.group_ids and correct"):
         run(loss, replace(group([[0.5]] * 4), correct=None))
 
 
