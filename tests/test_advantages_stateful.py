@@ -44,9 +44,12 @@ def test_avspo_by_hand():
     assert torch.equal(taken[8:], Vanilla(eps=1e-4)(whole)[0][8:])
     assert reports["avspo/virtual_rewards"].tolist() == [4] * 8 + [0] * 4
     assert reports["avspo/threshold"].unique().tolist() == [0.5]
-    # A micro-batch has the rate of the update, not its own, which is 1 and 0.
+    # A micro-batch has the rate of the update, here 1/3 and so K = 3, not its own, which is 1 and 0.
+    whole = inputs([0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0])
+    taken, reports = avspo(0.1)(whole)
+    assert reports["avspo/virtual_rewards"].tolist() == [3] * 4 + [0] * 8
     for number in range(3):
-        close(avspo()(group_of(whole, number))[0], taken[number * G : number * G + G].tolist())
+        close(avspo(0.1)(group_of(whole, number))[0], taken[number * G : number * G + G].tolist())
 
 
 def test_avspo_with_one_virtual_reward():
@@ -177,8 +180,8 @@ def test_dcpo_takes_the_smaller():
 
 
 def test_a_problem_that_was_always_the_same_stays_at_zero():
-    # Three times 0.1: neither its mean nor its deviation is exact.
-    same = Visit(0, 4, 0, 0.1, 0.0)
+    # A mean that was taken in float32 is not 0.1: the deviation of the pool is of the size of 1e-9.
+    same = Visit(0, 4, 0, float(torch.tensor(0.1, dtype=torch.float32)), 0.0)
     assert SmoothAdvantage(eps=1e-6)(seen([0.1] * 4, same, same, same))[0].tolist() == [0.0] * 4
     assert SAS(seen([0] * 4, Visit(0, 4, 0, 0.0, 0.0)))[0].tolist() == [0.0] * 4
 

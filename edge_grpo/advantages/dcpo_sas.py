@@ -56,8 +56,7 @@ class SmoothAdvantage(RewardAdvantage):
         dead = collapsed(r)[:, None]
         now = torch.where(dead, 0.0, (r - mean) / (std + self.eps))
         visits = inputs.graded.visits[::g] if inputs.graded.visits else [()] * len(r)
-        variance = torch.where(dead, 0.0, std.square())
-        of_groups = zip(visits, mean.flatten().tolist(), variance.flatten().tolist(), strict=True)
+        of_groups = zip(visits, mean.flatten().tolist(), std.square().flatten().tolist(), strict=True)
         pool_mean, pool_std = r.new_tensor([pooled(seen, m, v) for seen, m, v in of_groups]).T[:, :, None]
         pool = torch.where(pool_std > SMALL, (r - pool_mean) / (pool_std + self.eps), 0.0)
         share = 1 / r.new_tensor([len(seen) + 1 for seen in visits])[:, None]
