@@ -21,6 +21,7 @@ from edge_grpo.advantages.gdpo import GDPO
 from edge_grpo.advantages.maxrl import MaxRL
 from edge_grpo.advantages.ngrpo import NGRPO
 from edge_grpo.advantages.pass_at_k import PassAtK
+from edge_grpo.advantages.pool_mean import PoolMean
 from edge_grpo.advantages.rl_zvp import ZeroVariancePrompts
 from edge_grpo.advantages.signed import Signed
 from edge_grpo.advantages.unlikeliness import Unlikeliness
@@ -71,6 +72,43 @@ def test_batch_std_by_hand():
     second = [0.5 / scale, 0.5 / scale, -0.5 / scale, -0.5 / scale]
     close(BatchStd(eps=1e-4)(whole)[0], [0.75 / scale, *[-0.25 / scale] * 3, *second])
     close(BatchStd(eps=1e-4)(group_of(whole, 1))[0], second)
+
+
+POOL = PoolMean(std=False, eps=1e-6)
+
+
+def of_pools(rewards, *pools):
+    """Rewards of groups of G, and of each group all that were drawn for it."""
+    whole = inputs(rewards)
+    drawn = [tensor(pool, dtype=torch.float32) for pool in pools for _ in range(G)]
+    return replace(whole, grading=replace(whole.grading, drawn=drawn))
+
+
+def test_pool_mean_by_hand():
+    # 3 right of 16: mean 3/16, squares about it 3 (13/16)^2 + 13 (3/16)^2 = 624/256, over 15 is 0.1625. 1 right of 4.
+    whole = of_pools([1, 1, 0, 0, 0, 0, 1, 0], [1] * 3 + [0] * 13, [0, 0, 1, 0])
+    close(POOL(whole)[0], [13 / 16, 13 / 16, -3 / 16, -3 / 16, -1 / 4, -1 / 4, 3 / 4, -1 / 4])
+    by = math.sqrt(0.1625) + 1e-6
+    first = replace(POOL, std=True)(group_of(whole, 0))[0]
+    close(first, [13 / 16 / by, 13 / 16 / by, -3 / 16 / by, -3 / 16 / by])
+    second = replace(POOL, std=True)(group_of(whole, 1))[0]
+    close(second, Vanilla(eps=1e-6)(group_of(whole, 1))[0].tolist())
+
+
+def test_pool_mean_of_equal_rewards_out_of_a_mixed_pool_is_alive_and_out_of_an_equal_one_dead():
+    close(POOL(of_pools([0] * G, [0] * 7 + [1]))[0], [-1 / 8] * G)
+    third = 1 / 3  # whose sum over 12 need not be 4
+    for built in (POOL, replace(POOL, std=True)):
+        dead = replace(inputs([third] * G), rewards=torch.full((G,), third))
+        dead = replace(dead, grading=replace(dead.grading, drawn=[torch.full((12,), third)] * G))
+        assert (built(dead)[0] == 0).all()
+        assert built.zero_advantage_groups(dead).tolist() == [True]
+
+
+@given(VERDICTS)
+def test_pool_mean_of_no_more_than_the_group_is_dr_grpo(rewards):
+    whole = of_pools(rewards, rewards[:G], rewards[G:])
+    close(POOL(whole)[0], DrGRPO()(whole)[0].tolist())
 
 
 def test_eda_over_batch_std_divides_by_the_deviation_of_the_update():
@@ -307,6 +345,7 @@ def test_the_needs_of_a_base_are_those_of_the_whole():
     ("built", "message"),
     [
         (lambda: BatchStd(eps=0.0), r"advantage\.eps=0\.0 must be above 0"),
+        (lambda: PoolMean(std=False, eps=0.0), r"advantage\.eps=0\.0 must be above 0"),
         (lambda: NGRPO(eps=-1.0), r"advantage\.eps=-1\.0 must be above 0"),
         (lambda: GDPO(eps=math.nan), r"advantage\.eps=nan must be above 0"),
         (lambda: DGPO(temperature=0.0, eps=1e-4), r"advantage\.temperature=0\.0 must be above 0"),
@@ -330,6 +369,8 @@ def test_what_an_advantage_lacks_is_said():
     bare = AdvantageInputs(torch.zeros(G), G, *[torch.ones(G, 1, dtype=torch.bool)] * 2)
     with pytest.raises(ValueError, match=r"AdvantageInputs\.grading, which is None"):
         MaxRL()(bare)
+    with pytest.raises(ValueError, match=r"reads Grading\.drawn, which is empty"):
+        POOL(inputs([1] * G))
     with pytest.raises(ValueError, match="EntropyBonus needs token entropies"):
         EntropyBonus(GRPO, alpha=0.4, kappa=2.0)(bare)
     with pytest.raises(ValueError, match="unlikeliness needs log-probs"):

@@ -3,11 +3,13 @@
 import functools
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from allocation_rounds import Rounds, visited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -258,7 +260,10 @@ G, P, T = 4, 3, 5
 
 
 def advantage_inputs(rewards, entropy):
-    """Rows of an update that is no more than these; right are those of reward 1 and above, the highest is 2."""
+    """Rows of an update that is no more than these; right are those of reward 1 and above, the highest is 2.
+
+    No more was drawn than these rows.
+    """
     mask = torch.ones(entropy.shape, dtype=torch.bool)
     correct = rewards >= 1
     grouped = rewards.view(-1, G)
@@ -266,7 +271,8 @@ def advantage_inputs(rewards, entropy):
     # Of the first problem nothing was sampled before, of the second twice, of the third once.
     histories = [(), (Visit(0, G, 1, 0.25, 0.4), Visit(3, 2 * G, G, 0.5, 0.5)), (Visit(2, G, G, 1.0, 0.0),)]
     visits = [histories[row // G % 3] for row in range(len(rewards))]
-    grading = Grading(correct, {"accuracy": rewards}, {"accuracy": 1.0}, 2.0, update, visits=visits)
+    drawn = list(grouped.repeat_interleave(G, 0))
+    grading = Grading(correct, {"accuracy": rewards}, {"accuracy": 1.0}, 2.0, update, drawn, visits)
     return AdvantageInputs(rewards, G, mask, mask, entropy, grading, logprobs=-entropy)
 
 
@@ -363,10 +369,19 @@ def test_eda_over_an_advantage_keeps_its_signs_and_zeros(option):
 
 @every("advantage")
 def test_an_advantage_trains_for_two_iterations(option, tmp_path):
+    assert_trains(tmp_path / "run", f"advantage={option}")
+
+
+@every("allocation")
+def test_an_allocation_trains_for_two_iterations(option, tmp_path):
+    assert_trains(tmp_path / "run", f"allocation={option}")
+
+
+def assert_trains(folder, chosen):
     # An odd or even checksum makes right and wrong responses of what the random model writes.
-    folder = run_small(
-        tmp_path / "run",
-        f"advantage={option}",
+    run_small(
+        folder,
+        chosen,
         "correction=none",
         "data.problems_per_iteration=4",
         "algorithm.num_generations=8",
@@ -391,6 +406,43 @@ def strategies_of_advantage(option):
     if option not in _BUILT:
         _BUILT[option] = strategy("advantage", option)
     return _BUILT[option]
+
+
+# --- allocations ---------------------------------------------------------------------------------------------------
+
+strategy_of_allocation = functools.cache(functools.partial(strategy, "allocation"))
+GRADED = st.lists(st.lists(st.sampled_from([0.0, 0.1, 1.0]), min_size=1, max_size=12), min_size=1, max_size=30)
+VISITS = st.lists(st.lists(st.sampled_from([None, 0, 3, 8]), max_size=3), min_size=30, max_size=30)
+
+
+@every("allocation")
+@settings(max_examples=25, deadline=None)
+@given(graded=GRADED, visits=VISITS, seed=st.integers(0, 3))
+def test_an_allocation_ends_with_whole_groups_of_what_it_took(option, graded, visits, seed):
+    built = strategy_of_allocation(option)
+    history = visited(**{f"p{i}": of for i, of in enumerate(visits)})
+
+    def drawn():
+        of = Rounds(built, {f"p{i}": rewards for i, rewards in enumerate(graded)}, P, 8, history, seed)
+        of.draw()  # refuses a choice that is not of 1 to P whole groups
+        return of
+
+    of, again = drawn(), drawn()
+    assert 1 <= len(of.rounds) <= built.max_rounds
+    assert len(of.asked) == min(len(of.rounds) + 1, built.max_rounds)
+    assert all(ask.rows >= 1 for asks in of.asked for ask in asks)
+    # A problem is a candidate once for each time that the stream brought it.
+    sampled = Counter(problem.id for problem in of.pool.problems)
+    turns, rest = divmod(of.result.position, len(graded))
+    assert all(number <= turns + (int(name[1:]) < rest) for name, number in sampled.items())
+    passed_over = sum(not visit.rows for _, visit in of.result.visits)
+    assert sum(sampled.values()) + passed_over <= of.result.position
+    assert (of.rounds, of.chosen, of.result.position) == (again.rounds, again.chosen, again.result.position)
+
+
+@every("allocation")
+def test_an_allocation_says_what_its_degenerate_case_is(option):
+    assert "Degenerate case" in " ".join((type(strategy("allocation", option)).__doc__ or "").split())
 
 
 # --- corrections ---------------------------------------------------------------------------------------------------

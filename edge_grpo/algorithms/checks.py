@@ -32,6 +32,9 @@ def check_settings(
             f"algorithm.num_generations={num_generations}: this advantage needs groups of at least {least} "
             "responses (pass_at_k: more than advantage.k)"
         )
+    refuses = getattr(strategies["allocation"], "refuses", None)
+    if refuses is not None and (reason := refuses(num_generations)):
+        raise UserError(f"algorithm.num_generations={num_generations}: {reason}")
     if update_epochs < 1:
         raise UserError(f"algorithm.update_epochs={update_epochs} must be at least 1")
     if minibatch_rows is not None and (minibatch_rows < 1 or minibatch_rows % num_generations):

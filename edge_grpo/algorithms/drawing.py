@@ -1,15 +1,17 @@
 """What an allocation's rounds have drawn, and the groups that it chose of it."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from edge_grpo.advantages.base import collapsed
 from edge_grpo.allocations.base import Ask, Draw, Pool
 from edge_grpo.history import Visit
 from edge_grpo.types import Problem, Rollout, ScoredRollout, Scores
+
+log = logging.getLogger(__name__)
 
 
 class Stream:
@@ -106,12 +108,20 @@ def drawn(pool: Pool, chosen: Sequence[Sequence[int]], stream: Stream, draw: Dra
     flat = [row for group in chosen for row in group]
     own = tuple(rewards[candidate] for candidate in candidates)
     scored = _selected(pool, flat, candidates, own)
-    equal = torch.stack([collapsed(r[None])[0] for r in rewards])
     lengths = torch.tensor([len(response) for response in pool.scored.rollout.responses])
+    if len(chosen) < draw.groups:
+        log.info(
+            "iteration %d: of %d responses to %d problems the allocation chose %d groups, not %d",
+            draw.iteration,
+            len(lengths),
+            len(pool.problems),
+            len(chosen),
+            draw.groups,
+        )
     metrics = {
         "allocation/candidates": float(len(pool.problems)),
         "allocation/skipped": float(len(skipped)),
-        "allocation/collapsed": float(equal.float().mean()),
+        "allocation/collapsed": float((~pool.unequal).float().mean()),
         "allocation/groups": float(len(chosen)),
         "allocation/rows_drawn": float(len(lengths)),
         "allocation/tokens_drawn": float(lengths.sum()),

@@ -79,7 +79,7 @@ class GRPOModule(GRPOBase):
                     pool = pooled(pool, asks, self.score(rollout))
             assert pool is not None, "the first round asks for nothing"
             rounds += 1
-            asks = self.allocation.more(pool, draw)
+            asks = self.allocation.more(pool, draw) if rounds < self.allocation.max_rounds else []
         chosen = self.allocation.select(pool, draw)
         result = drawn(pool, chosen, stream, draw)
         result.metrics["allocation/rounds"] = float(rounds)

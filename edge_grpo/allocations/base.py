@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from edge_grpo.errors import UserError
 from edge_grpo.history import History
 from edge_grpo.types import Problem, ScoredRollout
 
@@ -91,12 +92,20 @@ class Pool:
         """[C] bool: some rows are right and some wrong."""
         return (self.right > 0) & (self.right < self.counts)
 
+    @property
+    def unequal(self) -> Tensor:
+        """[C] bool: some rewards differ, by equality."""
+        rewards = self.rewards
+        return torch.tensor([bool((rewards[rows] != rewards[rows[0]]).any()) for rows in self.rows])
+
 
 class Allocation(Protocol):
     """Allocation strategy: called once at the start of an iteration, after every round, and at the end.
 
     Every rank runs its own; a round ends when all ranks' responses are there, and rounds end when no rank asks for
     more. What it keeps besides the history goes through `state_dict`, a snapshot in plain types, and `load_state_dict`.
+
+    It may have the method `refuses(num_generations)`: why it cannot draw groups of so many rows, empty if it can.
     """
 
     @property
@@ -109,9 +118,23 @@ class Allocation(Protocol):
         ...
 
     def more(self, pool: Pool, draw: Draw) -> Sequence[Ask]:
-        """Another round; nothing ends them."""
+        """Another round; nothing ends them. It is not called once `max_rounds` are over."""
         ...
 
     def select(self, pool: Pool, draw: Draw) -> Sequence[Sequence[int]]:
         """The groups to train on: between 1 and `draw.groups`, each G different rows of one candidate."""
         ...
+
+
+def check_at_least(least: float, **values: float) -> None:
+    """Raise a UserError naming the first value that is below `least`."""
+    for name, value in values.items():
+        if not value >= least:
+            raise UserError(f"allocation.{name}={value} must be at least {least}")
+
+
+def check_share(**values: float) -> None:
+    """Raise a UserError naming the first value that is not in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"allocation.{name}={value} must be between 0 and 1")
