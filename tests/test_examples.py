@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +19,17 @@ from edge_grpo.types import Problem
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLES = REPO / "tests" / "examples"
-STAGES = ("advantage", "correction", "group_filter", "loss", "reward")
+STAGES = ("advantage", "allocation", "correction", "group_filter", "loss", "reward")
 OURS = {"mine/rank", "mine/logprob", "mine/tries"}
 
 
 def test_a_strategy_of_each_kind_works_from_outside_and_its_metrics_reach_every_logger(tmp_path):
     chosen = [f"{stage}=mine" for stage in STAGES]
-    argv = ["--config-dir", str(EXAMPLES / "conf"), *SMALL_GRPO, *chosen, "allowed_targets=[my_strategies]"]
+    mine = shutil.copytree(EXAMPLES, tmp_path / "mine")  # far from the project
+    tmp_path = tmp_path / "run"
+    argv = ["--config-dir", str(mine / "conf"), *SMALL_GRPO, *chosen, "allowed_targets=[my_strategies]"]
     argv += ["data.problems_per_iteration=4", "logger=[csv,tensorboard,wandb]", f"hydra.run.dir={tmp_path}"]
-    path = os.pathsep.join([str(REPO), str(EXAMPLES)])
+    path = os.pathsep.join([str(REPO), str(mine)])
     done = subprocess.run(
         [sys.executable, "-m", "edge_grpo.programs.train", *argv],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
@@ -41,10 +44,12 @@ def test_a_strategy_of_each_kind_works_from_outside_and_its_metrics_reach_every_
     # Ranks of pairs are 0 and 1; a loss without a clip has no clip_ratio.
     assert float(first["mine/rank"]) == 0.5
     assert not [name for name in first if "clip_ratio/" in name]
-    # 4 x 2 rollouts, and what the correction generated again.
+    # 2 rollouts a problem, 4 problems a round, and what the correction generated again.
     tried = float(first["correction/again/count"]) * float(first["mine/tries"])
     assert tried > 0
-    assert float(first["train/num_rollouts"]) == pytest.approx(8 + tried)
+    assert float(first["train/num_rollouts"]) == pytest.approx(float(first["allocation/rows_drawn"]) + tried)
+    assert float(first["allocation/rows_drawn"]) == 8 * float(first["allocation/rounds"])
+    assert first["allocation/groups"] == "4.0"
     assert {name for row in offline_history(tmp_path) for name in row} >= OURS
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) >= OURS

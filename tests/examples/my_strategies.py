@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from edge_grpo.advantages.base import RewardAdvantage
+from edge_grpo.allocations.base import Ask
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.metric import StrategyMetric
 
@@ -60,6 +61,22 @@ class TryAgain:
         scores = tools.score([scored.rollout.problem_of(row) for row in rows], [texts[row] for row in rows])
         rollout = replace(scored.rollout, responses=tuple(responses))
         return replace(scored, rollout=rollout, texts=tuple(texts), scores=scored.scores.replaced(rows, scores))
+
+
+class UntilMixed:
+    """Allocation: new problems until P of them have responses of different rewards, for four rounds at most."""
+
+    max_rounds = 4
+
+    def first(self, draw):
+        return [Ask(problem, draw.num_generations) for problem in draw.take(draw.groups)]
+
+    def more(self, pool, draw):
+        return self.first(draw) if pool.unequal.sum() < draw.groups else []
+
+    def select(self, pool, draw):
+        mixed_first = pool.unequal.int().argsort(descending=True, stable=True)
+        return [pool.rows[candidate] for candidate in mixed_first[: draw.groups]]
 
 
 class FirstGroups:
