@@ -78,7 +78,8 @@ def replace_length(response, budget):
 def scored(texts, g=4, solution="3 + 4 = 7\n\\boxed{7}", eos=True):
     question = "3 + 4 = ?"
     prompt = {"prompt": question, "prompt_ids": encode(question)}
-    problem = Problem("p", question, ("7",), solution, **prompt, solution_ids=encode(solution))
+    columns = {"hints": ["Add.", "Count on.", "Count on from 3 by 4."]}
+    problem = Problem("p", question, ("7",), solution, columns=columns, **prompt, solution_ids=encode(solution))
     rollout = Rollout((problem,) * (len(texts) // g), tuple(sampled(t, eos) for t in texts), g)
     problems = [rollout.problem_of(row) for row in range(len(texts))]
     return ScoredRollout(rollout, tuple(texts), score(problems, texts))

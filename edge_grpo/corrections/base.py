@@ -93,8 +93,9 @@ class Corrected:
 class Correction(Protocol):
     """Correction strategy.
 
-    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence. One that keeps
-    something has `state_dict`, a snapshot in plain types, and `load_state_dict`; it is saved for every rank.
+    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence; and
+    `refuses_chain`: why it cannot be a step of `chain`. One that keeps something has `state_dict`, a snapshot in plain
+    types, and `load_state_dict`; it is saved for every rank.
     """
 
     token_weight: Mapping[Provenance, float]
@@ -102,7 +103,10 @@ class Correction(Protocol):
 
     @property
     def required_fields(self) -> frozenset[str]:
-        """Fields of `Problem` that the correction reads, so that every training problem must have them."""
+        """Fields of `Problem` that the correction reads, so that every training problem must have them.
+
+        `columns.NAME` is a column of the data that no other field holds.
+        """
         ...
 
     def longest_response(self, problem: Problem, max_new_tokens: int, encode: Encode) -> int:

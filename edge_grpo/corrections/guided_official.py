@@ -47,6 +47,11 @@ class OfficialGuidedCorrection(GuidedCorrection):
         "not cut at the longest prompt), so a KL term would not be the released one"
     )
 
+    refuses_chain = (
+        "guided_official encodes the prompt of every row anew, so what another correction made of rows would be lost; "
+        "use guided"
+    )
+
     def __init__(self, max_batch_prompt_tokens: int, batch: Literal["iteration", "row"], **guided: Any) -> None:
         super().__init__(**guided)
         weighed = any(weight != 1 for weight in self.token_weight.values())

@@ -103,19 +103,34 @@ def incomplete_rows(problems: Sequence[Problem], reasons: Mapping[str, str]) -> 
 
     Args:
         problems: with distinct ids.
-        reasons: field of `Problem` -> why it must be there.
+        reasons: field of `Problem`, or `columns.NAME` for one of its other columns -> why it must be there.
 
     Raises:
         UserError: no problem has the field.
     """
     incomplete: dict[str, BadRow] = {}
     for name, reason in reasons.items():
-        lacking = [p for p in problems if getattr(p, name) in (None, (), "")]
+        lacking = [p for p in problems if _lacks(p, name)]
+        column = name.partition(".")[2]
         if lacking and len(lacking) == len(problems):
+            found = f"column `{column}`" if column else f"`{name}`"
+            way_out = f"name its column in data.columns.{name.removesuffix('s')}" if not column else "add the column"
             raise UserError(
-                f"{lacking[0].origin}: no `{name}`, nor in any other of {len(problems)} problems, and {reason}; in a "
-                f"table, name its column in data.columns.{name.removesuffix('s')}"
+                f"{lacking[0].origin}: no {found}, nor in any other of {len(problems)} problems, and {reason}; in a "
+                f"table, {way_out}"
             )
         for problem in lacking:
-            incomplete.setdefault(problem.id, BadRow(problem.origin, name, "missing", f"one, for {reason}"))
+            incomplete.setdefault(problem.id, BadRow(problem.origin, column or name, "missing", f"one, for {reason}"))
     return incomplete
+
+
+def _lacks(problem: Problem, name: str) -> bool:
+    """
+    >>> problem = Problem("a", "1 + 1?", ("2",), columns={"hints": []})
+    >>> _lacks(problem, "solution"), _lacks(problem, "answers"), _lacks(problem, "columns.hints")
+    (True, False, True)
+    """
+    field, _, column = name.partition(".")
+    value = getattr(problem, field)
+    value = value.get(column) if column else value
+    return value is None or (isinstance(value, str | tuple | list) and not value)
