@@ -51,17 +51,24 @@ def test_padding_stays_under_a_tenth(lengths, max_tokens):
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 400), st.data())
 def test_packed_cuts_hold_every_row_once_and_whole_groups_where_they_fit(problems, g, max_tokens, data):
     n = problems * g
-    prompts = [length for _ in range(problems) for length in [data.draw(st.integers(1, 9))] * g]
+    # A row has its problem's prompt, or one of its own (a hint).
+    own = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    keys = [n + row if own[row] else row // g for row in range(n)]
+    length = {key: data.draw(st.integers(1, 9)) for key in sorted(set(keys))}
+    prompts = [length[key] for key in keys]
     responses = data.draw(st.lists(st.integers(1, 40), min_size=n, max_size=n))
     ids = [row // g for row in range(n)]
-    cuts = packed_microbatches(prompts, responses, ids, ids, max_tokens)
+    cuts = packed_microbatches(prompts, responses, keys, ids, max_tokens)
     assert sorted(torch.cat(cuts).tolist()) == list(range(n))
-    group_size = [prompts[p * g] + sum(responses[p * g : p * g + g]) for p in range(problems)]
+
+    def size_of(rows):
+        return sum(responses[row] for row in rows) + sum(length[key] for key in {keys[row] for row in rows})
+
+    group_size = [size_of(range(p * g, p * g + g)) for p in range(problems)]
     for cut in cuts:
         rows = cut.tolist()
         assert rows == sorted(rows)
-        size = sum(responses[row] for row in rows) + sum({ids[row]: prompts[row] for row in rows}.values())
-        assert size <= max_tokens or len(rows) == 1
+        assert size_of(rows) <= max_tokens or len(rows) == 1
         for problem in {ids[row] for row in rows}:
             whole = sum(ids[row] == problem for row in rows) == g
             assert whole or group_size[problem] > max_tokens

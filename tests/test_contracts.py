@@ -26,7 +26,7 @@ from edge_grpo.group_filters.base import Groups
 from edge_grpo.history import Visit
 from edge_grpo.losses.base import LossInputs, UpdateSize
 from edge_grpo.programs.train import INJECTED
-from edge_grpo.programs.train_run import build_module
+from edge_grpo.programs.train_run import build_module, run_experiment
 from edge_grpo.seeding import stage_generator
 
 GROUPS = (
@@ -450,6 +450,11 @@ def test_an_allocation_says_what_its_degenerate_case_is(option):
 TEXTS = [WRONG, RIGHT, WRONG, RIGHT] + [WRONG] * 8 + [RIGHT] * 4
 
 
+def lost_tokens(correction):
+    """Of a row that is left alone: the released code sends those through text too, and says so in its docstring."""
+    return 1 if "*every* response loses its EOS" in " ".join((type(correction).__doc__ or "").split()) else 0
+
+
 def same_tokens(a, b):
     return torch.equal(a.token_ids, b.token_ids) and torch.equal(a.provenance, b.provenance)
 
@@ -461,8 +466,7 @@ def test_a_correction_leaves_right_rows_token_identical(option):
     after = built(before, tools(seed=3))
     assert after.scored.rollout.problems == before.rollout.problems
     assert len(after.branches) == len(TEXTS)
-    # The released code sends right rows through text too, and says so in its docstring.
-    lost = 1 if "*every* response loses its EOS" in " ".join((type(built).__doc__ or "").split()) else 0
+    lost = lost_tokens(built)
     for row, text in enumerate(TEXTS):
         if text == RIGHT:
             old, new = before.rollout.responses[row], after.scored.rollout.responses[row]
@@ -479,6 +483,51 @@ def test_a_corrections_texts_and_scores_are_those_of_its_tokens(option):
     again = score([after.rollout.problem_of(row) for row in range(len(TEXTS))], after.texts)
     assert torch.equal(after.scores.rewards, again.rewards)
     assert torch.equal(after.scores.correct, again.correct)
+
+
+@every("correction")
+def test_a_correction_names_the_rows_that_it_changed_and_keeps_what_was_drawn(option):
+    built = strategy("correction", option)
+    before = scored(TEXTS)
+    drawn = tuple(torch.cat([own, torch.zeros(1)]) for own in before.scores.rewards.view(-1, 4))
+    after = built(replace(before, drawn=drawn), tools(seed=3, iteration=100))
+    for row, branch in enumerate(after.branches):
+        if branch is None:
+            old, new = before.rollout.responses[row], after.scored.rollout.responses[row]
+            assert torch.equal(new.token_ids, old.token_ids[: len(old) - lost_tokens(built)])
+            assert new.prompt_ids is None
+    # Of each group at least the rewards of its rows, and of one that was left alone all that were drawn for it.
+    assert [len(own) >= 4 for own in after.scored.drawn] == [True] * 4
+    assert torch.equal(after.scored.drawn[3], drawn[3])
+    assert set(after.reports) <= {of.of or name for name, of in getattr(built, "metrics", {}).items()}
+    assert {len(values) for values in after.reports.values()} <= {len(TEXTS)}
+
+
+@every("correction")
+def test_a_correction_trains_for_two_iterations(option, tmp_path):
+    # The random model is never right, so every group is all wrong; the rows have all that a correction may ask for.
+    rows = [
+        {"question": f"{i} + 1 = ?", "answer": i + 1, "solution": f"\\boxed{{{i + 1}}}", "hints": ["Add.", f"{i}, ..."]}
+        for i in range(8)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    warmup = (
+        ["correction.warmup_iterations=1"] if "warmup_iterations" in chosen("correction", option).correction else []
+    )
+    cfg, _ = composed(
+        "train",
+        *(setting for setting in SMALL_GRPO if not setting.startswith("data.")),
+        *("data=file", f"data.path={tmp_path}/rows.jsonl", "data.held_out_count=2", "data.problems_per_iteration=2"),
+        *(f"correction={option}", *warmup, f"paths.run_dir={tmp_path / 'run'}"),
+    )
+    check_config(cfg, INJECTED)
+    run_experiment(cfg)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
+    logged = [row for row in metrics_rows(folder) if row.get("train/skipped_steps")]
+    assert [float(row["train/skipped_steps"]) for row in logged] == [0, 0]
+    # Whatever it draws anew is counted: 2 problems of 2 rows are an iteration's least.
+    assert float(logged[1]["train/num_rollouts"]) >= 8
 
 
 @every("correction")

@@ -44,7 +44,9 @@ def score(problems, texts, responses=None):
     return Scores(rewards=right.float(), parts={"accuracy": right.float()}, correct=right)
 
 
-def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200, context_length=None, pad_id=None):
+def tools(
+    seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200, context_length=None, pad_id=None, iteration=0
+):
     def generate(prefixes, budgets, temperature=None):
         if calls is not None:
             calls.append((prefixes, budgets))
@@ -63,7 +65,7 @@ def tools(seed=0, continuation=" so \\boxed{7}", calls=None, max_new_tokens=200,
         prompt=lambda problem, question: encode(question),
         problem=lambda problem_id: Problem(problem_id, "3 + 4 = ?", ("7",), prompt_ids=encode("3 + 4 = ?")),
         history=History(),
-        iteration=0,
+        iteration=iteration,
         context_length=context_length,
     )
 

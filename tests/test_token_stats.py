@@ -20,11 +20,13 @@ from transformers import (
 )
 
 from edge_grpo.errors import UserError
+from edge_grpo.policy.batching import to_update_batch
+from edge_grpo.policy.forward import MicrobatchForward, hold_whole_groups
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.support import check_head
 from edge_grpo.policy.token_stats import token_stats
-from edge_grpo.types import UpdateBatch
+from edge_grpo.types import Problem, Provenance, Response, Rollout, UpdateBatch
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 23}
 MODELS = {
@@ -104,6 +106,43 @@ def test_equals_naive_values_and_gradients(name, chunk, packing):
     ours = backward(model, (stats.logprobs * 0.3 + stats.entropy.square()).sum())
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def hinted_rollout():
+    """Two groups of three; in the first two rows have prompts of their own, and one of them is the second problem's."""
+    generator = torch.Generator().manual_seed(2)
+    problems = tuple(Problem(name, "?", ("1",), prompt_ids=ids) for name, ids in (("a", (1, 2, 3)), ("b", (4, 5))))
+
+    def response(length, prompt_ids=None):
+        ids = torch.randint(1, 23, (length,), generator=generator)
+        zeros = torch.zeros(length)
+        return Response(ids, zeros, zeros, torch.zeros(length, dtype=torch.int8), "stop", prompt_ids)
+
+    hinted = (response(3), response(4, (1, 2, 3, 9, 9)), response(2, (4, 5)))
+    return Rollout(problems, (*hinted, response(2), response(1), response(5)), 3)
+
+
+@pytest.mark.parametrize("whole", [None, 3], ids=["cut", "whole groups"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_rows_of_one_group_with_different_prompts_equal_naive_in_every_cut(packing, whole):
+    torch.manual_seed(0)
+    model, rollout = MODELS["llama"]().double().eval(), hinted_rollout()
+    weight = dict.fromkeys(Provenance, 1.0)
+    rows = to_update_batch(rollout, range(6), token_weight=weight, pad_id=0, device=torch.device("cpu"))
+    assert rows.prompt_lengths.tolist() == [3, 5, 2, 2, 2, 2]
+    assert rows.prompt_keys.tolist() == [0, 1, 2, 2, 2, 2]
+    expected = naive(model, rows, 0.7)
+    # A group's rows and prompts are 3 + 4 + 2 and 3 + 5 + 2 = 19 tokens, or 2 + 1 + 5 and 2 = 10.
+    for limit, groups_meet in ((1, False), (19, False), (1000, True)):
+        forward = MicrobatchForward(0.7, microbatch_tokens=limit, chunk_tokens=4, packing=packing)
+        cut = forward.microbatches(rows, torch.arange(6), whole)
+        assert sorted(torch.cat(cut).tolist()) == list(range(6))
+        if whole:
+            assert hold_whole_groups(cut, 3)
+            assert len(cut) == (1 if groups_meet else 2)
+        stats = forward.over(model, rows, cut)
+        torch.testing.assert_close(stats.logprobs, expected[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(stats.entropy, expected[1], atol=1e-6, rtol=0)
 
 
 def head(weight, bias=None, **options):
