@@ -116,6 +116,8 @@ class Response:
             ratio of its tokens is then taken against `sampling_logprobs`.
         shaping: gamma of the ratio rho / (rho + gamma) that the tokens of an off-policy response weigh, without a
             clip (LUFFY, 2504.14945); 0 leaves them to the loss.
+        advantage: of all its tokens, whatever the rewards: with 1 the policy gradient is that of supervised
+            fine-tuning, with 0 the response leaves the loss and its denominators. None leaves it to the strategy.
     """
 
     token_ids: Tensor
@@ -126,6 +128,7 @@ class Response:
     prompt_ids: tuple[int, ...] | None = None
     off_policy: bool = False
     shaping: float = 0.0
+    advantage: float | None = None
 
     def __post_init__(self) -> None:
         shapes = {tuple(x.shape) for x in (self.token_ids, self.sampling_logprobs, self.entropies, self.provenance)}
@@ -134,6 +137,12 @@ class Response:
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]
+
+    @property
+    def as_sampled(self) -> bool:
+        """Whether the policy of this iteration wrote all of it under its problem's prompt, and nobody changed it."""
+        own = bool((self.provenance == Provenance.SAMPLED).all())
+        return own and self.prompt_ids is None and self.advantage is None and not self.off_policy
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,11 @@ class Scores:
         wrong = {k: tuple(v.shape) for k, v in self.parts.items() if tuple(v.shape) != (n,)}
         if wrong or tuple(self.correct.shape) != (n,):
             raise ValueError(f"scores of {n} rows with parts {wrong}, correct {tuple(self.correct.shape)}")
+
+    def selected(self, rows: list[int]) -> "Scores":
+        """The scores of some rows, in that order."""
+        parts = {name: part[rows] for name, part in self.parts.items()}
+        return Scores(self.rewards[rows], parts, self.correct[rows])
 
     def replaced(self, rows: list[int], new: "Scores") -> "Scores":
         """These scores with `rows` taken from `new` (one entry a row, in that order)."""
@@ -256,6 +270,7 @@ class UpdateBatch:
         sampling_logprobs: [N, T] float32, see `Response`; 0 outside the response.
         off_policy: [N] bool, see `Response`.
         shaping: [N] float32, see `Response`.
+        fixed_advantages: [N] float32, see `Response.advantage`; NaN where the strategy decides.
         pad_id: fills `tokens`.
     """
 
@@ -270,12 +285,13 @@ class UpdateBatch:
     sampling_logprobs: Tensor
     off_policy: Tensor
     shaping: Tensor
+    fixed_advantages: Tensor
     pad_id: int
 
     def __post_init__(self) -> None:
         n, width = self.tokens.shape
         of_rows = (self.prompt_lengths, self.response_lengths, self.row_ids, self.problem_ids, self.prompt_keys)
-        shapes = [tuple(x.shape) for x in (*of_rows, self.off_policy, self.shaping)]
+        shapes = [tuple(x.shape) for x in (*of_rows, self.off_policy, self.shaping, self.fixed_advantages)]
         of_tokens = {tuple(x.shape) for x in (self.token_weights, self.sampled_mask, self.sampling_logprobs)}
         if any(shape != (n,) for shape in shapes) or len(of_tokens) != 1:
             raise ValueError(f"batch of {n} rows with values of rows {shapes}, of tokens {sorted(of_tokens)}")
@@ -310,6 +326,11 @@ class UpdateBatch:
         position = (self.predicting_positions + 1).clamp(max=self.tokens.shape[1] - 1)
         return torch.where(self.completion_mask, self.tokens.gather(1, position), self.pad_id)
 
+    def with_own_advantages(self, advantages: Tensor) -> Tensor:
+        """[N, 1] or [N, T] advantages of a strategy -> [N, T], where rows that bring their own have that."""
+        own = self.fixed_advantages[:, None].to(advantages.dtype)
+        return torch.where(own.isnan(), advantages, own).expand(self.token_weights.shape)
+
     def select(self, rows: Tensor) -> "UpdateBatch":
         """The given rows [M], with padding cut to the longest of them."""
         prompts, responses = self.prompt_lengths[rows], self.response_lengths[rows]
@@ -326,5 +347,6 @@ class UpdateBatch:
             sampling_logprobs=self.sampling_logprobs[rows, :length],
             off_policy=self.off_policy[rows],
             shaping=self.shaping[rows],
+            fixed_advantages=self.fixed_advantages[rows],
             pad_id=self.pad_id,
         )

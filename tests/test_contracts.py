@@ -1,6 +1,7 @@
 """What every strategy must do, found by globbing conf/: a new YAML file is held to it without a word here."""
 
 import functools
+import io
 import json
 import re
 from collections import Counter
@@ -461,18 +462,25 @@ def same_tokens(a, b):
 
 @every("correction")
 def test_a_correction_leaves_right_rows_token_identical(option):
+    # Only a row that somebody else wrote takes a right one's place, and only a group that holds one another problem.
     built = strategy("correction", option)
     before = scored(TEXTS)
     after = built(before, tools(seed=3))
-    assert after.scored.rollout.problems == before.rollout.problems
     assert len(after.branches) == len(TEXTS)
+    groups = torch.tensor([r.off_policy for r in after.scored.rollout.responses]).view(-1, G).any(1).tolist()
+    for old, new, foreign in zip(before.rollout.problems, after.scored.rollout.problems, groups, strict=True):
+        assert foreign or new is old
     lost = lost_tokens(built)
     for row, text in enumerate(TEXTS):
-        if text == RIGHT:
+        if text == RIGHT and not groups[row // G]:
             old, new = before.rollout.responses[row], after.scored.rollout.responses[row]
             assert torch.equal(new.token_ids, old.token_ids[: len(old) - lost])
             assert after.branches[row] is None
             assert after.scored.scores.correct[row]
+    for row, branch in enumerate(after.branches):
+        response = after.scored.rollout.responses[row]
+        assert not (response.off_policy and branch is None)
+        assert getattr(built, "makes_off_policy", False) or not response.off_policy
 
 
 @every("correction")
@@ -532,11 +540,60 @@ def test_a_correction_trains_for_two_iterations(option, tmp_path):
 
 @every("correction")
 def test_a_correction_is_deterministic_per_seed(option):
-    built = strategy("correction", option)
-    one, two = (built(scored(TEXTS), tools(seed=5)) for _ in range(2))
+    one, two = (strategy("correction", option)(scored(TEXTS), tools(seed=5)) for _ in range(2))
     assert one.branches == two.branches
     pairs = zip(one.scored.rollout.responses, two.scored.rollout.responses, strict=True)
     assert all(same_tokens(a, b) for a, b in pairs)
+
+
+@every("correction")
+def test_a_correction_says_what_it_reports_and_what_it_assumes(option):
+    built = strategy("correction", option)
+    after = built(scored(TEXTS), tools(seed=3))
+    known = {metric.of or name for name, metric in getattr(built, "metrics", {}).items()}
+    assert set(after.reports) == known
+    assert all(tuple(value.shape) == (len(TEXTS),) for value in after.reports.values())
+    assert type(built).__doc__
+    if known:
+        assert "Degenerate case" in type(built).__doc__
+
+
+@every("correction")
+def test_the_state_of_a_correction_is_a_snapshot_that_another_one_goes_on_from(option):
+    built, other = (strategy("correction", option) for _ in range(2))
+    if not hasattr(built, "state_dict"):
+        pytest.skip("keeps nothing")
+    built(scored(TEXTS), tools(seed=3))
+    buffer, snapshot = io.BytesIO(), built.state_dict()
+    torch.save(snapshot, buffer)
+    following = [built(scored(TEXTS), tools(seed=seed)) for seed in (4, 5)]
+    again = io.BytesIO()
+    torch.save(snapshot, again)
+    assert again.getvalue() == buffer.getvalue()
+    other.load_state_dict(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+    for one, seed in zip(following, (4, 5), strict=True):
+        two = other(scored(TEXTS), tools(seed=seed))
+        assert two.branches == one.branches
+        pairs = zip(one.scored.rollout.responses, two.scored.rollout.responses, strict=True)
+        assert all(same_tokens(a, b) and a.off_policy == b.off_policy for a, b in pairs)
+
+
+@every("correction")
+def test_a_correction_trains_for_two_iterations(option, tmp_path):
+    # An odd or even checksum makes right and wrong responses of what the random model writes.
+    folder = run_small(
+        tmp_path / "run",
+        f"correction={option}",
+        "advantage=vanilla",
+        "data.problems_per_iteration=4",
+        "algorithm.num_generations=8",
+        "rollout.max_new_tokens=4",
+        "reward=python",
+        f"reward.function={Path(__file__).parent}/examples/my_strategies.py:even_checksum",
+    )
+    logged = [row for row in metrics_rows(folder) if row.get("train/effective_rows")]
+    assert [float(row["train/skipped_steps"]) for row in logged] == [0, 0]
+    assert all(float(row["train/grad_norm"]) > 0 for row in logged)
 
 
 # --- group filters -------------------------------------------------------------------------------------------------

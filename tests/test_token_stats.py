@@ -62,6 +62,7 @@ def batch(pad_id=0):
         sampling_logprobs=torch.zeros(mask.shape),
         off_policy=torch.zeros(4, dtype=torch.bool),
         shaping=torch.zeros(4),
+        fixed_advantages=torch.full((4,), torch.nan),
         pad_id=pad_id,
     )
 

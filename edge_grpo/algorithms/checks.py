@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_grpo.advantages.base import min_generations
+from edge_grpo.algorithms.states import parts_of
+from edge_grpo.corrections.base import Correction
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import Loss
 from edge_grpo.rollouts.base import RolloutEngine
@@ -68,13 +70,14 @@ def check_minibatches(minibatch_rows: int | None, num_generations: int, ranks: i
         )
 
 
-def idle_settings(loss: Loss, update_epochs: int, minibatch_rows: int | None) -> list[str]:
-    """What does nothing with this loss, a sentence each; its clip does where an iteration has several steps."""
+def idle_settings(loss: Loss, correction: Correction, update_epochs: int, minibatch_rows: int | None) -> list[str]:
+    """What does nothing, a sentence each; the loss's clip does where an iteration has several steps or off-policy rows."""
     remarks = []
     if not getattr(loss, "reads_advantages", True):
         remarks.append(f"loss ({type(loss).__name__}) reads no advantages: advantage and token_filter do nothing")
     idle = getattr(loss, "idle_at_ratio_one", "")
-    if not idle or update_epochs > 1 or minibatch_rows is not None:
+    off_policy = any(getattr(part, "makes_off_policy", False) for _, part in parts_of({"correction": correction}))
+    if not idle or off_policy or update_epochs > 1 or minibatch_rows is not None:
         return remarks
     return [
         *remarks,

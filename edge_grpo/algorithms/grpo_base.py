@@ -101,7 +101,7 @@ class GRPOBase(PolicyModule):
 
     def remarks(self) -> list[str]:
         """See `PolicyModule.remarks`."""
-        return idle_settings(self.loss, self.update_epochs, self.minibatch_rows)
+        return idle_settings(self.loss, self.correction, self.update_epochs, self.minibatch_rows)
 
     def on_fit_start(self) -> None:
         """See `PolicyModule.on_fit_start`; refuse minibatches that the ranks cannot share."""

@@ -129,6 +129,7 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
         "train/skipped_steps": float(sum(step.bad is not None for step in steps)),
         **advantage_metrics(update.advantages, update.batch.completion_mask),
         "perf/skipped_tokens": float(lengths.sum() - lengths[update.computed].sum()),
+        **off_policy_metrics(update),
         **update.of_advantage.reduced(),
         **update.of_loss.reduced(),
         **update.of_filter.reduced(),
@@ -140,6 +141,22 @@ def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     return {
         "train/advantage_var": float(row_means(advantages, mask).var(correction=0)),
         "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
+    }
+
+
+def off_policy_metrics(update: GRPOUpdate) -> dict[str, float]:
+    """`train/off_policy/*`, of the policy before the update; none where no token is off-policy."""
+    batch, rows = update.batch, update.computed
+    trained = (batch.completion_mask & (batch.token_weights > 0))[rows]
+    tokens = trained & batch.off_policy[rows][:, None]
+    if not tokens.any():
+        return {}
+    ratio = torch.exp(update.old_logprobs[rows] - batch.sampling_logprobs[rows])[tokens]
+    return {
+        "train/off_policy/tokens": float(tokens.sum() / trained.sum()),
+        "train/off_policy/ratio_mean": float(ratio.mean()),
+        "train/off_policy/ratio_max": float(ratio.max()),
+        "train/off_policy/shaped": share((batch.shaping[rows] > 0)[:, None].expand_as(tokens)[tokens]),
     }
 
 

@@ -153,7 +153,8 @@ def computed_rows(
     """[M] rows of the batch, ascending and in whole groups, that can move the policy; at least one group.
 
     Where all advantages of a group are 0 and no KL term reaches it, its gradient is exactly 0: forward and backward
-    would be for nothing. One group stays, so that every rank takes part in the update.
+    would be for nothing. One group stays, so that every rank takes part in the update. A group with a row that brings
+    its own advantage stays too.
 
     Args:
         batch: N rows of whole groups.
@@ -161,7 +162,8 @@ def computed_rows(
         grading: of the rows; None where the advantage reads none.
     """
     inputs = AdvantageInputs(rewards, num_generations, batch.completion_mask, batch.sampled_mask, grading=grading)
-    skipped = advantage.zero_advantage_groups(inputs)
+    brings = (batch.fixed_advantages.nan_to_num() != 0).view(-1, num_generations).any(1)
+    skipped = advantage.zero_advantage_groups(inputs) & ~brings
     if loss.reads_every_row:
         skipped = torch.zeros_like(skipped)
     if skipped.all():

@@ -187,8 +187,7 @@ class GRPOUpdate:
             logprobs=logprobs,
         )
         advantages, values = self.advantage(inputs)
-        advantages = advantages if advantages.ndim == 2 else advantages[:, None]
-        advantages = advantages.expand(part.token_weights.shape)
+        advantages = part.with_own_advantages(advantages if advantages.ndim == 2 else advantages[:, None])
         self.advantages[rows, : advantages.shape[1]] = advantages.detach().to(self.advantages.dtype)
         self.of_advantage.add(values, rows, part.completion_mask)
         return advantages

@@ -49,6 +49,19 @@ METRICS: dict[str, Metric] = {
         "advantage^2", "population variance over rows of the row's mean token advantage", "mean"
     ),
     "train/effective_rows": Metric("share", "rows whose advantage is not 0", "mean"),
+    "train/off_policy/tokens": Metric(
+        "share",
+        "off-policy tokens among the trained tokens that are computed; train/off_policy/* is absent without any",
+    ),
+    "train/off_policy/ratio_mean": Metric(
+        "1",
+        "mean over trained off-policy tokens of the importance ratio: the probability under the policy before the "
+        "update over that with which the token was sampled",
+    ),
+    "train/off_policy/ratio_max": Metric("1", "the largest of them", ranks="max"),
+    "train/off_policy/shaped": Metric(
+        "share", "trained off-policy tokens that weigh rho / (rho + gamma), whatever the loss"
+    ),
     "train/completions/mean_length": Metric("tokens", "mean over rows of the response length, before correction"),
     "train/completions/min_length": Metric("tokens", "shortest response, before correction", ranks="min"),
     "train/completions/max_length": Metric("tokens", "longest response, before correction", ranks="max"),

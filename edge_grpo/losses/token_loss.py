@@ -22,7 +22,8 @@ KL_METRICS: dict[str, StrategyMetric] = {
 class TokenLoss(ABC):
     """The average over tokens of a surrogate, which a subclass defines, + beta KL.
 
-    Off-policy rows that ask for it have `shaped` in the surrogate's place.
+    Off-policy rows that ask for it have `shaped` in the surrogate's place, and nothing of them is in what the surrogate
+    reports.
 
     Averages (N rows, L_i trained tokens of row i, over the whole optimiser step):
         grpo     mean over rows of each row's token mean (2402.03300)
@@ -73,7 +74,12 @@ class TokenLoss(ABC):
         """See `Loss`. Reports what `surrogate` does, and `kl` where beta > 0."""
         per_token, reports = self.surrogate(inputs)
         if inputs.shaping is not None:
-            per_token = torch.where(inputs.shaping[:, None] > 0, shaped(inputs), per_token)
+            rows = inputs.shaping > 0
+            per_token = torch.where(rows[:, None], shaped(inputs), per_token)
+            reports = {
+                name: torch.where(rows if value.ndim == 1 else rows[:, None], torch.nan, value)
+                for name, value in reports.items()
+            }
         if inputs.ref_logprobs is not None:
             kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, self.kl)
             per_token = per_token + self.beta * kl

@@ -35,7 +35,7 @@ def to_update_batch(
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         tokens[i, : len(prompt)] = prompt
         tokens[i, len(prompt) : len(prompt) + len(response)] = response.token_ids
-        weights[i, : len(response)] = weight_of[response.provenance.long()]
+        weights[i, : len(response)] = 0.0 if response.advantage == 0 else weight_of[response.provenance.long()]
         sampled[i, : len(response)] = response.provenance == Provenance.SAMPLED
         logprobs[i, : len(response)] = response.sampling_logprobs
     return UpdateBatch(
@@ -50,6 +50,11 @@ def to_update_batch(
         sampling_logprobs=logprobs.to(device),
         off_policy=torch.tensor([response.off_policy for response in responses], device=device),
         shaping=torch.tensor([response.shaping for response in responses], dtype=torch.float32, device=device),
+        fixed_advantages=torch.tensor(
+            [torch.nan if response.advantage is None else response.advantage for response in responses],
+            dtype=torch.float32,
+            device=device,
+        ),
         pad_id=pad_id,
     )
 
