@@ -29,6 +29,9 @@ PROMPTS = ((65, 66, 67, 68), (70, 71), (72,), (73, 74, 75))
 WROTE = ("00000", "01", "0001112", "0", "000011", "222", "00", "0012", "000", "001", "00000", "02")
 # Groups: two mixed, one of equal rewards above 0, one all wrong.
 REWARDS = (1.0, 0.0, 0.0, 2.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0)
+# Off-policy rows: the log-prob with which each token was sampled, and gamma, both exact in float32. Row 0 is shaped and
+# has A > 0, row 2 is shaped and has A < 0, row 4 has the loss's ratio and clip.
+OFF_POLICY = {0: (-4.0, 0.125), 2: (-5.5, 0.25), 4: (-5.0, 0.0)}
 ONE, MANY = 1000, 24  # bounds on a micro-batch: everything, or about a group
 
 
@@ -40,6 +43,7 @@ class Case:
     entropy_of: str
     microbatch_tokens: int
     packing: bool = True
+    off_policy: bool = False
 
 
 CASES = {
@@ -48,6 +52,8 @@ CASES = {
     "no kl, eda once, cut": Case(0.0, "k3", "rollout", "response", MANY),
     "kl, eda every epoch, groups above the bound": Case(0.2, "k3", "update", "response", 8),
     "kl, eda once, groups cut": Case(0.2, "k1", "rollout", "sampled", 8),
+    "kl, eda once, cut, off-policy": Case(0.3, "k3", "rollout", "response", MANY, off_policy=True),
+    "no kl, eda once, groups cut, off-policy": Case(0.0, "k3", "rollout", "response", 8, off_policy=True),
 }
 
 
@@ -109,7 +115,7 @@ def reference_kl(d, estimator):
 def reference_loss(model, frozen, old, advantages, aggregation, case, microbatches, chosen):
     """The loss of the chosen rows with graph, and counts over trained tokens: clipped below, above, KL, below where
     A = 0."""
-    rows, told = [], {"tokens": 0, "low": 0, "high": 0, "kl": 0.0, "idle": 0}
+    rows, told = [], {"tokens": 0, "low": 0, "high": 0, "kl": 0.0, "idle": 0, "clippable": 0}
     for row in range(len(WROTE)):
         if row not in chosen:
             rows.append([])
@@ -122,14 +128,18 @@ def reference_loss(model, frozen, old, advantages, aggregation, case, microbatch
             weight, a = WEIGHTS[Provenance(int(WROTE[row][t]))], advantages[row]
             if weight == 0:
                 continue
-            ratio = torch.exp(logprob - old[row][t])
+            sampled, gamma = OFF_POLICY[row] if case.off_policy and row in OFF_POLICY else (old[row][t], 0.0)
+            ratio = torch.exp(logprob - sampled)
             bounded = 1 - LOW if ratio < 1 - LOW else 1 + HIGH if ratio > 1 + HIGH else ratio
             surrogate = ratio * a if ratio * a <= bounded * a else bounded * a
+            if gamma:
+                surrogate = a * ratio / (ratio + gamma)
             kl = reference_kl(ref[t] - logprob, case.kl)
             terms.append(weight * (-surrogate + case.beta * kl))
             told["tokens"] += 1
-            told["low"] += bool(ratio < 1 - LOW and a < 0)
-            told["high"] += bool(ratio > 1 + HIGH and a > 0)
+            told["clippable"] += not gamma
+            told["low"] += bool(ratio < 1 - LOW and a < 0 and not gamma)
+            told["high"] += bool(ratio > 1 + HIGH and a > 0 and not gamma)
             told["idle"] += bool(ratio < 1 - LOW and a == 0)
             told["kl"] += float(kl.detach())
         rows.append(terms)
@@ -180,16 +190,19 @@ def descend(model):
 # The project's.
 
 
-def rollout():
-    made = tuple(
+def rollout(off_policy=False):
+    made = [
         Response(
             torch.tensor(ids), torch.zeros(len(ids)), torch.zeros(len(ids)),
             torch.tensor([int(who) for who in wrote], dtype=torch.int8), "length",
         )
         for ids, wrote in zip(responses(), WROTE, strict=True)
-    )  # fmt: skip
+    ]  # fmt: skip
+    for row, (logprob, gamma) in OFF_POLICY.items() if off_policy else ():
+        sampled = torch.full((len(made[row]),), logprob)
+        made[row] = replace(made[row], sampling_logprobs=sampled, off_policy=True, shaping=gamma)
     problems = tuple(Problem(str(i), "?", ("1",), prompt_ids=ids) for i, ids in enumerate(PROMPTS))
-    return Rollout(problems, made, G)
+    return Rollout(problems, tuple(made), G)
 
 
 class Weighted(Keep):
@@ -198,7 +211,7 @@ class Weighted(Keep):
 
 def update_of(model, frozen, aggregation, case, kept=(True, True, True, True), groups=None):
     policy = Policy(model=model, tokenizer=byte_tokenizer())
-    batch = kept_rows(rollout(), torch.tensor(kept), Weighted(), policy, torch.device("cpu"))
+    batch = kept_rows(rollout(case.off_policy), torch.tensor(kept), Weighted(), policy, torch.device("cpu"))
     rewards = torch.tensor(REWARDS, dtype=torch.float64)[batch.row_ids]
     advantage = EntropyDriven(Vanilla(EPS), CLAMP, True, "group", case.entropy_of, case.refresh)
     loss = ClippedLoss(
@@ -254,12 +267,14 @@ def test_losses_gradients_and_reports_of_two_epochs(aggregation, case):
         assert float(reference.norm()) > 1e-2
         assert step.loss == pytest.approx(loss, abs=1e-10)
         torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-10 * float(reference.norm()))
-    told = expected[1][2]  # the first epoch clips nothing
-    assert told["low"] > told["high"] > 0 < told["idle"]
+    first, told = (told for *_, told in expected)
+    assert (first["low"] + first["high"] > 0) == case.off_policy  # otherwise the first epoch clips nothing
+    assert min(told["low"], told["high"], told["idle"]) > 0
     if case.beta:
         metrics = update_metrics(update, steps)
-        for name, count in (("clip_ratio/low_mean", told["low"]), ("clip_ratio/high_mean", told["high"])):
-            assert metrics[f"train/{name}"] == pytest.approx(count / told["tokens"] / EPOCHS, abs=1e-9)
+        for name, of in (("clip_ratio/low_mean", "low"), ("clip_ratio/high_mean", "high")):
+            share = sum(epoch[of] for *_, epoch in expected) / told["clippable"] / EPOCHS
+            assert metrics[f"train/{name}"] == pytest.approx(share, abs=1e-9)
         kl = sum(epoch["kl"] / epoch["tokens"] for *_, epoch in expected) / EPOCHS
         assert metrics["train/kl"] == pytest.approx(kl, abs=1e-9)
 
@@ -286,7 +301,8 @@ def test_losses_gradients_and_reports_of_minibatches(aggregation, case, groups):
     computed = [told for _, _, told in expected if case.beta or aggregation == "bnpo"]
     for name, of in (("clip_ratio/low_mean", "low"), ("clip_ratio/high_mean", "high"), ("kl", "kl")):
         if computed and (case.beta or of != "kl"):
-            mean = sum(told[of] for told in computed) / sum(told["tokens"] for told in computed)
+            over = "tokens" if of == "kl" else "clippable"
+            mean = sum(told[of] for told in computed) / sum(told[over] for told in computed)
             assert metrics[f"train/{name}"] == pytest.approx(mean, abs=1e-9)
 
 

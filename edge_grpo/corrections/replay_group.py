@@ -50,15 +50,15 @@ class ReplayGroup:
 
     Every live group that the policy sampled is stored with the score sum_i abs(A_i) s, A = (r - mean) / (s + 1e-4) and
     s the standard deviation (G - 1) of its rewards, whatever the advantage strategy is; a full store gives up its
-    lowest score for a higher one. Then each dead group is replaced by a stored one drawn with probability proportional to
-    score, without repetition as long as there are enough. So a group of this very iteration may come again, as in TRL.
-    Its rows are off-policy: the importance ratio is against the log-probs recorded when they were sampled, and the
+    lowest score for a higher one. Then each dead group is replaced by a stored one drawn with probability proportional
+    to score, without repetition as long as there are enough. So a group of this very iteration may come again, as in
+    TRL. Its rows are off-policy: the importance ratio is against the log-probs recorded when they were sampled, and the
     loss's clip bounds it. Its advantages are taken again from the stored rewards, where TRL keeps the advantages.
 
     Only groups that the policy wrote in this iteration are stored, never what a correction before this one, or a
-    replay, made. Every rank has a store of its own; it is in the checkpoint. There is no limit of age: `replay_group/age` shows
-    it. Assumes a store that has seen live groups: while it is empty dead groups stay. Degenerate case: all right, all
-    wrong and equal rewards are all replaced; where every group is live nothing is.
+    replay, made. Every rank has a store of its own; it is in the checkpoint. There is no limit of age, which
+    `replay_group/age` shows. Assumes a store that has seen live groups: while it is empty dead groups stay. Degenerate
+    case: all-right groups and all-wrong ones are replaced alike; where every group is live nothing is.
 
     Example: rewards (1, 0, 0, 0) have s = 1/2 and A = (1.4997, -0.4999, -0.4999, -0.4999), so the score is 1.4997.
 

@@ -107,7 +107,7 @@ def shaped(inputs: LossInputs) -> Tensor:
     gamma / rho -> 0 it weighs nothing: what the policy would write anyway is not learned again.
     """
     assert inputs.shaping is not None
-    gamma = inputs.shaping[:, None].clamp(min=torch.finfo(torch.float32).tiny)
+    gamma = inputs.shaping[:, None].to(inputs.logprobs.dtype).clamp(min=torch.finfo(torch.float32).tiny)
     return -inputs.advantages * torch.sigmoid(inputs.logprobs - inputs.old_logprobs - gamma.log())
 
 
