@@ -397,7 +397,7 @@ def test_a_replay_goes_on_bit_for_bit_after_a_stop(settings, tmp_path, monkeypat
     name, *others = settings
     run = (
         "experiment=vanilla", f"correction={name}", *others, "trainer.max_iterations=4", "optimizer.lr=0.01",
-        "data.problems_per_iteration=4", "algorithm.num_generations=3", "rollout.max_new_tokens=4", "reward=python",
+        "data.problems_per_iteration=4", "algorithm.num_generations=2", "rollout.max_new_tokens=4", "reward=python",
         f"reward.function={Path(__file__).parent}/examples/my_strategies.py:even_checksum",
     )  # fmt: skip
     whole = run_small(tmp_path / "whole", *run)
