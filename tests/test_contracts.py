@@ -511,31 +511,49 @@ def test_a_correction_names_the_rows_that_it_changed_and_keeps_what_was_drawn(op
     assert {len(values) for values in after.reports.values()} <= {len(TEXTS)}
 
 
-@every("correction")
-def test_a_correction_trains_for_two_iterations(option, tmp_path):
-    # The random model is never right, so every group is all wrong; the rows have all that a correction may ask for.
+def run_corrected(option, folder, *settings):
+    """metrics.csv's two iterations, on rows that have all that a correction may ask for."""
     rows = [
         {"question": f"{i} + 1 = ?", "answer": i + 1, "solution": f"\\boxed{{{i + 1}}}", "hints": ["Add.", f"{i}, ..."]}
         for i in range(8)
     ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    warmup = (
-        ["correction.warmup_iterations=1"] if "warmup_iterations" in chosen("correction", option).correction else []
-    )
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    has_warmup = "warmup_iterations" in chosen("correction", option).correction
     cfg, _ = composed(
         "train",
         *(setting for setting in SMALL_GRPO if not setting.startswith("data.")),
-        *("data=file", f"data.path={tmp_path}/rows.jsonl", "data.held_out_count=2", "data.problems_per_iteration=2"),
-        *(f"correction={option}", *warmup, f"paths.run_dir={tmp_path / 'run'}"),
+        *("data=file", f"data.path={folder}/rows.jsonl", "data.held_out_count=2", "data.problems_per_iteration=2"),
+        *(f"correction={option}", *["correction.warmup_iterations=1"] * has_warmup, f"paths.run_dir={folder / 'run'}"),
+        *settings,
     )
     check_config(cfg, INJECTED)
     run_experiment(cfg)
-    folder = tmp_path / "run"
-    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
-    logged = [row for row in metrics_rows(folder) if row.get("train/skipped_steps")]
+    assert json.loads((folder / "run" / "summary.json").read_text())["iterations"] == 2
+    logged = [row for row in metrics_rows(folder / "run") if row.get("train/skipped_steps")]
     assert [float(row["train/skipped_steps"]) for row in logged] == [0, 0]
-    # Whatever it draws anew is counted: 2 problems of 2 rows are an iteration's least.
-    assert float(logged[1]["train/num_rollouts"]) >= 8
+    return logged
+
+
+@every("correction")
+def test_a_correction_trains_where_every_group_is_wrong(option, tmp_path):
+    # The random model is never right. Whatever is drawn anew is counted: 2 problems of 2 rows are an iteration's least.
+    assert float(run_corrected(option, tmp_path)[1]["train/num_rollouts"]) >= 8
+
+
+@every("correction")
+def test_a_correction_trains_where_some_responses_are_right(option, tmp_path):
+    # An odd or even checksum makes right and wrong responses of what the random model writes.
+    logged = run_corrected(
+        option,
+        tmp_path,
+        "advantage=vanilla",
+        "data.problems_per_iteration=4",
+        "algorithm.num_generations=8",
+        "rollout.max_new_tokens=4",
+        "reward=python",
+        f"reward.function={Path(__file__).parent}/examples/my_strategies.py:even_checksum",
+    )
+    assert all(float(row["train/grad_norm"]) > 0 for row in logged)
 
 
 @every("correction")
@@ -576,24 +594,6 @@ def test_the_state_of_a_correction_is_a_snapshot_that_another_one_goes_on_from(o
         assert two.branches == one.branches
         pairs = zip(one.scored.rollout.responses, two.scored.rollout.responses, strict=True)
         assert all(same_tokens(a, b) and a.off_policy == b.off_policy for a, b in pairs)
-
-
-@every("correction")
-def test_a_correction_trains_for_two_iterations(option, tmp_path):
-    # An odd or even checksum makes right and wrong responses of what the random model writes.
-    folder = run_small(
-        tmp_path / "run",
-        f"correction={option}",
-        "advantage=vanilla",
-        "data.problems_per_iteration=4",
-        "algorithm.num_generations=8",
-        "rollout.max_new_tokens=4",
-        "reward=python",
-        f"reward.function={Path(__file__).parent}/examples/my_strategies.py:even_checksum",
-    )
-    logged = [row for row in metrics_rows(folder) if row.get("train/effective_rows")]
-    assert [float(row["train/skipped_steps"]) for row in logged] == [0, 0]
-    assert all(float(row["train/grad_norm"]) > 0 for row in logged)
 
 
 # --- group filters -------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import (
+    REPO,
     ENVIRONMENT,
     PROGRAMS,
     SHORT,

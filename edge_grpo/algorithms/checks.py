@@ -71,7 +71,7 @@ def check_minibatches(minibatch_rows: int | None, num_generations: int, ranks: i
 
 
 def idle_settings(loss: Loss, correction: Correction, update_epochs: int, minibatch_rows: int | None) -> list[str]:
-    """What does nothing, a sentence each; the loss's clip does where an iteration has several steps or off-policy rows."""
+    """What does nothing, a sentence each; a clip does something with several steps an iteration or off-policy rows."""
     remarks = []
     if not getattr(loss, "reads_advantages", True):
         remarks.append(f"loss ({type(loss).__name__}) reads no advantages: advantage and token_filter do nothing")

@@ -93,10 +93,10 @@ class Corrected:
 class Correction(Protocol):
     """Correction strategy.
 
-    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence; `refuses_chain`:
-    why it cannot be a step of `chain`; and `makes_off_policy`, true where its rows can be off-policy (see `Response`),
-    so that the importance ratio is not 1 even at the first optimiser step. One that keeps something has `state_dict`, a
-    snapshot in plain types, and `load_state_dict`; it is saved for every rank.
+    It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence;
+    `refuses_chain`: why it cannot be a step of `chain`; and `makes_off_policy`, true where its rows can be off-policy
+    (see `Response`), so that the importance ratio is not 1 even at the first optimiser step. One that keeps something
+    has `state_dict`, a snapshot in plain types, and `load_state_dict`; it is saved for every rank.
     """
 
     token_weight: Mapping[Provenance, float]
