@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from small_runs import (
-    REPO,
     ENVIRONMENT,
     PROGRAMS,
+    REPO,
     SHORT,
     SMALL_GRPO,
     command,

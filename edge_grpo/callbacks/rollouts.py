@@ -40,8 +40,8 @@ def rollout_rows(iteration: Iteration) -> list[dict[str, Any]]:
     """One record a row of the rollout; none where nothing was sampled.
 
     `advantage` (the mean over the row's tokens) and what the advantage strategy reports, such as `eda/multiplier`, are
-    null for rows that the group filter took out; the latter also where all advantages of the group are 0. Where a replay
-    has put another problem's group in a row's place, what is said of it after correction is of that group.
+    null for rows that the group filter took out; the latter also where all advantages of the group are 0. Where a
+    replay has put another problem's group in a row's place, what is said of it after correction is of that group.
     """
     sampled, corrected, trained = iteration.sampled, iteration.corrected, iteration.trained
     if sampled is None or corrected is None or trained is None:
