@@ -506,7 +506,8 @@ def test_a_correction_names_the_rows_that_it_changed_and_keeps_what_was_drawn(op
             assert new.prompt_ids is None
     # Of each group at least the rewards of its rows, and of one that was left alone all that were drawn for it.
     assert [len(own) >= 4 for own in after.scored.drawn] == [True] * 4
-    assert torch.equal(after.scored.drawn[3], drawn[3])
+    alone = [group for group in range(4) if not any(after.branches[4 * group : 4 * group + 4])]
+    assert all(torch.equal(after.scored.drawn[group], drawn[group]) for group in alone)
     assert set(after.reports) <= {of.of or name for name, of in getattr(built, "metrics", {}).items()}
     assert {len(values) for values in after.reports.values()} <= {len(TEXTS)}
 
@@ -571,9 +572,9 @@ def test_a_correction_says_what_it_reports_and_what_it_assumes(option):
     known = {metric.of or name for name, metric in getattr(built, "metrics", {}).items()}
     assert set(after.reports) == known
     assert all(tuple(value.shape) == (len(TEXTS),) for value in after.reports.values())
-    assert type(built).__doc__
-    if known:
-        assert "Degenerate case" in type(built).__doc__
+    doc = " ".join(type(built).__doc__.split())
+    assert doc
+    assert not known or "Degenerate case" in doc
 
 
 @every("correction")
