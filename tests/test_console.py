@@ -58,7 +58,7 @@ class Run:
 
     def __init__(self, callback: ConsoleProgress, total: int, done: int = 0, rank: int = 0, text: str = "3") -> None:
         self.callback, self.total, self.done = callback, total, done
-        self.trainer = SimpleNamespace(is_global_zero=rank == 0, max_epochs=total, current_epoch=0)
+        self.trainer = SimpleNamespace(is_global_zero=rank == 0, max_epochs=total, current_epoch=0, should_stop=False)
         self.module = SimpleNamespace(policy=SimpleNamespace(decode=lambda ids: text))
         self.made = Iteration(METRICS, corrected=corrected(text))
 

@@ -21,6 +21,7 @@ from edge_grpo.callbacks.samples import describe_rows
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.terminal import files_only, printable, shortened, shown, terminal
+from edge_grpo.runs.stopping import expected_iterations, is_last
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,9 @@ class ConsoleProgress(pl.Callback):
         # After the evaluation of the same iteration, before its checkpoint: the order in programs/train_run.py.
         if not trainer.is_global_zero:
             return
-        done, total = trainer.current_epoch + 1, trainer.max_epochs
-        self._progress.show(stage="saving", completed=done)
-        if done % self.every_n_iterations == 0 or done == total:
+        done, total = trainer.current_epoch + 1, expected_iterations(trainer, pl_module)
+        self._progress.show(stage="saving", completed=done, total=total)
+        if done % self.every_n_iterations == 0 or is_last(trainer):
             parts = [f"{done:{len(str(total))}d}/{total}", *_labelled(self._progress.figures), self._progress.left]
             log.info("%s", "  ".join(filter(None, parts)))
         every = self.sample_every_n_iterations
@@ -147,9 +148,9 @@ class IterationProgress(Progress):
         )
         self._iterations = self.add_task(printable(title), total=total, stage="evaluating")
 
-    def show(self, stage: str, completed: int | None = None) -> None:
-        """Say what the run is at, and how many iterations it has done."""
-        self.update(self._iterations, stage=stage, completed=completed)
+    def show(self, stage: str, completed: int | None = None, total: int | None = None) -> None:
+        """Say what the run is at, how many iterations it has done, and how many it is expected to have."""
+        self.update(self._iterations, stage=stage, completed=completed, total=total)
 
     @property
     def left(self) -> str:

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.runs.checkpoints import checkpoint_name, checkpoints, remove, state_path, write_checkpoint
+from edge_grpo.runs.stopping import is_last
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class IterationCheckpoint(Checkpoint):
             self._boundary = done, _state(trainer)
         asked = self._agreed(trainer)
         self._busy = True
-        due = bool(asked) or done % self.every_n_iterations == 0 or done == trainer.max_epochs
+        due = bool(asked) or done % self.every_n_iterations == 0 or is_last(trainer)
         if self._one_rank and due:
             self._save_boundary()
         elif not self._one_rank and (_bad_steps_begin(self._iteration) or (due and not self._iteration.bad_steps)):

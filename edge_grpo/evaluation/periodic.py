@@ -13,6 +13,7 @@ from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.results import problem_values
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.policy.base import Policy
+from edge_grpo.runs.stopping import is_last
 from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         # Before the checkpoint of the same iteration is written: Lightning runs checkpoint callbacks last.
         done = trainer.current_epoch + 1
         due = self.every_n_iterations and done % self.every_n_iterations == 0
-        if due or done == trainer.max_epochs:
+        if due or is_last(trainer):
             self.accuracy_after = self._run(trainer, pl_module, step=done)
 
     def _run(self, trainer: pl.Trainer, module: Any, *, step: int) -> float:

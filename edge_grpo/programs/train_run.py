@@ -26,6 +26,7 @@ from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.resume import drop_later, what_is_left
 from edge_grpo.runs.settings import check_data, portable
 from edge_grpo.runs.status import saying_status, write_status, write_whole
+from edge_grpo.runs.stopping import check_budget, ended_by, generated_tokens
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     if left.changes:
         log.warning("going on under other settings than before:\n%s", left.changes)
     if left.accuracy is not None:
-        log.info("%s is finished: nothing is left of trainer.max_iterations=%d", folder, cfg.trainer.max_iterations)
+        log.info("%s is finished: nothing is left of %s", folder, left.ended_by)
         if is_first_rank():  # its process may have died after the summary was written
             write_status(folder, "finished")
         return left.accuracy
@@ -75,6 +76,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     evaluation = instantiate(cfg.evaluation)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
     module = build_module(cfg)
+    check_budget(cfg.trainer.max_generated_tokens, module)
     evaluation.check_module(module)
     _prepare(data, module, evaluation)
     problems = {**data.fingerprints(), **evaluation.fingerprints()}
@@ -113,6 +115,7 @@ def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, pro
             logger.save()
         accuracy = {"before": evaluation.accuracy_before, "after": evaluation.accuracy_after}
         done = {"name": cfg.name, "seed": cfg.seed, "accuracy": accuracy, "iterations": trainer.current_epoch}
+        done |= {"ended_by": portable(ended_by(trainer)), "generated_tokens": generated_tokens(module)}
         done |= {"metrics_last": module.metrics, **about["info"]}
         summary = write_results(folder, module.policy, done, here=trainer.is_global_zero)
         for logger in run_loggers(loggers):

@@ -6,8 +6,8 @@ from typing import Any
 from edge_grpo.reporting.runs import Run
 from edge_grpo.runs.settings import FREE, is_free, portable
 
-# What is free to change within a run tells no arms apart either, but for these two.
-COMPARED = ("name", "trainer.max_iterations")
+# What is free to change within a run tells no arms apart either, but for these.
+COMPARED = ("name", "trainer.max_iterations", "trainer.max_generated_tokens")
 NOT_COMPARED = tuple(key for key in FREE if key not in COMPARED)
 SHOWN_SETTINGS = 3
 UNKNOWN = "unknown"

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from edge_grpo.errors import UserError
 from edge_grpo.runs.checkpoints import checkpoints, damage, iteration_of, read_manifest, remove
 from edge_grpo.runs.ownership import CONFIG, SUMMARY
-from edge_grpo.runs.settings import refuse_changes
+from edge_grpo.runs.settings import MAX_GENERATED_TOKENS, portable, refuse_changes
 from edge_grpo.runs.status import FILE as STATUS
 from edge_grpo.runs.status import read_status
 
@@ -32,11 +32,13 @@ class Left(NamedTuple):
     Args:
         checkpoint: what it goes on from; None begins.
         accuracy: held-out accuracy of a run that has nothing left to do, else None.
+        ended_by: the setting that ended such a run, `key=value`.
         changes: settings that differ from those of before and may, a line each.
     """
 
     checkpoint: Path | None = None
     accuracy: float | None = None
+    ended_by: str = ""
     changes: str = ""
 
 
@@ -84,9 +86,11 @@ def what_is_left(
         return Left()
     summary, newest = _summary(folder), newest_checkpoint(folder / "checkpoints")
     finished = summary.get("iterations", 0)
-    if finished == shall and (newest is None or iteration_of(newest) <= finished):
+    _refuse_fewer_tokens(folder, summary, config)
+    if _still_ended(summary, config) and (newest is None or iteration_of(newest) <= finished):
         changes = refuse_changes(*_earlier(folder, newest), config, allow_changes=resume["allow_changes"])
-        return Left(accuracy=float(summary["accuracy"]["after"]), changes=changes)
+        (told,) = (key if isinstance(value, dict) else f"{key}={value}" for key, value in summary["ended_by"].items())
+        return Left(accuracy=float(summary["accuracy"]["after"]), ended_by=told, changes=changes)
     checkpoint = find(folder / "checkpoints")
     done = finished if checkpoint is None else iteration_of(checkpoint)
     if done > shall:
@@ -98,6 +102,31 @@ def what_is_left(
         return Left()
     changes = refuse_changes(*_earlier(folder, checkpoint), config, allow_changes=resume["allow_changes"])
     return Left(checkpoint, changes=changes)
+
+
+def _still_ended(summary: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether the setting that ended a run stands as it was, and the run is no longer than it shall be."""
+    if not summary or summary["iterations"] > config["trainer"]["max_iterations"]:
+        return False
+    return all(_at(portable(config), key) == value for key, value in summary["ended_by"].items())
+
+
+def _at(node: Any, key: str) -> Any:
+    """The value under a dotted key, None where there is none."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _refuse_fewer_tokens(folder: Path, summary: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """A finished run is not longer than its budget of tokens now, unless that is what ended it."""
+    budget = config["trainer"].get("max_generated_tokens")
+    if budget is None or not summary or summary["ended_by"].get(MAX_GENERATED_TOKENS) == budget:
+        return
+    if (generated := summary["generated_tokens"]) >= budget:
+        raise UserError(
+            f"{MAX_GENERATED_TOKENS}={budget}, but {folder} has generated {generated}: raise it, or resume=never"
+        )
 
 
 def _refuse_to_begin_again(folder: Path, finished: int, shall: int) -> None:
@@ -123,7 +152,12 @@ def _summary(folder: Path) -> dict[str, Any]:
     """What a finished run says of itself; nothing where it did not finish, or where that cannot be read."""
     try:
         found = json.loads((folder / SUMMARY).read_text())
-        return {"iterations": int(found["iterations"]), "accuracy": {"after": float(found["accuracy"]["after"])}}
+        return {
+            "iterations": int(found["iterations"]),
+            "accuracy": {"after": float(found["accuracy"]["after"])},
+            "ended_by": dict(found["ended_by"]),
+            "generated_tokens": int(found["generated_tokens"]),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

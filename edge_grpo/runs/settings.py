@@ -15,6 +15,8 @@ from edge_grpo.runs.checkpoints import read_manifest
 
 log = logging.getLogger(__name__)
 
+MAX_ITERATIONS, MAX_GENERATED_TOKENS = "trainer.max_iterations", "trainer.max_generated_tokens"
+"""what ends a run; see runs/stopping.py"""
 # Settings that change what is shown or kept of a run, how long it lasts or how fast it is, and no number of it. A
 # schedule that depends on the number of iterations says so under scheduler.
 FREE = (
@@ -25,7 +27,8 @@ FREE = (
     "callbacks",
     "checkpoint",
     "allowed_targets",
-    "trainer.max_iterations",
+    MAX_ITERATIONS,
+    MAX_GENERATED_TOKENS,
     "evaluation.every_n_iterations",
 )
 FREE_ENDINGS = (".workers", ".memory_limit_gb")

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from edge_grpo.errors import UserError
+from edge_grpo.runs.stopping import TokenBudget
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 # Not 16-mixed: its loss scaling hides a gradient that is not finite, and clipping would see scaled ones.
@@ -15,6 +16,7 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
 def build_trainer(
     max_iterations: int,
+    max_generated_tokens: int | None,
     accelerator: str,
     devices: int | str,
     num_nodes: int,
@@ -30,13 +32,14 @@ def build_trainer(
     needs no position inside a dataloader.
 
     Args:
-        max_iterations: iterations in all.
+        max_iterations: iterations in all, at most.
+        max_generated_tokens: see `TokenBudget`.
         accelerator: "auto" takes the GPU where there is one.
         precision: one of `PRECISIONS`.
         devices, num_nodes, strategy, deterministic: as Lightning's.
 
     Raises:
-        UserError: an unknown or absent accelerator, another precision, or fewer than one iteration.
+        UserError: an unknown or absent accelerator, another precision, or fewer than one iteration or token.
     """
     if max_iterations < 1:
         raise UserError(f"trainer.max_iterations={max_iterations} must be at least 1")
@@ -59,7 +62,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=list(callbacks),
+        callbacks=[TokenBudget(max_generated_tokens), *callbacks],
         logger=list(loggers),
         log_every_n_steps=1,
     )
