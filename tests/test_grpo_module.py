@@ -404,6 +404,35 @@ def test_values_out_of_range_are_refused(override, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("advantage", ["maxrl", "dgpo", "entropy_driven advantage@advantage.base=pass_at_k"])
+def test_what_estimates_the_pass_rate_is_refused_on_corrected_rows(advantage):
+    # `SMALL_GRPO` has the default correction, guided; four responses, which pass_at_k needs.
+    settings = (*SMALL_GRPO, *f"advantage={advantage}".split(), "algorithm.num_generations=4")
+    with pytest.raises(UserError) as caught:
+        build_module(composed("train", *settings)[0])
+    name = {"maxrl": "MaxRL", "dgpo": "DGPO"}.get(advantage, "PassAtK")
+    assert str(caught.value) == (
+        f"algorithm: advantage ({name}) estimates the policy's success rate by the share of right rows, which "
+        "correction (GuidedCorrection) changes: set correction=none"
+    )
+    build_module(composed("train", *settings, "correction=none")[0])
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ("vanilla", []),
+        ("ngrpo", []),
+        ("unlikeliness", ["EntropyDriven over Unlikeliness"]),
+        ("rl_zvp", ["EntropyDriven over ZeroVariancePrompts"]),
+    ],
+)
+def test_entropy_that_counts_twice_is_warned_of_once(base, told, caplog):
+    build_module(composed("train", *SMALL_GRPO, f"advantage@advantage.base={base}")[0])
+    ending = " both follow the policy's entropy (or likelihood), which counts twice"
+    assert [text for text in caplog.messages if text.endswith(ending)] == [f"advantage: {n}{ending}" for n in told]
+
+
 def test_rows_that_the_group_filter_keeps_have_their_own_rewards():
     # Of two groups of two the first is all wrong and is dropped: rows 2 and 3 with rewards 0 and 1 are left.
     cfg, _ = composed("train", *SMALL_GRPO, "experiment=vanilla", "group_filter=drop_zero_variance")

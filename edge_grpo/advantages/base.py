@@ -154,6 +154,8 @@ class Advantage(Protocol):
     What it reports is name -> [N] of rows or [N, T] of tokens; an attribute `metrics` says how each is logged (see
     `StrategyMetric`), and may be absent where there is nothing. rollouts.jsonl has the values of every row.
 
+    An attribute `reads_pass_rate` that is true says that it takes the share of right rows for the policy's own success
+    rate, or the share of groups of equal rewards for the policy's own collapse, so that corrected rows mislead it.
     An attribute `min_generations` is the least G that it can work with; 2 where it is absent.
 
     One that keeps something has `state_dict`, a snapshot in plain types, and `load_state_dict`. Its method `observe`

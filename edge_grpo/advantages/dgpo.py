@@ -34,6 +34,8 @@ class DGPO(RewardAdvantage):
     tensor([ 1.9999, -0.6666, -0.6666, -0.6666])
     """
 
+    reads_pass_rate = True
+
     temperature: float
     eps: float
 

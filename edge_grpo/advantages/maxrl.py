@@ -26,6 +26,8 @@ class MaxRL(RewardAdvantage):
     tensor([ 3., -1., -1., -1.])
     """
 
+    reads_pass_rate = True
+
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N] verdicts -> [N] advantages."""
         correct = inputs.grouped_correct.to(inputs.rewards.dtype)

@@ -36,6 +36,8 @@ class PassAtK(RewardAdvantage):
     tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
     """
 
+    reads_pass_rate = True
+
     k: int
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """What GRPO refuses before a run, and what it says at its start."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from edge_grpo.corrections.base import Correction
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import Loss
 from edge_grpo.rollouts.base import RolloutEngine
+
+log = logging.getLogger(__name__)
 
 
 def check_settings(
@@ -55,6 +58,26 @@ def check_settings(
         )
     if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
         raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
+    _check_pass_rate(advantage, correction)
+    _warn_of_entropy_twice(advantage)
+
+
+def _check_pass_rate(advantage: Any, correction: Any) -> None:
+    """What takes the share of right rows for the policy's own success rate must not read corrected rows."""
+    reading = [part for _, part in parts_of({"advantage": advantage}) if getattr(part, "reads_pass_rate", False)]
+    if reading and getattr(correction, "changes_rewards", True):
+        raise UserError(
+            f"advantage ({type(reading[0]).__name__}) estimates the policy's success rate by the share of right rows, "
+            f"which correction ({type(correction).__name__}) changes: set correction=none"
+        )
+
+
+def _warn_of_entropy_twice(advantage: Any) -> None:
+    reading = [type(part).__name__ for _, part in parts_of({"advantage": advantage}) if part.reads_entropy]
+    if len(reading) > 1:
+        log.warning(
+            "advantage: %s both follow the policy's entropy (or likelihood), which counts twice", " over ".join(reading)
+        )
 
 
 def check_minibatches(minibatch_rows: int | None, num_generations: int, ranks: int) -> None:

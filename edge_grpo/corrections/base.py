@@ -93,6 +93,7 @@ class Corrected:
 class Correction(Protocol):
     """Correction strategy.
 
+    An attribute `changes_rewards` that is false says that the rows stay as they were sampled.
     It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence;
     `refuses_chain`: why it cannot be a step of `chain`; and `makes_off_policy`, true where its rows can be off-policy
     (see `Response`), so that the importance ratio is not 1 even at the first optimiser step. One that keeps something

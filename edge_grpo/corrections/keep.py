@@ -9,6 +9,7 @@ class Keep:
 
     token_weight = UNIFORM_WEIGHT
     required_fields: frozenset[str] = frozenset()
+    changes_rewards = False
 
     def __call__(self, scored: ScoredRollout, tools: CorrectionTools) -> Corrected:
         return Corrected(scored=scored, branches=(None,) * scored.rollout.num_rows)
