@@ -1,9 +1,11 @@
 """Evaluation during training."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from small_runs import composed, metrics_rows, run_small
+from small_runs import SMALL_GRPO, composed, metrics_rows, run_small
 from torch import Generator
 
 from edge_grpo.command_line.check import instantiate
@@ -22,6 +24,8 @@ BENCHMARKS = (
     "evaluation.max_new_tokens=4",
     "evaluation.every_n_iterations=1",
 )
+
+AGAINST = ("solved_gain", "solved_loss", "delta_pass@2", "delta_pass@3")  # against step 0, and not of the total
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +59,43 @@ def test_held_out_benchmarks_and_their_total_are_logged_at_every_evaluation(run)
     sets = ("held_out", "chain2", "chain6", "total")
     metrics = ("avg@3", "pass@2", "pass@3", "maj@3", "mean_length", "clipped_ratio", "unparsed_rate")
     logged = {name for name in rows[0] if name.startswith("eval/")}
-    assert logged == {f"eval/{name}/{metric}" for name in sets for metric in metrics}
+    logged_later = {f"eval/{name}/{metric}" for name in sets[:3] for metric in AGAINST}
+    assert logged == {f"eval/{name}/{metric}" for name in sets for metric in metrics} | logged_later
     assert all(describe(name) for name in logged)
-    for row in rows:  # steps 0, 1 and 2
-        assert all(row[name] != "" for name in logged)
+    for step, row in enumerate(rows):  # steps 0, 1 and 2
+        assert all((row[name] != "") == (step > 0 or not name.endswith(AGAINST)) for name in logged)
         assert 1 <= float(row["eval/chain6/mean_length"]) <= 4
         assert float(row["eval/total/unparsed_rate"]) == 1  # four bytes hold no box
     # Two problems each: the total is the mean of both.
     both = [float(rows[0][f"eval/{name}/mean_length"]) for name in ("chain2", "chain6")]
     assert float(rows[0]["eval/total/mean_length"]) == pytest.approx(sum(both) / 2)
+
+
+def test_what_has_changed_since_step_0_by_hand():
+    """Four problems, two samples each; the first evaluation solves a and b, the second b, c and d."""
+    cfg, _ = composed("train", *SMALL_GRPO, "evaluation.num_samples=2", "evaluation.temperature=1.0")
+    evaluation = instantiate(cfg.evaluation)
+    evaluation.sets = {"held_out": tuple(SimpleNamespace(id=name) for name in "abcd")}
+    module = SimpleNamespace(
+        trainer=SimpleNamespace(global_rank=0, world_size=1),
+        total_over_ranks=lambda *sums: list(sums),
+        gathered=lambda value: [value],
+    )
+
+    def measured(step, right):
+        values = dict.fromkeys(evaluation._names, np.zeros(4))
+        values |= {"avg@2": np.array(right) / 2, "pass@2": np.array(right) > 0}
+        evaluation._values = lambda *_: values
+        return evaluation._scores(module, "held_out", step)
+
+    assert not {"solved_gain", "delta_pass@2"} & measured(0, [2, 1, 0, 0]).keys()
+    state = evaluation.state_dict()
+    later = measured(5, [0, 2, 1, 1])
+    assert (later["solved_gain"], later["solved_loss"], later["delta_pass@2"]) == (2 / 4, 1 / 4, 3 / 4 - 2 / 4)
+    resumed = instantiate(cfg.evaluation)
+    resumed.load_state_dict(state)
+    resumed.sets, resumed._values = evaluation.sets, evaluation._values
+    assert resumed._scores(module, "held_out", 5) == later
 
 
 def test_the_total_weighs_sets_by_their_problems():

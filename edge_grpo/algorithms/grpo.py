@@ -45,7 +45,10 @@ class GRPOModule(GRPOBase):
             rate = self.step_scheduler()
         self.remember(drawing)
         metrics = {"train/learning_rate": rate, **self.counts(update), **drawing.metrics}
-        metrics |= grpo_metrics(sampled, corrected, update, steps, self.correction, self.total_over_ranks)
+        metrics |= self.collapse_rates(drawing)
+        metrics |= grpo_metrics(
+            sampled, corrected, update, steps, self.correction, self.generated[0], self.total_over_ranks
+        )
         metrics |= verifier_metrics(graded_before, self.rewards.counts)
         metrics |= timing_metrics(self.take_timings(), drawing.metrics["allocation/tokens_drawn"], update, steps)
         metrics["perf/peak_memory_gb"] = self.peak_memory_gb()

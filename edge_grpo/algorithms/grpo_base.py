@@ -10,6 +10,7 @@ import torch
 from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings
+from edge_grpo.algorithms.collapse import first_shares
 from edge_grpo.algorithms.drawing import Drawn
 from edge_grpo.algorithms.reports import declared
 from edge_grpo.algorithms.states import load_strategy_states, strategy_states
@@ -82,6 +83,7 @@ class GRPOBase(PolicyModule):
         self._ranks = 1
         self.history = History()
         self._problems: dict[str, Problem] = {}  # by id, once somebody asks
+        self._collapse_rates: list[float] = []  # of the first iterations
         self._positions = [0]  # problems that each rank has taken from its stream
         for name in ("num_tokens", "num_rollouts", "num_generated_tokens"):
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
@@ -114,12 +116,14 @@ class GRPOBase(PolicyModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["history"] = self.history.state_dict()
         checkpoint["positions"] = list(self._positions)
+        checkpoint["collapse_rates"] = self._collapse_rates
         checkpoint["strategies"] = self.gathered(strategy_states(self.strategies))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See `PolicyModule.on_load_checkpoint`."""
         super().on_load_checkpoint(checkpoint)
         of_ranks = checkpoint["strategies"]
+        self._collapse_rates = list(checkpoint["collapse_rates"])
         load_strategy_states(self.strategies, of_ranks[self.global_rank % len(of_ranks)])
         self.history, self._positions = History.of_state(checkpoint["history"]), list(checkpoint["positions"])
 
@@ -155,6 +159,14 @@ class GRPOBase(PolicyModule):
         for visits, _ in ranks:
             self.history.record(visits)
         self._positions = [taken for _, taken in ranks]
+
+    def collapse_rates(self, drawn: Drawn) -> dict[str, float]:
+        """The share of sampled groups of equal rewards, of all ranks: now, and over the first iterations."""
+        sampled, dead = drawn.metrics["allocation/candidates"], drawn.metrics["allocation/collapsed"]
+        collapsed, candidates = self.total_over_ranks(round(sampled * dead), sampled)
+        self._collapse_rates = first_shares(self._collapse_rates, collapsed / candidates)
+        mean = sum(self._collapse_rates) / len(self._collapse_rates)
+        return {"collapse/acr": collapsed / candidates, "collapse/acr_100": mean}
 
     def reference_model(self) -> Any | None:
         """In the policy's precision and on its device: Lightning converts the policy only, after it was copied."""

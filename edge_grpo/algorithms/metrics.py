@@ -7,6 +7,12 @@ import torch
 from torch import Tensor
 
 from edge_grpo.advantages.base import collapsed
+from edge_grpo.algorithms.collapse import (
+    advantage_logprob_covariance,
+    distinct_answers,
+    effective_rows,
+    revival_metrics,
+)
 from edge_grpo.algorithms.reports import Reports, row_means
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction
@@ -19,18 +25,23 @@ def grpo_metrics(
     update: GRPOUpdate,
     steps: Sequence[Step],
     correction: Correction,
+    generated: int,
     total_over_ranks: Callable[..., list[float]],
 ) -> dict[str, float]:
-    """All that one GRPO iteration logs of its rollout and update."""
+    """All that one GRPO iteration logs of its rollout and update; `generated` counts this rank's responses."""
     after = corrected.scored
     rewards = after.scores.rewards.double()
     of_correction = Reports(correction, after.rollout.num_rows)
     of_correction.add(corrected.reports, torch.arange(after.rollout.num_rows), torch.ones(len(rewards), 1).bool())
+    effective, responses = total_over_ranks(effective_rows(update), generated)
     return {
         **reward_metrics(sampled, after),
+        "train/effective_rows_per_generated": effective / responses,
+        "train/distinct_answers": distinct_answers(sampled),
         "train/reward_std": deviation(*total_over_ranks(len(rewards), rewards.sum(), rewards.square().sum())),
         **completion_metrics(sampled),
         **collapse_metrics(sampled, after),
+        **revival_metrics(sampled, after, update),
         **correction_metrics(after, corrected.branches),
         **of_correction.reduced(),
         **update_metrics(update, steps),
@@ -130,6 +141,7 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
         **advantage_metrics(update.advantages, update.batch.completion_mask),
         "perf/skipped_tokens": float(lengths.sum() - lengths[update.computed].sum()),
         **off_policy_metrics(update),
+        **advantage_logprob_covariance(update),
         **update.of_advantage.reduced(),
         **update.of_loss.reduced(),
         **update.of_filter.reduced(),

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -48,6 +48,7 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         self.every_n_iterations, self.correct = every_n_iterations, correct
         self.accuracy_before: float | None = None
         self.accuracy_after: float | None = None
+        self._before: dict[str, dict[str, Any]] = {}  # set -> scores and solved problems at step 0
 
     def prepare(self, policy: Policy, template: PromptTemplate, held_out: Sequence[Problem]) -> None:
         """Load the benchmarks, before training.
@@ -77,12 +78,17 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The accuracies survive a resume."""
-        return {"accuracy_before": self.accuracy_before, "accuracy_after": self.accuracy_after}
+        """The accuracies survive a resume, and what later evaluations are held against."""
+        return {
+            "accuracy_before": self.accuracy_before,
+            "accuracy_after": self.accuracy_after,
+            "before": dict(self._before),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]
         self.accuracy_after = state_dict["accuracy_after"]
+        self._before = dict(state_dict["before"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The policy as it comes, at step 0; a resumed run has measured it already."""
@@ -100,7 +106,7 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         """Evaluate every set and log it; held-out avg@n."""
         start = time.perf_counter()
         with trainer.precision_plugin.forward_context():  # hooks, unlike training_step, run outside it
-            scores = {name: self._scores(module, problems, step) for name, problems in self.sets.items()}
+            scores = {name: self._scores(module, name, step) for name in self.sets}
         metrics = {f"eval/{name}/{metric}": value for name, of in scores.items() for metric, value in of.items()}
         metrics |= {f"eval/{TOTAL}/{metric}": value for metric, value in self._total(scores).items()}
         module.record({**metrics, "timing_s/evaluation": time.perf_counter() - start}, step=step)
@@ -111,12 +117,34 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
             log.info("held-out accuracy %.1f %% after %d iterations%s", accuracy, step, told and f"  ({told})")
         return scores[HELD_OUT][main]
 
-    def _scores(self, module: Any, problems: tuple[Problem, ...], step: int) -> dict[str, float]:
-        """Means over the set's problems, of which every rank has a share."""
+    def _scores(self, module: Any, name: str, step: int) -> dict[str, float]:
+        """Means over the problems of the set `name`, of which every rank has a share, and against step 0."""
+        problems = self.sets[name]
         mine = problems[module.trainer.global_rank :: module.trainer.world_size]
-        sums = self._sums(module, mine, step) if mine else dict.fromkeys(self._names, 0.0)
-        totals = module.total_over_ranks(*(sums[name] for name in self._names))
-        return {name: total / len(problems) for name, total in zip(self._names, totals, strict=True)}
+        values = self._values(module, mine, step) if mine else {}
+        sums = [float(values[metric].sum()) if mine else 0.0 for metric in self._names]
+        totals = module.total_over_ranks(*sums)
+        scores = {metric: total / len(problems) for metric, total in zip(self._names, totals, strict=True)}
+        right = values[f"avg@{self.num_samples}"] > 0 if mine else ()
+        here = [problem.id for problem, solved in zip(mine, right, strict=True) if solved]
+        solved = {problem_id for rank in module.gathered(here) for problem_id in rank}
+        if step == 0:
+            self._before[name] = {"scores": dict(scores), "solved": sorted(solved)}
+            return scores
+        before = self._before.get(name)
+        return scores if before is None else scores | self._against(before, scores, solved, len(problems))
+
+    def _against(
+        self, before: Mapping[str, Any], scores: Mapping[str, float], solved: set[str], problems: int
+    ) -> dict[str, float]:
+        """What has changed since step 0; `pass@k` of one sample is `avg@1`."""
+        ks = {f"pass@{self.num_samples}": f"avg@{self.num_samples}"} if self.num_samples == 1 else {}
+        ks |= {name: name for name in self._names if name.startswith("pass@")}
+        return {
+            "solved_gain": len(solved - set(before["solved"])) / problems,
+            "solved_loss": len(set(before["solved"]) - solved) / problems,
+            **{f"delta_{shown}": scores[name] - before["scores"][name] for shown, name in ks.items()},
+        }
 
     @property
     def _names(self) -> list[str]:
@@ -126,12 +154,12 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         several = [*(f"pass@{k}" for k in ks), *([f"maj@{n}"] if n > 1 else [])]
         return [f"avg@{n}", *several, "mean_length", "clipped_ratio", "unparsed_rate"]
 
-    def _sums(self, module: Any, problems: tuple[Problem, ...], step: int) -> dict[str, float]:
+    def _values(self, module: Any, problems: tuple[Problem, ...], step: int) -> dict[str, Any]:
+        """Metric -> values of these problems, in their order."""
         scored = module.score(self.sample(module.rollout, module.policy, problems, step=step))
         if self.correct:
             scored = module.correct(scored).scored
-        values = problem_values(graded(scored, module.rewards))
-        return {name: float(values[name].sum()) for name in self._names}
+        return problem_values(graded(scored, module.rewards))
 
     def _total(self, scores: dict[str, dict[str, float]]) -> dict[str, float]:
         """The benchmarks of `average` together; nothing where there are no benchmarks."""

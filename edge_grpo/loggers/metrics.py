@@ -62,6 +62,23 @@ METRICS: dict[str, Metric] = {
     "train/off_policy/shaped": Metric(
         "share", "trained off-policy tokens that weigh rho / (rho + gamma), whatever the loss"
     ),
+    "train/effective_rows_per_generated": Metric(
+        "share",
+        "rows with a trained token whose advantage is not 0, over all responses generated in this iteration, those of "
+        "corrections and those that were not trained on included; all ranks",
+        "mean",
+    ),
+    "train/distinct_answers": Metric(
+        "share",
+        "mean over groups of the different boxed answers, compared as texts, over the group's responses; as sampled",
+        "mean",
+    ),
+    "train/cov_advantage_logprob": Metric(
+        "nats",
+        "covariance of advantage and log-prob before the update, over the trained tokens of computed rows: the entropy "
+        "is to rise where it is negative (2505.22617)",
+        "mean",
+    ),
     "train/completions/mean_length": Metric("tokens", "mean over rows of the response length, before correction"),
     "train/completions/min_length": Metric("tokens", "shortest response, before correction", ranks="min"),
     "train/completions/max_length": Metric("tokens", "longest response, before correction", ranks="max"),
@@ -94,6 +111,21 @@ METRICS: dict[str, Metric] = {
     "allocation/tokens_not_trained": Metric(
         "tokens", "those of them in rows that the allocation did not choose", "mean", "sum"
     ),
+    "collapse/acr": Metric(
+        "share",
+        "advantage collapse rate (2605.21125): sampled groups of equal rewards, trained on or not; all ranks",
+        "mean",
+    ),
+    "collapse/acr_100": Metric("share", "mean of collapse/acr over the first 100 iterations, or over those so far"),
+    "collapse/expected_live": Metric(
+        "share",
+        "mean over sampled problems with a visit before of 1 - p^n - (1 - p)^n, p the share right over their visits, n "
+        "the rows drawn: groups that are mixed if rows are independent",
+        "mean",
+    ),
+    "collapse/observed_live": Metric(
+        "share", "mixed groups among the same problems; below collapse/expected_live where p has changed", "mean"
+    ),
     "collapse/before/all_wrong": Metric("share", "groups without a right response, as sampled", "mean"),
     "collapse/before/all_right": Metric("share", "groups of right responses only, as sampled", "mean"),
     "collapse/before/mixed": Metric("share", "groups with right and wrong responses, as sampled", "mean"),
@@ -109,6 +141,14 @@ METRICS: dict[str, Metric] = {
     "collapse/after/zero_variance": Metric("share", "groups whose rewards are all equal, after correction", "mean"),
     "collapse/revived_by_correction": Metric(
         "share", "groups with equal rewards before and unequal ones after", "mean"
+    ),
+    "collapse/revived_by_replay": Metric(
+        "share", "those of them in whose place a correction put another problem's group", "mean"
+    ),
+    "collapse/revived_by_advantage": Metric(
+        "share",
+        "groups with equal rewards after correction and an advantage that is not 0 at a trained token, over all groups",
+        "mean",
     ),
     "collapse/created_by_correction": Metric(
         "share", "groups with unequal rewards before and equal ones after", "mean"
@@ -160,6 +200,11 @@ METRICS: dict[str, Metric] = {
     "eval/*/mean_length": Metric("tokens", "mean response length"),
     "eval/*/clipped_ratio": Metric("share", "responses cut by their budget"),
     "eval/*/unparsed_rate": Metric("share", "responses whose answer is missing, too long or no mathematics"),
+    "eval/*/solved_gain": Metric(
+        "share", "problems with a right response among n now and none at step 0, over the set's problems", "max"
+    ),
+    "eval/*/solved_loss": Metric("share", "problems with a right response among n at step 0 and none now", "max"),
+    "eval/*/delta_pass@*": Metric("share", "pass@k minus that at step 0", "max"),
     "sft/loss": Metric("nats", "mean over reference tokens of the cross-entropy", ranks="sum"),
 }
 
