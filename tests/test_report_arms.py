@@ -91,3 +91,15 @@ def test_a_failed_run_with_other_settings_does_not_change_the_labels():
         run("vanilla", 1, data__path="my.jsonl", state="killed"),
     ]
     assert label_arms(runs) == ["vanilla", "edge_grpo", "vanilla, data.path=missing.jsonl", "vanilla"]
+
+
+def test_a_name_that_one_arm_has_says_it_all():
+    # What was typed for it follows only where several arms have the name.
+    runs = [
+        run("vanilla", 0, "name=vanilla", "trainer.max_iterations=5", trainer__max_iterations=5),
+        run("sft", 0, "name=sft", "trainer.max_iterations=9", trainer__max_iterations=9),
+        run("eda", 0, "name=eda", "trainer.max_iterations=5", trainer__max_iterations=5),
+        run("eda", 0, "name=eda", "trainer.max_iterations=7", trainer__max_iterations=7),
+    ]
+    told = ["vanilla", "sft", "eda, trainer.max_iterations=5", "eda, trainer.max_iterations=7"]
+    assert label_arms(runs) == told

@@ -16,8 +16,8 @@ UNKNOWN = "unknown"
 def label_arms(runs: Sequence[Run]) -> list[str]:
     """One label a run: runs with the same settings, seeds apart, share it.
 
-    The label is the run's `name` where names differ, then what was typed and differs between arms
-    (`edge_grpo, advantage.clamp=4`). Where that does not tell two arms apart (a default has changed between two
+    The label is the run's `name` where names differ; where several arms
+    have that name, what was typed and differs between arms follows (`edge_grpo, advantage.clamp=4`). Where that does not tell two arms apart (a default has changed between two
     versions, say), the settings that differ follow. A run whose settings cannot be read is `UNKNOWN`.
 
     Labels come from the runs that count. A failed run gets the label of the arm that has its settings; without such an
@@ -81,7 +81,8 @@ def _typed_labels(distinct: Sequence[Mapping[str, Any]], members: Sequence[Seque
     shown = [key for key in differing if not named or key not in ("experiment", "name")]
     labels = []
     for name, typed in zip(names, common, strict=True):
-        parts = [f"{key}={typed[key]}" for key in shown if key in typed]
+        alone = named and names.count(name) == 1  # then the name says it all
+        parts = [f"{key}={typed[key]}" for key in shown if key in typed and not alone]
         labels.append(", ".join([str(name), *parts] if named or not parts else parts))
     return labels
 
