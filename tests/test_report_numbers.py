@@ -100,7 +100,7 @@ def evaluated_runs(tmp_path):
 
 def test_the_main_table_and_the_differences_by_hand(evaluated_runs):
     found, arms = numbers(members_of(evaluated_runs))
-    main, differences, *_ = tables_of(found, arms, 0.95)
+    _, main, differences, *_ = tables_of(found, arms, 0.95)
     assert main.columns == ["arm", "seeds", "Avg (40)", "A (10)", "B (30)"]
     # Avg = (10 A + 30 B) / 40: 0.2 and 0.4 for vanilla, 0.4 and 0.6 for edge_grpo. Two seeds 0.2 apart deviate by
     # 0.1 * sqrt(2) = 14.1 %, and their interval is their range (1/4 of the draws at each end).
@@ -128,8 +128,12 @@ def test_one_seed_has_the_interval_over_problems_and_its_difference_none(tmp_pat
     for arm, score in (("a", 0.3), ("b", 0.4)):
         write_evaluation(write_run(tmp_path / arm, arm, 0), {"A": score})
     found, arms = numbers(members_of(tmp_path), seeds=1)
-    main, differences, *_ = tables_of(found, arms, 0.95)
+    ranking, main, differences, *_ = tables_of(found, arms, 0.95)
     assert lines(main) == [["a", "1", "30.0 [20.0, 40.0]"], ["b", "1", "40.0 [30.0, 50.0]"]]
+    assert [row[:4] for row in lines(ranking)] == [  # the higher mean first
+        ["b", "1", "40.0 [30.0, 50.0]", "+10.0"],
+        ["a", "1", "30.0 [20.0, 40.0]", "-"],
+    ]
     assert lines(differences) == [["b", "1", "+10.0"]]
     assert "over problems] of one seed" in main.caption
     assert reading(found.differences, 0.95) == "One seed: no intervals."
@@ -149,7 +153,7 @@ def test_without_evaluations_the_main_table_is_of_held_out_accuracy(tmp_path):
     for arm, after in (("a", 0.5), ("b", 0.75)):
         write_run(tmp_path / arm, arm, 0, held_out=(0.25, after))
     found, arms = numbers(members_of(tmp_path), seeds=1)
-    main, differences, learning = tables_of(found, arms, 0.95)
+    _, main, differences, learning = tables_of(found, arms, 0.95)
     assert main.columns == ["arm", "seeds", "held-out before", "held-out after"]
     assert lines(main) == [["a", "1", "25.0", "50.0"], ["b", "1", "25.0", "75.0"]]
     assert lines(differences) == [["b", "1", "+25.0"]]  # what was before training is no result of it

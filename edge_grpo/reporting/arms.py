@@ -16,9 +16,9 @@ UNKNOWN = "unknown"
 def label_arms(runs: Sequence[Run]) -> list[str]:
     """One label a run: runs with the same settings, seeds apart, share it.
 
-    The label is the run's `name` where names differ; where several arms
-    have that name, what was typed and differs between arms follows (`edge_grpo, advantage.clamp=4`). Where that does not tell two arms apart (a default has changed between two
-    versions, say), the settings that differ follow. A run whose settings cannot be read is `UNKNOWN`.
+    The label is the run's `name` where names differ; where several arms have that name, what was typed and differs
+    between arms follows (`edge_grpo, advantage.clamp=4`). Where that does not tell two arms apart (a default changed
+    between two versions, say), the settings that differ follow. A run whose settings cannot be read is `UNKNOWN`.
 
     Labels come from the runs that count. A failed run gets the label of the arm that has its settings; without such an
     arm its label holds all that differs from the other runs.

@@ -1,4 +1,4 @@
-"""Runs -> long frames of what was logged over training, against iterations, responses sampled and time."""
+"""Runs -> long frames of what was logged over training, against iterations, responses, tokens and time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from edge_grpo.reporting.evaluations import AVERAGE, SAMPLING, comparable, sampl
 from edge_grpo.reporting.scores import HELD_OUT, Member
 
 ITERATIONS, ROLLOUTS, MINUTES = "iterations", "responses sampled", "minutes of training"
-AXES = (ITERATIONS, ROLLOUTS, MINUTES)
+TOKENS = "tokens generated"
+AXES = (ITERATIONS, ROLLOUTS, TOKENS, MINUTES)
+COUNTS = {ROLLOUTS: "train/num_rollouts", TOKENS: "train/num_generated_tokens"}
 TOTAL = "total"  # of the sets evaluated during training: `AVERAGE` of edge-grpo-evaluate
 GRID = 60
 # A centred mean over 1/40 of a run: enough to tell arms apart, short against what they do.
@@ -88,7 +90,7 @@ def _places(member: Member, axis: str, *, after: bool) -> pd.Series:
     if axis == ITERATIONS:
         steps = range(run.iterations + 1)
         return pd.Series(steps, index=steps, dtype=float)
-    done = run.column("train/num_rollouts") if axis == ROLLOUTS else run.column("timing_s/total").cumsum() / 60
+    done = run.column(COUNTS[axis]) if axis in COUNTS else run.column("timing_s/total").cumsum() / 60
     if not after or done.empty:
         return done
     return pd.concat([pd.Series({0: 0.0}), done.set_axis(done.index + 1)])

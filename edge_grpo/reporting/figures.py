@@ -14,8 +14,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from edge_grpo.reporting.canvas import PANEL, Palette, common_legend, palette_of, save, small_multiples, style
 from edge_grpo.reporting.curves import (
     AXES,
+    COUNTS,
     ITERATIONS,
-    ROLLOUTS,
     Curve,
     curve,
     evaluated_sets,
@@ -64,7 +64,7 @@ def draw_all(members: Sequence[Member], numbers: Numbers, arms: Arms, folder: Pa
 
 
 def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
-    """Three panels; None if no run logged the quantity."""
+    """A panel an axis; None if no run logged the quantity."""
     panels = {axis: _lines(quantity, members, axis) for axis in AXES}
     panels = {axis: lines for axis, lines in panels.items() if len(lines)}
     if not panels:
@@ -77,7 +77,7 @@ def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: P
             marker = "o" if quantity.is_evaluated and name == ITERATIONS else None
             _draw_lines(axis, lines, quantity, palette, legend=i == 0, marker=marker)
             axis.set(xlabel=name, ylabel=quantity.unit)
-            if name == ROLLOUTS:
+            if name in COUNTS:
                 axis.xaxis.set_major_formatter(EngFormatter(sep=""))
             elif name == ITERATIONS:
                 axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -85,7 +85,7 @@ def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: P
         save(figure, folder / quantity.name)
     caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=not quantity.is_evaluated)}"
     if _several_seeds(members) and len(panels) > 1:
-        caption += " Against responses and time, seeds are interpolated linearly at common points."
+        caption += " Against responses, tokens and time, seeds are interpolated linearly at common points."
     return Drawn(quantity.name, quantity.title, caption)
 
 

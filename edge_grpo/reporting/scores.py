@@ -94,6 +94,7 @@ def _learning(run: Run) -> dict[str, float]:
         "entropy, last 5": entropy.tail(5).mean(),
         "advantage variance": run.column("train/advantage_var").mean(),
         "responses sampled": run.column("train/num_rollouts").max(),
+        "tokens generated": run.column("train/num_generated_tokens").max(),
         "iterations": float(run.iterations) if run.iterations else float("nan"),
         "seconds": run.column("timing_s/total").sum(min_count=1),
     }

@@ -85,6 +85,7 @@ def tables_of(numbers: Numbers, arms: Arms, confidence: float) -> list[Table]:
         confidence: of the intervals, for the captions.
     """
     tables = [
+        ranking_table(numbers, arms, confidence),
         main_table(numbers, arms, confidence),
         differences_table(numbers, arms, confidence),
         learning_table(numbers, arms, confidence),
@@ -107,6 +108,31 @@ def main_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
     )
     heads = ["arm", "seeds", *(heading(column, numbers.problems) for column in numbers.columns)]
     return Table("table", "Accuracy", caption, heads, rows, numbers.scores)
+
+
+def ranking_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
+    """Arms by their mean in the first compared column, with the difference to the baseline and what they cost."""
+    column = next(iter(numbers.compared), ("", ""))
+    scores, differences, learning = map(lookup, (numbers.scores, numbers.differences, numbers.learning))
+    found = {arm: scores[arm, *column] for arm in arms.seeds if (arm, *column) in scores}
+    cost = [("", "tokens generated"), ("", "seconds")]
+    rows = [
+        [
+            Cell(arm),
+            Cell(str(found[arm].n)),
+            percent(found[arm]),
+            percent(differences.get((arm, *column)), signed=True),
+            *(number(learning.get((arm, *what))) for what in cost),
+        ]
+        for arm in sorted(found, key=lambda arm: -found[arm].value)
+    ]
+    caption = (
+        f"Highest mean first, in %; difference to {arms.baseline} in percentage points, seed by seed; tokens that all "
+        f"sampling generated; seconds of training. {reading(numbers.scores, confidence)}"
+    )
+    heads = ["arm", "seeds", heading(column, numbers.problems), f"minus {arms.baseline}", *(what for _, what in cost)]
+    keep = [pair == column for pair in zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)]
+    return Table("ranking", "Ranking", caption, heads, rows if len(rows) > 1 else [], numbers.scores[keep])
 
 
 def heading(column: Column, problems: Mapping[str, int]) -> str:
@@ -164,7 +190,8 @@ def learning_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
     caption = (
         "Held-out accuracy before and after training and groups without advantage (after correction, mean over "
         "iterations) in %; mean policy entropy of the first and last 5 iterations in nats per token; variance of the "
-        "advantages, mean over iterations; responses sampled, reflections included; seconds of training, evaluation "
+        "advantages, mean over iterations; responses sampled and tokens generated, "
+        "reflections included; seconds of training, evaluation "
         f"excluded. {reading(estimates, confidence)}"
     )
     heads = ["arm", "seeds", *(heading(c, {}) if c[0] else c[1] for c in columns)]
