@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edge_grpo.advantages.base import collapsed
 from edge_grpo.algorithms.collapse import live_shares
 from edge_grpo.allocations.base import Ask, Draw, Pool
 from edge_grpo.history import Visit
