@@ -112,7 +112,7 @@ def fitted(devices, precision, bound, *overrides, **stages):
     )
     kept = Gradients()
     strategy = "ddp" if devices > 1 else "auto"
-    trainer = build_trainer(1, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])
+    trainer = build_trainer(1, None, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])
     trainer.fit(module, datamodule=data)
     # The ranks' groups happen to have the same statistics, so the gradients alone do not show it.
     assert kept.ranks == list(range(devices))

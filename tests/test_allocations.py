@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import SMALL_GRPO, command, equal_weights, metrics_rows, run_small, weights
 
+from edge_grpo.advantages.dr_grpo import DrGRPO
 from edge_grpo.algorithms.checks import check_settings
 from edge_grpo.allocations.difficulty_pools import DifficultyPools
 from edge_grpo.allocations.dynamic import Dynamic
@@ -351,7 +352,7 @@ def test_groups_that_an_allocation_cannot_draw_are_refused(allocation, size, mes
     class Loss:
         beta = 0.0
 
-    strategies = {"allocation": allocation, "correction": object(), "advantage": object(), "loss": Loss()}
+    strategies = {"allocation": allocation, "correction": object(), "advantage": DrGRPO(), "loss": Loss()}
     strategies["token_filter"] = KeepAllTokens()
     with pytest.raises(UserError) as caught:
         check_settings(Engine(), strategies, size, 1, None)

@@ -32,6 +32,6 @@ def test_the_loss_is_the_token_mean_over_references_that_pass(tmp_path, monkeypa
         logp = logits.detach().log_softmax(-1)[len(problem.prompt_ids) - 1 : -1]
         total -= sum(float(logp[t, token]) for t, token in enumerate(reference))
         tokens += len(reference)
-    trainer = build_trainer(1, "cpu", 1, 1, "auto", "32-true", False, callbacks=[], loggers=[])
+    trainer = build_trainer(1, None, "cpu", 1, 1, "auto", "32-true", False, callbacks=[], loggers=[])
     trainer.fit(module, datamodule=data)
     assert module.metrics["sft/loss"] == pytest.approx(total / tokens, rel=1e-5)
