@@ -11,7 +11,7 @@ from edge_grpo.runs.directory import check_tool_directory, check_writable
 
 WRITTEN = (
     *("index.html", "figures"),
-    *(f"{table}.*" for table in ("ranking", "table", "learning", "differences", "metrics")),
+    *(f"{table}.*" for table in ("ranking", "table", "learning", "differences", "metrics", "revival", "matrix")),
 )
 
 

@@ -10,12 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 
 from edge_grpo.errors import UserError
 from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
+from edge_grpo.reporting.cure_tables import matrix_table, revival_table
 from edge_grpo.reporting.figures import draw_all
 from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
 from edge_grpo.reporting.page import write_page
 from edge_grpo.reporting.runs import Run, read_folder
 from edge_grpo.reporting.scores import Member, chosen, lookup
+from edge_grpo.reporting.stages import families, options_of_arms
 from edge_grpo.reporting.table_files import write_table
 from edge_grpo.reporting.tables import tables_of
 from edge_grpo.reporting.wandb_runs import PREFIX, read_project
@@ -58,10 +60,12 @@ def write_report(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     confidence = bootstrap.confidence
-    tables = tables_of(numbers, arms, confidence)
+    options = options_of_arms(members)
+    of_cures = (revival_table(members, arms, bootstrap), matrix_table(numbers, options, arms, confidence))
+    tables = [*tables_of(numbers, arms, confidence), *(table for table in of_cures if table is not None)]
     for table in tables:
         write_table(table, folder)
-    figures = draw_all(members, numbers, arms, folder / "figures")
+    figures = draw_all(members, numbers, arms, families(options, arms.baseline), folder / "figures")
     sentences, notes = headline(numbers, arms, confidence), [*_notes(members, len(found), confidence), *told]
     left_out = [(labels[i], run) for i, run in enumerate(found) if i not in positions]
     write_page(

@@ -1,6 +1,6 @@
 """The figures of a report: seaborn on matplotlib figures, one PNG and one SVG each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from edge_grpo.reporting.curves import (
     AXES,
     COUNTS,
     ITERATIONS,
+    TOKENS,
     Curve,
     curve,
     evaluated_sets,
@@ -46,8 +47,14 @@ class Drawn:
     caption: str
 
 
-def draw_all(members: Sequence[Member], numbers: Numbers, arms: Arms, folder: Path) -> list[Drawn]:
-    """Every figure for which the runs have logged something."""
+def draw_all(
+    members: Sequence[Member], numbers: Numbers, arms: Arms, families: Mapping[str, Sequence[str]], folder: Path
+) -> list[Drawn]:
+    """Every figure for which the runs have logged something.
+
+    Args:
+        families: stage -> arms that differ from the baseline there, see `stages.families`.
+    """
     palette = palette_of(list(arms.seeds))
     sets = evaluated_sets(members)
     shown = [name for name in sets if name in (HELD_OUT, AVERAGE)]
@@ -55,6 +62,7 @@ def draw_all(members: Sequence[Member], numbers: Numbers, arms: Arms, folder: Pa
     figures = [
         draw_differences(numbers, arms.baseline, palette, folder),
         *(draw_over_training(quantity, members, palette, folder) for quantity in of_sets(shown)),
+        draw_families(families, members, arms.baseline, folder),
         draw_benchmarks(benchmarks, members, palette, folder),
         *(draw_over_training(quantity, members, palette, folder) for quantity in OF_TRAINING),
         draw_collapse(members, palette, folder),
@@ -145,6 +153,33 @@ def draw_benchmarks(
         save(figure, folder / "benchmarks")
     caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=False)}"
     return Drawn("benchmarks", "Benchmarks", caption)
+
+
+def draw_families(
+    families: Mapping[str, Sequence[str]], members: Sequence[Member], baseline: str, folder: Path
+) -> Drawn | None:
+    """A panel a family of arms, the baseline in each: accuracy against generated tokens; None without two families."""
+    (quantity,) = of_sets([HELD_OUT])
+    lines = _lines(quantity, members, TOKENS)
+    there = {name: [arm for arm in own if arm in set(lines["arm"])] for name, own in families.items()}
+    there = {name: own for name, own in there.items() if own}
+    if len(there) < 2:
+        return None
+    with style():
+        figure, axes = small_multiples(list(there))
+        for axis, (name, own) in zip(axes, there.items(), strict=True):
+            palette = {baseline: "black", **palette_of(own)}
+            shown = lines[lines["arm"].isin(list(palette))]
+            _draw_lines(axis, shown, quantity, palette, legend=True, marker=None)
+            axis.set(title=name.replace("_", " "), xlabel=TOKENS, ylabel=quantity.unit)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.legend(fontsize=6.5, frameon=False, loc="upper left")
+        save(figure, folder / "families")
+    caption = (
+        f"{quantity.estimator} A panel for each stage in which arms differ from {baseline}, which is black. "
+        f"{_reading(members, bands=True, smooth=False)} Seeds are interpolated linearly at common points."
+    )
+    return Drawn("families", "Accuracy against generated tokens, by stage", caption)
 
 
 def draw_collapse(members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:

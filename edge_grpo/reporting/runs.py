@@ -35,6 +35,7 @@ class Run:
         info: of runs/provenance.py.
         evaluations: see `read_evaluations`.
         written: when it was last written to, in seconds.
+        choices: config group -> chosen option, by Hydra's record; nothing of a run that is read from W&B.
     """
 
     place: str
@@ -46,6 +47,7 @@ class Run:
     info: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
     written: float = 0.0
+    choices: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -119,12 +121,22 @@ def _is_inside(folder: Path, run: Path) -> bool:
 
 def _place_in_sweep(folder: Path) -> tuple[str, int, str]:
     """Jobs in the order in which their sweep ran them."""
+    return str(folder.parent), _recorded(folder, "hydra.job.num") or 0, folder.name
+
+
+def _recorded(folder: Path, key: str) -> Any:
+    """What Hydra recorded of itself; None if it is not there."""
     path = folder / ".hydra" / "hydra.yaml"
     try:
-        number = OmegaConf.select(OmegaConf.load(path), "hydra.job.num") if path.is_file() else None
+        return OmegaConf.select(OmegaConf.load(path), key) if path.is_file() else None
     except (YAMLError, OmegaConfBaseException):  # cut by a kill
-        number = None
-    return str(folder.parent), number or 0, folder.name
+        return None
+
+
+def _choices(folder: Path) -> dict[str, str]:
+    """Config group -> option; a group without one is left out."""
+    found = _recorded(folder, "hydra.runtime.choices") or {}
+    return {str(group): str(option) for group, option in found.items() if option is not None}
 
 
 def _is_training(run: Run) -> bool:
@@ -160,6 +172,7 @@ def _read(folder: Path) -> Run:
         info=info,
         evaluations=evaluations,
         written=(table if table.exists() else folder).stat().st_mtime,
+        choices=_choices(folder),
     )
 
 

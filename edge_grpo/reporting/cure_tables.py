@@ -1,0 +1,79 @@
+"""What each cure of advantage collapse revived, and which corrections go with which advantages."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from edge_grpo.reporting.numbers import Arms, Column, Numbers
+from edge_grpo.reporting.scores import Member, aggregated, lookup
+from edge_grpo.reporting.stages import STAGES
+from edge_grpo.reporting.tables import NOTHING, Cell, Table, heading, percent, reading
+from edge_grpo.statistics.bootstrap import Bootstrap
+
+REVIVAL = {
+    "collapse/acr": "collapsed",
+    "collapse/expected_live": "live, expected",
+    "collapse/observed_live": "live, observed",
+    "collapse/revived_by_correction": "by correction",
+    "collapse/revived_by_advantage": "by advantage",
+    "collapse/revived_by_replay": "by replay",
+    "collapse/created_by_correction": "made uniform",
+    "train/effective_rows": "rows with advantage",
+    "train/effective_rows_per_generated": "of generated rows",
+}
+"""logged name -> column"""
+
+
+def revival_table(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -> Table | None:
+    """One row an arm; None where no run logged anything of it."""
+    rows = [
+        {"arm": member.arm, "seed": member.seed, "benchmark": "", "metric": label, "value": values.mean()}
+        for member in members
+        for name, label in REVIVAL.items()
+        if len(values := member.run.column(name))
+    ]
+    if not rows:
+        return None
+    estimates = aggregated(pd.DataFrame(rows), bootstrap)
+    found = lookup(estimates)
+    shown = [label for label in REVIVAL.values() if any((arm, "", label) in found for arm in arms.seeds)]
+    cells = [[Cell(arm), *(percent(found.get((arm, "", label))) for label in shown)] for arm in arms.seeds]
+    caption = (
+        "Means over iterations, in %. Collapsed: groups whose rewards are all equal, of all that were drawn. Live: "
+        "groups with right and wrong responses, expected from what was sampled of the same problems before "
+        "(1 - p^G - (1-p)^G), and observed. Revived: of the groups to train on, those with equal rewards as sampled "
+        "and unequal ones after correction or replay, and those with equal rewards whose advantages are not all 0. "
+        "Rows with an advantage: of the rows of the update, and of all responses that were generated. "
+        f"{reading(estimates, bootstrap.confidence)}"
+    )
+    return Table("revival", "What was revived", caption, ["arm", *shown], cells, estimates)
+
+
+def matrix_table(
+    numbers: Numbers, options: Mapping[str, Mapping[str, str]], arms: Arms, confidence: float
+) -> Table | None:
+    """Advantage x correction, of the arms that are the baseline at every other stage; None without two of each."""
+    column: Column = next(iter(numbers.compared), ("", ""))
+    found, base = lookup(numbers.scores), options.get(arms.baseline, {})
+    fixed = [stage for stage in STAGES if stage not in ("correction", "advantage")]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for arm in arms.seeds:
+        own = options.get(arm)
+        if own and (arm, *column) in found and all(own[stage] == base.get(stage) for stage in fixed):
+            told = percent(found[arm, *column]).line
+            cells.setdefault((own["advantage"], own["correction"]), []).append(told)
+    advantages, corrections = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
+    if min(len(advantages), len(corrections)) < 2:
+        return None
+    rows = [
+        [Cell(advantage), *(Cell("; ".join(cells.get((advantage, c), [NOTHING]))) for c in corrections)]
+        for advantage in advantages
+    ]
+    caption = (
+        f"{heading(column, numbers.problems)} in %, of arms that differ from {arms.baseline} in these two stages only. "
+        f"{reading(numbers.scores, confidence)}"
+    )
+    tidy = numbers.scores[
+        [pair == column for pair in zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)]
+    ]
+    return Table("matrix", "Advantage and correction", caption, ["advantage", *corrections], rows, tidy)
