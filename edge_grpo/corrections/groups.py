@@ -29,6 +29,11 @@ def grouped_correct(scored: ScoredRollout) -> Tensor:
     return scored.scores.correct.view(-1, scored.rollout.num_generations)
 
 
+def all_wrong_groups(scored: ScoredRollout) -> list[int]:
+    """Groups without a right row."""
+    return (~grouped_correct(scored).any(1)).nonzero().flatten().tolist()
+
+
 def groups_with_equal_rewards(scored: ScoredRollout) -> list[int]:
     """The groups whose rewards are all equal, by equality."""
     rewards = scored.scores.rewards.view(-1, scored.rollout.num_generations)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from edge_grpo.corrections.base import Corrected, CorrectionTools
-from edge_grpo.corrections.hints import HintCorrection, HintMetrics, all_wrong_groups, check_template, climb, filled
+from edge_grpo.corrections.groups import all_wrong_groups
+from edge_grpo.corrections.hints import HintCorrection, HintMetrics, check_template, climb, filled
 from edge_grpo.errors import UserError
 from edge_grpo.metric import StrategyMetrics
 from edge_grpo.types import Problem, ScoredRollout

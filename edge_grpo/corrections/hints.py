@@ -1,19 +1,18 @@
 """What corrections share that give all-wrong groups a hint in the user turn and train them under the hinted prompt."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, CorrectionTools, Encode
+from edge_grpo.corrections.groups import of_groups
 from edge_grpo.corrections.guided import rescored
 from edge_grpo.errors import UserError
 from edge_grpo.history import History
 from edge_grpo.metric import StrategyMetric, StrategyMetrics
-from edge_grpo.types import Problem, Rollout, ScoredRollout
+from edge_grpo.types import Problem, ScoredRollout
 
 Prompt = tuple[int, ...]
 NO_BRANCHES: Mapping[int, str] = {}
@@ -52,18 +51,6 @@ def filled(template: str, **values: str) -> str:
 def fits(prompt: Sequence[int], new_tokens: int, tools: CorrectionTools) -> bool:
     """Whether the model's context holds a prompt and so many tokens behind it."""
     return tools.context_length is None or len(prompt) + new_tokens <= tools.context_length
-
-
-def of_groups(rollout: Rollout, values: Mapping[int, float], default: float = math.nan) -> Tensor:
-    """Group -> value, as [N] of the rows; `default` for the others."""
-    groups = [values.get(group, default) for group in range(len(rollout.problems))]
-    return torch.tensor(groups, dtype=torch.float32).repeat_interleave(rollout.num_generations)
-
-
-def all_wrong_groups(scored: ScoredRollout) -> list[int]:
-    """Groups without a right row."""
-    right = scored.scores.correct.view(-1, scored.rollout.num_generations)
-    return (~right.any(1)).nonzero().flatten().tolist()
 
 
 @dataclass
@@ -201,13 +188,13 @@ class HintMetrics:
             if any(visit.right == 0 and visit.iteration >= since for visit in history.of(problem.id))
         }
         reports = {
-            "hinted": of_groups(rollout, dict.fromkeys(climbed.level, 1.0), 0.0),
-            "level": of_groups(rollout, {group: float(level) for group, level in climbed.level.items()}),
-            "solved": of_groups(rollout, {group: float(group in climbed.solved) for group in climbed.level}),
-            "unhinted_accuracy": of_groups(rollout, due) * scored.scores.correct,
+            "hinted": of_groups(dict.fromkeys(climbed.level, 1.0), rollout, otherwise=0.0),
+            "level": of_groups({group: float(level) for group, level in climbed.level.items()}, rollout),
+            "solved": of_groups({group: float(group in climbed.solved) for group in climbed.level}, rollout),
+            "unhinted_accuracy": of_groups(due, rollout) * scored.scores.correct,
         }
         for level in self._levels:
             reports[f"solved_{level}"] = of_groups(
-                rollout, {g: float(ok) for g, ok in climbed.tried.get(level, {}).items()}
+                {g: float(ok) for g, ok in climbed.tried.get(level, {}).items()}, rollout
             )
         return {f"{self.name}/{key}": values for key, values in reports.items()}

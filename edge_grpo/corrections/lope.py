@@ -9,8 +9,8 @@ import torch
 
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected, CorrectionTools, Encode
 from edge_grpo.corrections.groups import (
+    all_wrong_groups,
     check_positive,
-    grouped_correct,
     of_groups,
     reference_length,
     reference_of,
@@ -99,7 +99,7 @@ class PromptPerturbation:
         """Sample, grade and put in."""
         rollout = scored.rollout
         branches: list[str | None] = [None] * rollout.num_rows
-        dead = (~grouped_correct(scored).any(1)).nonzero().flatten().tolist()
+        dead = all_wrong_groups(scored)
         tried = self._tried(scored, dead, tools)
         count = Counter(tried.groups)
         for group in dead:

@@ -5,15 +5,14 @@ import re
 from collections.abc import Sequence
 
 from edge_grpo.corrections.base import Corrected, CorrectionTools
+from edge_grpo.corrections.groups import all_wrong_groups, of_groups
 from edge_grpo.corrections.hints import (
     HintCorrection,
     HintMetrics,
-    all_wrong_groups,
     check_template,
     climb,
     filled,
     fits,
-    of_groups,
 )
 from edge_grpo.errors import UserError
 from edge_grpo.metric import StrategyMetric, StrategyMetrics
@@ -89,9 +88,9 @@ class Sage(HintCorrection):
 
         climbed = climb(scored, list(kept), LEVELS, prompt_of, size, tools)
         reports = self._metrics.reports(scored, climbed, tools.history)
-        reports["sage/readable"] = of_groups(scored.rollout, {g: float(g in readable) for g in written})
+        reports["sage/readable"] = of_groups({g: float(g in readable) for g in written}, scored.rollout)
         dropped = {group: hints.count(None) / LEVELS for group, hints in kept.items()}
-        reports["sage/revealing"] = of_groups(scored.rollout, dropped)
+        reports["sage/revealing"] = of_groups(dropped, scored.rollout)
         return Corrected(climbed.rebased(), climbed.branches(why), reports)
 
     def _written(

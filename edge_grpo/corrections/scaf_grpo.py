@@ -6,11 +6,11 @@ from dataclasses import replace
 import torch
 
 from edge_grpo.corrections.base import Corrected, CorrectionTools, Encode
+from edge_grpo.corrections.groups import all_wrong_groups
 from edge_grpo.corrections.hints import (
     Climbed,
     HintCorrection,
     HintMetrics,
-    all_wrong_groups,
     check_template,
     climb,
     filled,
