@@ -32,6 +32,9 @@ test: .venv/installed-test
 # Every script of multirun_scripts with jobs of two short iterations, a minute or two: make -j2 --output-sync smoke
 smoke: $(SWEEPS:.sh=.smoke)
 
+# Its 39 arms are 39 processes: SMOKE=1 bash multirun_scripts/cures.sh takes them all.
+multirun_scripts/cures.smoke: export ARMS = vanilla,sft,edge_grpo,dynamic_eda,hints_gec_eda
+
 %.smoke: %.sh .venv/installed-test
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 		PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 SMOKE=1 FOLDER="$$folder" bash $<
