@@ -34,7 +34,7 @@ class Rounds:
         self.rewards, self.groups, self.num_generations = rewards, groups, num_generations
         self.history, self.seed, self.others_want = history or History(), seed, others_want
         self.problems = [Problem(name, "?", ("1",), prompt_ids=(65,)) for name in rewards]
-        self.drawn, self.rounds, self.asked, self.pools = Counter(), [], [], []
+        self.drawn, self.rounds, self.asked, self.pools, self.calls = Counter(), [], [], [], []
 
     def draw(self):
         """Runs it; `rounds` are then the problem ids of every response of a round, `result` the `Drawn`."""
@@ -77,6 +77,7 @@ class Rounds:
 
     def roll_out(self, problems, *, group_size, call):
         self.rounds.append([problem.id for problem in problems])
+        self.calls.append(call)
         response = written_response(torch.tensor([65]), Provenance.SAMPLED, "stop")
         return Rollout(tuple(problems), (response,) * len(problems), group_size)
 

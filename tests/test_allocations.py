@@ -135,6 +135,12 @@ def test_greso_skips_as_often_as_it_says_and_the_skipped_are_remembered():
     assert sampled / taken == pytest.approx(keep, abs=0.03)
 
 
+def test_every_round_draws_with_another_number():
+    rounds = Rounds(Dynamic(3, None, "reward", "none"), {"a": [0.0], "b": [0.0]})
+    rounds.draw()
+    assert rounds.calls == [0, 1, 2]
+
+
 def test_greso_without_history_is_dynamic():
     rewards = {"a": WRONG, "b": MIXED, "c": RIGHT, "d": MIXED}
     assert drawn(GRESO, rewards).rounds == drawn(DYNAMIC, rewards).rounds
@@ -384,6 +390,10 @@ def test_a_run_that_was_resumed_is_the_run_that_was_not(arm, tmp_path):
     cut = run_small(tmp_path / "cut", *arm_settings, "trainer.max_iterations=4")
     assert equal_weights(weights(cut), weights(whole))
     assert metrics_rows(cut, timed=False) == metrics_rows(whole, timed=False)
+    states = [torch.load(run / "checkpoints/iteration-000004/state.ckpt", weights_only=True) for run in (cut, whole)]
+    assert states[0]["history"] == states[1]["history"]
+    assert states[0]["positions"] == states[1]["positions"]
+    assert {visit[0] for _, visit in states[1]["history"]["log"]} == {0, 1, 2, 3}
     rows = [row for row in metrics_rows(whole) if row.get("allocation/rounds")]
     assert len(rows) == 4
     assert max(float(row["allocation/rounds"]) for row in rows) > 1

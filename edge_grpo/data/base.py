@@ -248,7 +248,7 @@ class IterationBatches:
         trainer: Any = self.data.trainer
         of_rank = partial(self.data.problems_at, rank=trainer.global_rank, world_size=trainer.world_size)
         count = self.data.problems_per_iteration // trainer.world_size
-        stretch = lru_cache(maxsize=2)(of_rank)
+        stretch = lru_cache(maxsize=2)(of_rank)  # a permutation of all problems for each
         yield ProblemBatch(
-            of_rank(trainer.current_epoch), lambda position: stretch(position // count)[position % count]
+            stretch(trainer.current_epoch), lambda position: stretch(position // count)[position % count]
         )
