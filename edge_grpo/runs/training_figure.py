@@ -21,8 +21,10 @@ def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
         title: above the panels.
     """
     data = pd.read_csv(metrics_csv).set_index("step")
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    axes = figure.subplots(2, 2)
+    # Fixed margins: a layout engine would draw the figure twice.
+    figure = Figure(figsize=(11, 8))
+    margins = {"left": 0.06, "right": 0.98, "top": 0.91, "bottom": 0.12, "wspace": 0.16, "hspace": 0.52}
+    axes = figure.subplots(2, 2, gridspec_kw=margins)
     figure.suptitle(title)
     _accuracy(axes[0, 0], data)
     _collapse(axes[0, 1], data)
@@ -35,7 +37,8 @@ def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize="small")
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}  # where it hides no data
+            axis.legend(frameon=False, fontsize="small", ncols=2, **below)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
 
