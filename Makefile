@@ -9,14 +9,19 @@ SWEEPS := $(filter-out %/common.sh,$(wildcard multirun_scripts/*.sh))
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+# Compiling every file of torch takes as long as the rest of an installation, and few of them are ever imported.
+PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --editable
+
+$(BIN)/pip:
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+
+.venv/installed: pyproject.toml | $(BIN)/pip
+	$(PIP_INSTALL) .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[test]'
-	touch $@
+.venv/installed-test: pyproject.toml | $(BIN)/pip
+	$(PIP_INSTALL) '.[test]'
+	touch $@ .venv/installed
 
 # The main job: EDGE-GRPO on the embedded arithmetic problems, minutes on two CPU cores.
 train: install

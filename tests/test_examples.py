@@ -1,15 +1,12 @@
 """Strategies of somebody else: one of each kind, outside the package, through the real command line."""
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SMALL_GRPO, offline_history, run_small
+from small_runs import SMALL_GRPO, command, offline_history, run_small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from edge_grpo.errors import UserError
@@ -29,15 +26,9 @@ def test_a_strategy_of_each_kind_works_from_outside_and_its_metrics_reach_every_
     tmp_path = tmp_path / "run"
     argv = ["--config-dir", str(mine / "conf"), *SMALL_GRPO, *chosen, "allowed_targets=[my_strategies]"]
     argv += ["data.problems_per_iteration=4", "logger=[csv,tensorboard,wandb]", f"hydra.run.dir={tmp_path}"]
-    path = os.pathsep.join([str(REPO), str(mine)])
-    done = subprocess.run(
-        [sys.executable, "-m", "edge_grpo.programs.train", *argv],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = command(*argv, path=mine)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     with (tmp_path / "metrics.csv").open(newline="") as file:
         first = next(csv.DictReader(file))
     assert first.keys() >= OURS

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -212,14 +209,9 @@ def test_the_command_line_refuses_it_too_and_other_files_may_lie_there(tmp_path)
 
 
 def test_a_run_leaves_one_folder(tmp_path):
-    argv = [sys.executable, "-m", "edge_grpo.programs.train", *SMALL_GRPO, "trainer.max_iterations=1"]
-    subprocess.run(
-        argv,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    process = command(*SMALL_GRPO, "trainer.max_iterations=1", cwd=tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     (one,) = (tmp_path / "outputs" / "train").iterdir()
     assert (one / "summary.json").exists()
     # Hydra's record says which program of ours wrote there.

@@ -35,7 +35,9 @@ def run(tmp_path_factory):
             short = SHORT if experiment in WITH_CORRECTION else ()
             short = SHORT[:1] if experiment in OFFICIAL else short  # it knows no bound on the response
             entry = "sft" if experiment == "sft" else "train"
-            done[key] = run_small(folder, f"experiment={experiment}", *short, *overrides, config_name=entry)
+            done[key] = run_small(
+                folder, f"experiment={experiment}", *short, *overrides, config_name=entry, figure=True
+            )
         return done[key]
 
     return get
