@@ -109,19 +109,20 @@ def _as_job(cfg: DictConfig, folder: Path = Path()) -> DictConfig:
 def _variants(composer: "_Composer", args: argparse.Namespace) -> list[DictConfig]:
     """A config for every swept value, the other settings at their first."""
     overrides = parse(args.overrides, composer.loader)
+    typed = len(overrides)
     cfg = composer.compose([_values(override)[0] for override in overrides])
     _refuse_unread(overrides, composer)
     swept = [override.input_line for override in overrides if override.is_sweep_override()]
     if args.multirun or cfg.hydra.mode == RunMode.MULTIRUN:
-        typed = {override.key_or_group for override in overrides}
-        params = {key: value for key, value in (cfg.hydra.sweeper.get("params") or {}).items() if key not in typed}
+        keys = {override.key_or_group for override in overrides}
+        params = {key: value for key, value in (cfg.hydra.sweeper.get("params") or {}).items() if key not in keys}
         overrides += parse([f"{key}={value}" for key, value in params.items()], composer.loader)
     elif swept:
         raise UserError(f"{swept[0]} holds several values: add --multirun to run each, or write one list as key=[a,b]")
     values = [_values(override) for override in overrides]
     first = [options[0] for options in values]
     others = [[*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:]]
-    return [composer.compose(texts) for texts in (first, *others)]
+    return [cfg if len(first) == typed else composer.compose(first), *(composer.compose(texts) for texts in others)]
 
 
 def _refuse_unread(overrides: list[Override], composer: "_Composer") -> None:
