@@ -38,6 +38,7 @@ from edge_grpo.allocations.uniform import Uniform
 from edge_grpo.corrections.guided import GuidedCorrection
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.group_filters.keep_all import KeepAll
+from edge_grpo.importance_corrections.uncorrected import Uncorrected
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.rewards.base import WeightedRewards
@@ -139,6 +140,7 @@ def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: 
             aggregation="grpo", epsilon_low=0.2, epsilon_high=0.2, beta=0.0, kl="k3", max_response_tokens=LONGEST
         ),
         token_filter=KeepAllTokens(),
+        importance_correction=Uncorrected(),
         num_generations=G,
         update_epochs=1,
         minibatch_rows=None,

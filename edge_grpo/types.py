@@ -309,6 +309,11 @@ class UpdateBatch:
         return t[None, :] < self.response_lengths[:, None]
 
     @property
+    def trained(self) -> Tensor:
+        """[N, T] bool, the tokens that the loss is over."""
+        return self.completion_mask & (self.token_weights > 0)
+
+    @property
     def attention_mask(self) -> Tensor:
         """[N, W] int64, 1 on prompt and response."""
         w = torch.arange(self.tokens.shape[1], device=self.tokens.device)

@@ -24,6 +24,7 @@ from edge_grpo.allocations.reinforce_ada import ReinforceAda
 from edge_grpo.allocations.speed import Speed
 from edge_grpo.errors import UserError
 from edge_grpo.history import History
+from edge_grpo.importance_corrections.uncorrected import Uncorrected
 from edge_grpo.rollouts.base import Sampling
 from edge_grpo.token_filters.keep_all import KeepAllTokens
 
@@ -359,7 +360,7 @@ def test_groups_that_an_allocation_cannot_draw_are_refused(allocation, size, mes
         beta = 0.0
 
     strategies = {"allocation": allocation, "correction": object(), "advantage": DrGRPO(), "loss": Loss()}
-    strategies["token_filter"] = KeepAllTokens()
+    strategies |= {"token_filter": KeepAllTokens(), "importance_correction": Uncorrected()}
     with pytest.raises(UserError) as caught:
         check_settings(Engine(), strategies, size, 1, None)
     assert str(caught.value) == message

@@ -25,6 +25,7 @@ from edge_grpo.command_line.run import config_dir
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import Groups
 from edge_grpo.history import Visit
+from edge_grpo.importance_corrections.base import Mismatch
 from edge_grpo.losses.base import LossInputs, UpdateSize
 from edge_grpo.programs.train import INJECTED
 from edge_grpo.programs.train_run import build_module, run_experiment
@@ -41,6 +42,7 @@ GROUPS = (
     "data/template",
     "evaluation",
     "group_filter",
+    "importance_correction",
     "logger",
     "loss",
     "model",
@@ -125,6 +127,7 @@ def test_every_option_composes_and_fits_its_constructor(group, option):
         "data/template",
         "evaluation",
         "group_filter",
+        "importance_correction",
         "loss",
         "reflection",
         "reward",
@@ -742,6 +745,64 @@ def test_what_a_loss_calls_idle_does_nothing_at_ratio_one_and_something_elsewher
         # Of a soft gate the loss is another number, of the same gradient.
         torch.testing.assert_close(result(other, old)[1:], result(built, old)[1:], rtol=1e-12, atol=0)
         assert (result(other, new) - result(built, new)).abs().max() > 1e-6
+
+
+@every("loss")
+def test_a_loss_that_weights_can_multiply_is_linear_in_how_large_the_advantages_are(option):
+    # So a weight of a token's advantage is one of its policy gradient, and of nothing else that the loss holds.
+    built = strategy("loss", option)
+    if getattr(built, "needs_whole_groups", False):
+        pytest.skip("refuses importance_correction")
+    logprobs = -2 * torch.rand(6, 5, generator=stage_generator(0, "new"), dtype=torch.float64)
+    logprobs.requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5, 0.0, -2.0], dtype=torch.float64)[:, None].expand(6, 5)
+
+    def loss(factors):
+        inputs = loss_inputs(logprobs, list(range(6)), advantages * factors)
+        return built(inputs, UpdateSize(rows=6, tokens=20, microbatches=1))[0]
+
+    def gradient(factors):
+        return torch.autograd.grad(loss(factors), logprobs)[0]
+
+    zero = torch.zeros(6, 5, dtype=torch.float64)
+    factors = torch.tensor([1.5, 0.25, 1.0, 0.0, 2.0, 0.5], dtype=torch.float64)[:, None]
+    rest = gradient(zero)
+    torch.testing.assert_close(
+        gradient(factors + zero) - rest, factors * (gradient(zero + 1) - rest), rtol=1e-9, atol=1e-12
+    )
+    # Of tokens the weights act one by one: the losses add up, also where the tokens of a response share one ratio.
+    by_token = torch.rand(6, 5, generator=stage_generator(0, "weights"), dtype=torch.float64)
+    parts = [loss(torch.where(torch.arange(5) == t, by_token, 0.0)) - loss(zero) for t in range(5)]
+    torch.testing.assert_close(sum(parts), loss(by_token) - loss(zero), rtol=1e-9, atol=1e-12)
+
+
+# --- importance corrections ----------------------------------------------------------------------------------------
+
+
+@every("importance_correction")
+def test_a_token_without_a_mismatch_weighs_one_and_the_others_are_weighed_by_their_response_alone(option):
+    built = strategy("importance_correction", option)
+    known = torch.tensor([[True, True, False, True], [True, False, False, False], [False] * 4])
+    log_ratio = torch.where(known, torch.tensor([[0.02, -1.0, 9.0, 3.0], [0.004, 9.0, 9.0, 9.0], [9.0] * 4]), 0.0)
+    weights, capped = built(Mismatch(log_ratio, known))
+    assert weights.shape == capped.shape == known.shape
+    assert (weights[~known] == 1).all()
+    assert (torch.isfinite(weights) & (weights >= 0)).all()
+    assert not capped[~known].any()
+    agreeing, none = built(Mismatch(torch.zeros(3, 4), known))
+    assert (agreeing == 1).all()
+    assert not none.any()
+    alone, _ = built(Mismatch(log_ratio[1:2], known[1:2]))
+    assert torch.equal(alone, weights[1:2])
+    # What does not correct may say so, and nothing else may.
+    assert built.corrects == bool((weights != 1).any())
+
+
+@every("importance_correction")
+def test_an_importance_correction_trains_for_two_iterations(option, tmp_path):
+    assert_trains(
+        tmp_path / "run", f"importance_correction={option}", "advantage=vanilla", "algorithm.minibatch_rows=16"
+    )
 
 
 # --- token filters -------------------------------------------------------------------------------------------------

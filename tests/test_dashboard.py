@@ -47,7 +47,14 @@ def test_a_bar_shows_a_summary_that_wandb_keeps():
 
 
 def test_sections_and_titles():
-    assert [section.name for section in SECTIONS] == ["Learning", "Collapse", "Correction", "Entropy", "Cost"]
+    assert [section.name for section in SECTIONS] == [
+        "Learning",
+        "Collapse",
+        "Correction",
+        "Entropy",
+        "Mismatch",
+        "Cost",
+    ]
     titles = [panel.title for panel in PANELS]
     assert len(set(titles)) == len(titles)
 

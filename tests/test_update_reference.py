@@ -14,6 +14,8 @@ from edge_grpo.algorithms.metrics import update_metrics
 from edge_grpo.algorithms.rows import computed_rows, kept_rows, minibatches
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.keep import Keep
+from edge_grpo.importance_corrections.masked import Masked
+from edge_grpo.importance_corrections.truncated import Truncated
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
@@ -32,6 +34,10 @@ REWARDS = (1.0, 0.0, 0.0, 2.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0)
 # Off-policy rows: the log-prob with which each token was sampled, and gamma, both exact in float32. Row 0 is shaped and
 # has A > 0, row 2 is shaped and has A < 0, row 4 has the loss's ratio and clip.
 OFF_POLICY = {0: (-4.0, 0.125), 2: (-5.5, 0.25), 4: (-5.0, 0.0)}
+# The log-prob with which the engine drew a token of an on-policy row, exact in float32: w is on both sides of 1 and of
+# the bounds that follow.
+DRAWN = (-4.5, -6.25, -5.0)
+CAP, LOWEST, HIGHEST = 1.5, 0.75, 1.25
 ONE, MANY = 1000, 24  # bounds on a micro-batch: everything, or about a group
 
 
@@ -44,6 +50,7 @@ class Case:
     microbatch_tokens: int
     packing: bool = True
     off_policy: bool = False
+    weighs: str = ""
 
 
 CASES = {
@@ -54,6 +61,8 @@ CASES = {
     "kl, eda once, groups cut": Case(0.2, "k1", "rollout", "sampled", 8),
     "kl, eda once, cut, off-policy": Case(0.3, "k3", "rollout", "response", MANY, off_policy=True),
     "no kl, eda once, groups cut, off-policy": Case(0.0, "k3", "rollout", "response", 8, off_policy=True),
+    "kl, truncated, off-policy": Case(0.3, "k3", "rollout", "response", MANY, off_policy=True, weighs="truncated"),
+    "no kl, masked by response, one micro-batch": Case(0.0, "k3", "rollout", "response", ONE, weighs="masked"),
 }
 
 
@@ -112,9 +121,30 @@ def reference_kl(d, estimator):
     return {"k1": -d, "k2": d * d / 2, "k3": torch.exp(d) - d - 1}[estimator]
 
 
+def drawn(row, t):
+    return DRAWN[(row + t) % len(DRAWN)]
+
+
+def reference_weights(old, case):
+    """What each token weighs, by the log-probs before the update."""
+    found = []
+    for row, wrote in enumerate(WROTE):
+        on_policy = not (case.off_policy and row in OFF_POLICY)
+        known = [t for t, who in enumerate(wrote) if who == "0" and on_policy and case.weighs]
+        w = {t: math.exp(old[row][t] - drawn(row, t)) for t in known}
+        if case.weighs == "truncated":
+            w = {t: min(value, CAP) for t, value in w.items()}
+        elif known:
+            mean = math.prod(w.values()) ** (1 / len(known))
+            w = dict.fromkeys(known, mean if LOWEST <= mean <= HIGHEST else 0.0)
+        found.append([w.get(t, 1.0) for t in range(len(wrote))])
+    return found
+
+
 def reference_loss(model, frozen, old, advantages, aggregation, case, microbatches, chosen):
     """The loss of the chosen rows with graph, and counts over trained tokens: clipped below, above, KL, below where
     A = 0."""
+    weights = reference_weights(old, case)
     rows, told = [], {"tokens": 0, "low": 0, "high": 0, "kl": 0.0, "idle": 0, "clippable": 0}
     for row in range(len(WROTE)):
         if row not in chosen:
@@ -125,7 +155,8 @@ def reference_loss(model, frozen, old, advantages, aggregation, case, microbatch
             ref, _ = statistics(frozen, row)
         terms = []
         for t, logprob in enumerate(logprobs):
-            weight, a = WEIGHTS[Provenance(int(WROTE[row][t]))], advantages[row]
+            weight, w = WEIGHTS[Provenance(int(WROTE[row][t]))], weights[row][t]
+            a = advantages[row] if w else 0.0
             if weight == 0:
                 continue
             sampled, gamma = OFF_POLICY[row] if case.off_policy and row in OFF_POLICY else (old[row][t], 0.0)
@@ -135,7 +166,7 @@ def reference_loss(model, frozen, old, advantages, aggregation, case, microbatch
             if gamma:
                 surrogate = a * ratio / (ratio + gamma)
             kl = reference_kl(ref[t] - logprob, case.kl)
-            terms.append(weight * (-surrogate + case.beta * kl))
+            terms.append(weight * (-w * surrogate + case.beta * kl))
             told["tokens"] += 1
             told["clippable"] += not gamma
             told["low"] += bool(ratio < 1 - LOW and a < 0 and not gamma)
@@ -191,18 +222,26 @@ def descend(model):
 
 
 def rollout(off_policy=False):
+    of_row = lambda row: torch.tensor([drawn(row, t) if who == "0" else 0.0 for t, who in enumerate(WROTE[row])])  # noqa: E731
     made = [
         Response(
-            torch.tensor(ids), torch.zeros(len(ids)), torch.zeros(len(ids)),
+            torch.tensor(ids), of_row(row), torch.zeros(len(ids)),
             torch.tensor([int(who) for who in wrote], dtype=torch.int8), "length",
         )
-        for ids, wrote in zip(responses(), WROTE, strict=True)
+        for row, (ids, wrote) in enumerate(zip(responses(), WROTE, strict=True))
     ]  # fmt: skip
     for row, (logprob, gamma) in OFF_POLICY.items() if off_policy else ():
         sampled = torch.full((len(made[row]),), logprob)
         made[row] = replace(made[row], sampling_logprobs=sampled, off_policy=True, shaping=gamma)
     problems = tuple(Problem(str(i), "?", ("1",), prompt_ids=ids) for i, ids in enumerate(PROMPTS))
     return Rollout(problems, tuple(made), G)
+
+
+IMPORTANCE = {
+    "": None,
+    "truncated": Truncated(level="token", cap=CAP),
+    "masked": Masked(level="geometric", lowest=LOWEST, highest=HIGHEST),
+}
 
 
 class Weighted(Keep):
@@ -232,6 +271,7 @@ def update_of(model, frozen, aggregation, case, kept=(True, True, True, True), g
         loss=loss,
         num_generations=G,
         forward=MicrobatchForward(TEMPERATURE, case.microbatch_tokens, chunk_tokens=5, packing=case.packing),
+        importance_correction=IMPORTANCE[case.weighs],
         minibatches=None if groups is None else minibatches(batch, rollout(), groups * G, lambda value: [value]),
     )
 
@@ -304,6 +344,23 @@ def test_losses_gradients_and_reports_of_minibatches(aggregation, case, groups):
             over = "tokens" if of == "kl" else "clippable"
             mean = sum(told[of] for told in computed) / sum(told[over] for told in computed)
             assert metrics[f"train/{name}"] == pytest.approx(mean, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["kl, truncated, off-policy", "no kl, masked by response, one micro-batch"])
+def test_weights_of_the_reference_are_within_their_bounds_and_at_them(name):
+    model, _ = models()
+    with torch.no_grad():
+        old = [[float(x) for x in statistics(model, row)[0]] for row in range(len(WROTE))]
+    weights = reference_weights(old, CASES[name])
+    if CASES[name].off_policy:
+        assert all(weights[row] == [1.0] * len(WROTE[row]) for row in OFF_POLICY)
+    weighed = {
+        w for row, who in zip(weights, WROTE, strict=True) for w, one in zip(row, who, strict=True) if one == "0"
+    }
+    bound, lowest = (CAP, 0.0) if CASES[name].weighs == "truncated" else (0.0, LOWEST)
+    assert bound in weighed
+    assert any(lowest < w < 1 for w in weighed)
+    assert any(1 < w < HIGHEST for w in weighed)
 
 
 def test_minibatches_that_hold_everything_are_the_whole_batch():

@@ -90,6 +90,18 @@ class PolicyModule(pl.LightningModule):
         self.bad_steps = 0
         """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
 
+    @classmethod
+    def check_stages(cls, settings: Mapping[str, Any], rollout: RolloutEngine, stages: Mapping[str, Any]) -> None:
+        """Refuse what does not go together; called before the model is loaded, and by the constructor again.
+
+        Args:
+            settings: the algorithm's own config.
+            stages: the strategies by the names of their config groups.
+
+        Raises:
+            UserError: two of them that do not go together.
+        """
+
     shorter_responses: str
     """what the user can do about a response that outgrows the model's context"""
 

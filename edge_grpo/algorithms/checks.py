@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_grpo.advantages.base import min_generations
+from edge_grpo.algorithms.mismatch import foreign_logprobs
 from edge_grpo.algorithms.states import parts_of
 from edge_grpo.corrections.base import Correction
 from edge_grpo.errors import UserError
+from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.losses.base import Loss
 from edge_grpo.rollouts.base import RolloutEngine
 
@@ -59,7 +61,7 @@ def check_settings(
     if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
         raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
     _check_pass_rate(advantage, correction)
-    _warn_of_entropy_twice(advantage)
+    _check_importance(strategies["importance_correction"], rollout, loss, correction)
 
 
 def _check_pass_rate(advantage: Any, correction: Any) -> None:
@@ -72,7 +74,33 @@ def _check_pass_rate(advantage: Any, correction: Any) -> None:
         )
 
 
-def _warn_of_entropy_twice(advantage: Any) -> None:
+def _check_importance(importance: ImportanceCorrection, rollout: RolloutEngine, loss: Any, correction: Any) -> None:
+    """Weights want the probabilities with which the tokens were drawn, and a loss that is linear in the advantages."""
+    if not importance.corrects:
+        return
+    name, sampling = f"importance_correction ({type(importance).__name__})", rollout.sampling
+    truncating = [f"{field}={getattr(sampling, field)}" for field in sampling.truncating]
+    if truncating:
+        raise UserError(
+            f"rollout.{', rollout.'.join(truncating)}: {name} compares log-probs of trainer and engine, and the "
+            "engine's are then of the tokens that truncation keeps, so that the ratio is the mass of these and no "
+            "mismatch: set rollout.top_p=1 rollout.top_k=0 rollout.min_p=0, or importance_correction=none"
+        )
+    if getattr(loss, "needs_whole_groups", False) or not getattr(loss, "reads_advantages", True):
+        raise UserError(
+            f"loss ({type(loss).__name__}) is no sum over tokens of something times their advantage, so {name} has "
+            "nothing to weigh in it: choose another loss, or set importance_correction=none"
+        )
+    if foreign_logprobs(correction):
+        raise UserError(
+            f"correction ({type(correction).__name__}) trains on sampled tokens whose log-prob under their prompt the "
+            f"engine never gave, so {name} has nothing to compare: choose another correction (scaf_grpo: "
+            "correction.replace_hint_prompt=false), or set importance_correction=none"
+        )
+
+
+def warn_of_entropy_twice(advantage: Any) -> None:
+    """Tell of an advantage over another one where both read the entropies."""
     reading = [type(part).__name__ for _, part in parts_of({"advantage": advantage}) if part.reads_entropy]
     if len(reading) > 1:
         log.warning(

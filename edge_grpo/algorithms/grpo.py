@@ -23,7 +23,7 @@ class GRPOModule(GRPOBase):
 
         allocation -> rollout -> rewards   (again while the allocation asks for more)
                 -> correction -> rewards (changed rows) -> group filter -> log-probs + entropy
-                -> advantage -> token filter -> loss -> update
+                -> advantage -> token filter -> importance correction -> loss -> update
 
     See `GRPOBase` for its arguments.
     """
@@ -142,4 +142,5 @@ class GRPOModule(GRPOBase):
             minibatches=minibatches(batch, rollout, self.minibatch_rows, self.gathered),
             token_filter=self.token_filter,
             recorded=recorded(batch, rollout, self.gathered, partial(self.generator, "token_filter")),
+            importance_correction=self.importance_correction,
         )

@@ -9,7 +9,7 @@ import torch
 
 from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
-from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings
+from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings, warn_of_entropy_twice
 from edge_grpo.algorithms.collapse import first_shares
 from edge_grpo.algorithms.drawing import Drawn
 from edge_grpo.algorithms.reports import declared
@@ -20,8 +20,10 @@ from edge_grpo.corrections.base import Correction, longest_responses
 from edge_grpo.data.base import ProblemDataModule, with_prompt
 from edge_grpo.group_filters.base import GroupFilter
 from edge_grpo.history import History
+from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss
+from edge_grpo.rollouts.base import RolloutEngine
 from edge_grpo.seeding import stage_generator
 from edge_grpo.token_filters.base import TokenFilter
 from edge_grpo.types import Problem, Response
@@ -31,7 +33,7 @@ class GRPOBase(PolicyModule):
     """The parts of `GRPOModule` that are no step of the algorithm.
 
     Args:
-        allocation, correction, group_filter, advantage, loss, token_filter: the strategies.
+        allocation, correction, group_filter, advantage, loss, token_filter, importance_correction: the strategies.
         num_generations: G, responses of a group.
         update_epochs: mu, passes over a rollout's rows.
         minibatch_rows: rows of one optimiser step, over all ranks, in whole groups and in the rollout's order, the
@@ -56,6 +58,7 @@ class GRPOBase(PolicyModule):
         advantage: Advantage,
         loss: Loss,
         token_filter: TokenFilter,
+        importance_correction: ImportanceCorrection,
         num_generations: int,
         update_epochs: int,
         minibatch_rows: int | None,
@@ -70,10 +73,13 @@ class GRPOBase(PolicyModule):
             "advantage": advantage,
             "loss": loss,
             "token_filter": token_filter,
+            "importance_correction": importance_correction,
         }
         check_settings(self.rollout, self.strategies, num_generations, update_epochs, minibatch_rows)
+        warn_of_entropy_twice(advantage)
         self.allocation, self.correction, self.group_filter = allocation, correction, group_filter
         self.advantage, self.loss, self.token_filter = advantage, loss, token_filter
+        self.importance_correction = importance_correction
         self.strategy_metrics = declared(tuple(self.strategies.values()), describe)
         self.num_generations, self.update_epochs = num_generations, update_epochs
         self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
@@ -87,6 +93,12 @@ class GRPOBase(PolicyModule):
         self._positions = [0]  # problems that each rank has taken from its stream
         for name in ("num_tokens", "num_rollouts", "num_generated_tokens"):
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
+
+    @classmethod
+    def check_stages(cls, settings: Mapping[str, Any], rollout: RolloutEngine, stages: Mapping[str, Any]) -> None:
+        """See `PolicyModule.check_stages`."""
+        of_update = (settings[name] for name in ("num_generations", "update_epochs", "minibatch_rows"))
+        check_settings(rollout, stages, *of_update)
 
     shorter_responses = (
         "lower rollout.max_new_tokens, correction.reflection_tokens or correction.max_response_tokens, or drop the row"

@@ -13,6 +13,7 @@ from edge_grpo.algorithms.collapse import (
     effective_rows,
     revival_metrics,
 )
+from edge_grpo.algorithms.mismatch import foreign_logprobs, mismatch_metrics
 from edge_grpo.algorithms.reports import Reports, row_means
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction
@@ -45,6 +46,7 @@ def grpo_metrics(
         **correction_metrics(after, corrected.branches),
         **of_correction.reduced(),
         **update_metrics(update, steps),
+        **({} if foreign_logprobs(correction) else mismatch_metrics(update, total_over_ranks)),
     }
 
 
@@ -159,7 +161,7 @@ def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
 def off_policy_metrics(update: GRPOUpdate) -> dict[str, float]:
     """`train/off_policy/*`, of the policy before the update; none where no token is off-policy."""
     batch, rows = update.batch, update.computed
-    trained = (batch.completion_mask & (batch.token_weights > 0))[rows]
+    trained = batch.trained[rows]
     tokens = trained & batch.off_policy[rows][:, None]
     if not tokens.any():
         return {}

@@ -85,7 +85,7 @@ def recorded(
     return TokenFilterInputs(
         entropy=entropy,
         sampling_logprobs=batch.sampling_logprobs,
-        trained=batch.completion_mask & (batch.token_weights > 0),
+        trained=batch.trained,
         sampled=batch.sampled_mask,
         advantages=None,
         over_ranks=lambda values: torch.cat(gathered(values.cpu())).to(values.device),

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading
 from edge_grpo.algorithms.reports import Reports
+from edge_grpo.importance_corrections.base import ImportanceCorrection, Mismatch
+from edge_grpo.importance_corrections.uncorrected import Uncorrected
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
 from edge_grpo.policy.forward import MicrobatchForward, hold_whole_groups
 from edge_grpo.token_filters.base import TokenFilter, TokenFilterInputs
@@ -24,11 +26,11 @@ class GRPOUpdate:
         batch: rows of whole groups, on the model's device.
         rewards: [N], after correction.
         computed: [M] rows that are computed, in whole groups (see `rows.py`). The denominators count all rows.
-        advantage, loss: the strategies.
-        num_generations: G.
+        advantage, loss: the strategies; `num_generations`: G.
         forward: cuts micro-batches and computes log-probs and entropies.
         token_filter: what a token's advantage is multiplied by; None: 1.
         recorded: what the filter reads, without advantages.
+        importance_correction: weighs tokens by what trainer and engine say of them; None: 1.
         grading: of the rows; training always gives it.
         minibatches: the rows of each optimiser step of an epoch, in whole groups, every row once; one may have none
             here and some on another rank. None: all rows in one step.
@@ -49,11 +51,13 @@ class GRPOUpdate:
         minibatches: Sequence[Tensor] | None = None,
         token_filter: TokenFilter | None = None,
         recorded: TokenFilterInputs | None = None,
+        importance_correction: ImportanceCorrection | None = None,
     ) -> None:
         self.model, self.reference, self.batch, self.rewards = model, reference, batch, rewards
         self.computed, self.advantage, self.loss = computed, advantage, loss
         self.num_generations, self.forward, self.grading = num_generations, forward, grading
         self.token_filter, self.recorded = token_filter, recorded
+        self.importance_correction = importance_correction or Uncorrected()
         # The padded width is a micro-batch's own, so what reads padding is taken there.
         needs = getattr(loss, "needs_whole_groups", False)
         whole = num_generations if needs or advantage.inside_update or advantage.reads_padding else None
@@ -82,11 +86,8 @@ class GRPOUpdate:
 
     def sizes(self) -> list[tuple[int, int, int]]:
         """This rank's trained rows, trained tokens and micro-batches of each step of an epoch (see `UpdateSize`)."""
-        trained = self.batch.completion_mask & (self.batch.token_weights > 0)
-        parts = [trained[rows] for rows in self.minibatches]
-        return [
-            (int(part.any(1).sum()), int(part.sum()), len(step)) for part, step in zip(parts, self.steps, strict=True)
-        ]
+        parts = zip((self.batch.trained[rows] for rows in self.minibatches), self.steps, strict=True)
+        return [(int(part.any(1).sum()), int(part.sum()), len(step)) for part, step in parts]
 
     def prepare(self) -> None:
         """Log-probs of the reference, what the update's own forward passes cannot give, and the token filter."""
@@ -152,15 +153,15 @@ class GRPOUpdate:
             return torch.where(mask, stats.logprobs, 0.0).sum() * 0.0
         if epoch == 0 and len(self.steps) == 1:
             self.old_logprobs[rows, :width] = (stats.logprobs * mask).detach().to(self.old_logprobs.dtype)
+        old, advantages = self.old_logprobs[rows, :width], self.advantages[rows, :width]
         if self.in_forward and (epoch == 0 or self.advantage.inside_update):
-            advantages = self._take_advantages(rows, part, stats.entropy, self.old_logprobs[rows, :width])
-        else:
-            advantages = self.advantages[rows, :width]
-        old = self.old_logprobs[rows, :width]
+            advantages = self._take_advantages(rows, part, stats.entropy, old)
+        if self.factors is not None:
+            advantages = advantages * self.factors[rows, :width]
         inputs = LossInputs(
             logprobs=stats.logprobs,
             old_logprobs=torch.where(part.off_policy[:, None], part.sampling_logprobs.to(old.dtype), old),
-            advantages=advantages if self.factors is None else advantages * self.factors[rows, :width],
+            advantages=advantages * self.importance_correction(Mismatch.of(part, old)).weights,
             completion_mask=mask,
             token_weights=part.token_weights,
             entropy=stats.entropy if of_loss else stats.entropy.detach(),

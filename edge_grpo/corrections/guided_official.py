@@ -47,6 +47,9 @@ class OfficialGuidedCorrection(GuidedCorrection):
         "not cut at the longest prompt), so a KL term would not be the released one"
     )
 
+    foreign_logprobs = True
+    """what is encoded again was not drawn as it is"""
+
     refuses_chain = (
         "guided_official encodes the prompt of every row anew, so what another correction made of rows would be lost; "
         "use guided"

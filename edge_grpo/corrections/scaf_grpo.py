@@ -58,6 +58,11 @@ class ScafGRPO(HintCorrection):
         self._metrics = HintMetrics("scaf_grpo")
 
     @property
+    def foreign_logprobs(self) -> bool:
+        """Rows were drawn with a hint and are trained under the prompt without it."""
+        return self.replace_hint_prompt
+
+    @property
     def metrics(self) -> StrategyMetrics:
         """See `HintMetrics`."""
         return self._metrics.definitions

@@ -155,6 +155,29 @@ ENTROPY = Section(
         Lines("KL to the reference", ("train/kl",), "only where loss.beta is above 0"),
     ),
 )
+MISMATCH = Section(
+    "Mismatch",
+    "The rollout engine draws tokens and the trainer learns from them as if it had drawn them itself. Where their "
+    "probabilities differ, the gradient is another policy's; importance_correction weighs tokens by the difference.",
+    (
+        Lines(
+            "Trainer against engine, |log w|",
+            ("mismatch/abs_log_ratio_mean", "mismatch/abs_log_ratio_max"),
+            "the size of rounding where both compute alike; a jump: the engine has other weights than the trainer",
+            smooth=False,
+        ),
+        Lines(
+            "Effective samples",
+            ("mismatch/effective_samples",),
+            "the share of tokens that is left of the update where each is weighed by w",
+        ),
+        Lines(
+            "What the correction does",
+            ("mismatch/weight_mean", "mismatch/capped"),
+            "1 and 0 without one; many capped: the bounds decide what is learned",
+        ),
+    ),
+)
 COST = Section(
     "Cost",
     "An iteration is not a unit of work: correction samples more and longer responses. Compare arms over the responses "
@@ -189,4 +212,4 @@ COST = Section(
         Lines("Peak memory", ("perf/peak_memory_gb",), "room for larger micro-batches", smooth=False),
     ),
 )
-SECTIONS = (LEARNING, COLLAPSE, CORRECTION, ENTROPY, COST)
+SECTIONS = (LEARNING, COLLAPSE, CORRECTION, ENTROPY, MISMATCH, COST)

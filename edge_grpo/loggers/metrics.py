@@ -62,6 +62,26 @@ METRICS: dict[str, Metric] = {
     "train/off_policy/shaped": Metric(
         "share", "trained off-policy tokens that weigh rho / (rho + gamma), whatever the loss"
     ),
+    "mismatch/abs_log_ratio_mean": Metric(
+        "nats",
+        "mean of |log w|, w = pi / mu: a token's probability under the policy before the update, by the trainer, over "
+        "that with which the rollout engine drew it; over the trained tokens that were sampled in this iteration and "
+        "computed, all ranks. With top_p, top_k or min_p mu is of the tokens that these keep, and w with it",
+        "max",
+    ),
+    "mismatch/abs_log_ratio_max": Metric("nats", "the largest of them", "max", "max"),
+    "mismatch/effective_samples": Metric(
+        "share", "(sum w)^2 / (n sum w^2) over the n tokens, all ranks: 1 where every w is the same"
+    ),
+    "mismatch/capped": Metric(
+        "share",
+        "tokens of which w, at the level of importance_correction, is out of its bounds, all ranks; 0 without one",
+        "mean",
+    ),
+    "mismatch/weight_mean": Metric(
+        "1",
+        "mean over the tokens of what importance_correction multiplies their advantage by, all ranks; 1 without one",
+    ),
     "train/effective_rows_per_generated": Metric(
         "share",
         "rows with a trained token whose advantage is not 0, over all responses generated in this iteration, those of "

@@ -20,6 +20,7 @@ INJECTED = {
             "advantage",
             "loss",
             "token_filter",
+            "importance_correction",
         }
     ),
     "checkpoint": frozenset({"about"}),

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.callbacks.iteration_checkpoint import saving_signal_ignored
-from edge_grpo.command_line.check import instantiate, to_dict
+from edge_grpo.command_line.check import instantiate, naming, to_dict
 from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
@@ -30,7 +31,7 @@ from edge_grpo.runs.stopping import check_budget, ended_by, generated_tokens
 
 log = logging.getLogger(__name__)
 
-STAGES = ("allocation", "correction", "group_filter", "advantage", "loss", "token_filter")
+STAGES = ("allocation", "correction", "group_filter", "advantage", "loss", "token_filter", "importance_correction")
 
 
 def run_experiment(cfg: DictConfig) -> float:
@@ -136,6 +137,9 @@ def build_module(cfg: DictConfig) -> Any:
         "optimizer": instantiate(cfg.optimizer),
         "scheduler": instantiate(cfg.scheduler),
     }
+    algorithm: Any = get_class(cfg.algorithm._target_)
+    with naming("algorithm"):  # before a model is loaded
+        algorithm.check_stages(to_dict(cfg.algorithm), shared["rollout"], stages)
     module = instantiate(cfg.algorithm, policy=instantiate(cfg.model), **shared, **stages)
     for remark in module.remarks():
         log.info("%s", remark)

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 from edge_grpo.reporting.runs import Run
 from edge_grpo.reporting.scores import Member
 
-STAGES = ("algorithm", "allocation", "correction", "group_filter", "advantage", "token_filter", "loss")
+STAGES = (
+    "algorithm",
+    "allocation",
+    "correction",
+    "group_filter",
+    "advantage",
+    "token_filter",
+    "importance_correction",
+    "loss",
+)
 SEVERAL = "combinations"
 
 

@@ -48,8 +48,14 @@ class Sampling:
         return self.temperature == 0
 
     @property
+    def truncating(self) -> tuple[str, ...]:
+        """Which of the settings take tokens out of the distribution."""
+        acts = {"top_p": self.top_p < 1, "top_k": self.top_k > 0, "min_p": self.min_p > 0}
+        return tuple(name for name, does in acts.items() if does)
+
+    @property
     def truncates(self) -> bool:
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+        return bool(self.truncating)
 
 
 Generators = torch.Generator | Sequence[torch.Generator]
