@@ -64,9 +64,9 @@ METRICS: dict[str, Metric] = {
     ),
     "mismatch/abs_log_ratio_mean": Metric(
         "nats",
-        "mean of |log w|, w = pi / mu: a token's probability under the policy before the update, by the trainer, over "
-        "that with which the rollout engine drew it; over the trained tokens that were sampled in this iteration and "
-        "computed, all ranks. With top_p, top_k or min_p mu is of the tokens that these keep, and w with it",
+        "mean of abs(log w), w = pi / mu: a token's probability under the policy before the update, by the trainer, "
+        "over that with which the rollout engine drew it; over the trained tokens that were sampled in this iteration "
+        "and computed, all ranks. With top_p, top_k or min_p mu is of the tokens that these keep, and w with it",
         "max",
     ),
     "mismatch/abs_log_ratio_max": Metric("nats", "the largest of them", "max", "max"),
