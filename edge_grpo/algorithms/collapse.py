@@ -77,8 +77,9 @@ def advantage_logprob_covariance(update: GRPOUpdate) -> dict[str, float]:
     token.
     """
     batch = update.batch
-    chosen = torch.zeros_like(batch.trained)
-    chosen[update.computed] = batch.trained[update.computed]
+    trained = batch.completion_mask & (batch.token_weights > 0)
+    chosen = torch.zeros_like(trained)
+    chosen[update.computed] = trained[update.computed]
     if not chosen.any():
         return {}
     advantages, logprobs = update.advantages[chosen].double(), update.old_logprobs[chosen].double()
@@ -88,4 +89,5 @@ def advantage_logprob_covariance(update: GRPOUpdate) -> dict[str, float]:
 
 def _trained_advantages(update: GRPOUpdate) -> Tensor:
     """[N, T], 0 at tokens that are not trained on."""
-    return torch.where(update.batch.trained, update.advantages, 0.0)
+    batch = update.batch
+    return torch.where(batch.completion_mask & (batch.token_weights > 0), update.advantages, 0.0)
