@@ -145,7 +145,6 @@ def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: 
         update_epochs=1,
         minibatch_rows=None,
         mask_truncated=False,
-        policy=policy,
         rollout=engine,
         rewards=WeightedRewards({"accuracy": Parity()}, {"accuracy": 1.0}),
         optimizer=partial(torch.optim.AdamW, lr=LEARNING_RATE),
@@ -156,6 +155,7 @@ def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: 
         packing=True,
         seed=0,
     )
+    module.adopt(policy)
     clock = Clock()
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -43,7 +43,7 @@ def test_bad_values_are_refused(bad):
 
 def test_an_algorithm_without_groups_is_refused():
     with pytest.raises(UserError, match="SimpleNamespace samples no groups: set it to null"):
-        CollapseWatch(1, 0.5, "warn").on_train_batch_end(None, SimpleNamespace(), {"iteration": Iteration({})})
+        CollapseWatch(1, 0.5, "warn").check_module(SimpleNamespace())
 
 
 def test_a_stopped_run_is_finished_and_stays_so(tmp_path, caplog):

@@ -368,4 +368,4 @@ def test_two_ranks_stop_together_and_go_on_as_if_they_had_not(tmp_path):
 @pytest.mark.parametrize("bad", [{"every_n_iterations": 0}, {"keep": 0}])
 def test_values_out_of_range_are_refused(bad):
     with pytest.raises(UserError, match="must be at least 1"):
-        IterationCheckpoint(**({"folder": ".", "every_n_iterations": 1, "keep": 1, "about": {}} | bad))
+        IterationCheckpoint(**({"folder": ".", "every_n_iterations": 1, "keep": 1} | bad))

@@ -37,10 +37,10 @@ REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min,
 class PolicyModule(pl.LightningModule):
     """A policy under manual optimisation, one iteration a Lightning epoch.
 
-    A subclass sets `corrects` where it has a correction and with it a method `correct`.
+    It is built without its policy, which `adopt` gives it, so that what is wrong with the settings does not wait for a
+    model to load. A subclass sets `corrects` where it has a correction and with it a method `correct`.
 
     Args:
-        policy: model and tokenizer.
         rollout: engine for training and evaluation.
         rewards: grading for training and evaluation.
         optimizer: parameters -> optimiser.
@@ -60,7 +60,6 @@ class PolicyModule(pl.LightningModule):
 
     def __init__(
         self,
-        policy: Policy,
         rollout: RolloutEngine,
         rewards: WeightedRewards,
         optimizer: OptimizerFactory,
@@ -77,8 +76,7 @@ class PolicyModule(pl.LightningModule):
             if value is not None and value <= 0:
                 raise UserError(f"algorithm.{name}={value} must be above 0")
         self.automatic_optimization = False
-        self.policy, self.rollout, self.rewards = policy, rollout, rewards
-        self.model = policy.model  # registered, so that Lightning moves, wraps and saves it
+        self.rollout, self.rewards = rollout, rewards
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
@@ -90,20 +88,17 @@ class PolicyModule(pl.LightningModule):
         self.bad_steps = 0
         """optimiser steps in a row that were skipped because the loss or the gradient was not finite"""
 
-    @classmethod
-    def check_stages(cls, settings: Mapping[str, Any], rollout: RolloutEngine, stages: Mapping[str, Any]) -> None:
-        """Refuse what does not go together; called before the model is loaded, and by the constructor again.
-
-        Args:
-            settings: the algorithm's own config.
-            stages: the strategies by the names of their config groups.
-
-        Raises:
-            UserError: two of them that do not go together.
-        """
-
+    policy: Policy
     shorter_responses: str
     """what the user can do about a response that outgrows the model's context"""
+
+    def adopt(self, policy: Policy) -> None:
+        """Take the model and its tokenizer, once, before anything else is asked of the module."""
+        self.policy = policy
+        self.model = policy.model  # registered, so that Lightning moves, wraps and saves it
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse settings that so many ranks cannot share."""
 
     @abstractmethod
     def longest_responses(self, problems: Sequence[Problem]) -> list[int]:

@@ -62,6 +62,7 @@ def check_settings(
         raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
     _check_pass_rate(advantage, correction)
     _check_importance(strategies["importance_correction"], rollout, loss, correction)
+    _warn_of_entropy_twice(advantage)
 
 
 def _check_pass_rate(advantage: Any, correction: Any) -> None:
@@ -99,7 +100,7 @@ def _check_importance(importance: ImportanceCorrection, rollout: RolloutEngine, 
         )
 
 
-def warn_of_entropy_twice(advantage: Any) -> None:
+def _warn_of_entropy_twice(advantage: Any) -> None:
     """Tell of an advantage over another one where both read the entropies."""
     reading = [type(part).__name__ for _, part in parts_of({"advantage": advantage}) if part.reads_entropy]
     if len(reading) > 1:

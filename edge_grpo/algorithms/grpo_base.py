@@ -9,7 +9,7 @@ import torch
 
 from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
-from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings, warn_of_entropy_twice
+from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings
 from edge_grpo.algorithms.collapse import first_shares
 from edge_grpo.algorithms.drawing import Drawn
 from edge_grpo.algorithms.reports import declared
@@ -23,7 +23,7 @@ from edge_grpo.history import History
 from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss
-from edge_grpo.rollouts.base import RolloutEngine
+from edge_grpo.policy.base import Policy
 from edge_grpo.seeding import stage_generator
 from edge_grpo.token_filters.base import TokenFilter
 from edge_grpo.types import Problem, Response
@@ -76,15 +76,13 @@ class GRPOBase(PolicyModule):
             "importance_correction": importance_correction,
         }
         check_settings(self.rollout, self.strategies, num_generations, update_epochs, minibatch_rows)
-        warn_of_entropy_twice(advantage)
         self.allocation, self.correction, self.group_filter = allocation, correction, group_filter
         self.advantage, self.loss, self.token_filter = advantage, loss, token_filter
         self.importance_correction = importance_correction
         self.strategy_metrics = declared(tuple(self.strategies.values()), describe)
         self.num_generations, self.update_epochs = num_generations, update_epochs
         self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
-        # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
-        self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if loss.beta > 0 else []
+        self._reference: list[Any] = []
         self.generated = [0, 0]  # responses and tokens of this iteration on this rank, a correction's too
         self._ranks = 1
         self.history = History()
@@ -94,12 +92,6 @@ class GRPOBase(PolicyModule):
         for name in ("num_tokens", "num_rollouts", "num_generated_tokens"):
             self.register_buffer(name, torch.zeros((), dtype=torch.long))
 
-    @classmethod
-    def check_stages(cls, settings: Mapping[str, Any], rollout: RolloutEngine, stages: Mapping[str, Any]) -> None:
-        """See `PolicyModule.check_stages`."""
-        of_update = (settings[name] for name in ("num_generations", "update_epochs", "minibatch_rows"))
-        check_settings(rollout, stages, *of_update)
-
     shorter_responses = (
         "lower rollout.max_new_tokens, correction.reflection_tokens or correction.max_response_tokens, or drop the row"
     )
@@ -107,6 +99,12 @@ class GRPOBase(PolicyModule):
     def longest_responses(self, problems: Sequence[Problem]) -> list[int]:
         """See `PolicyModule.longest_responses`."""
         return longest_responses(self.correction, problems, self.rollout.max_new_tokens, self.policy.encode)
+
+    def adopt(self, policy: Policy) -> None:
+        """See `PolicyModule.adopt`; a KL term keeps a copy of the model as it comes."""
+        super().adopt(policy)
+        # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
+        self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if self.loss.beta > 0 else []
 
     @property
     def required_fields(self) -> frozenset[str]:
@@ -117,11 +115,15 @@ class GRPOBase(PolicyModule):
         """See `PolicyModule.remarks`."""
         return idle_settings(self.loss, self.correction, self.update_epochs, self.minibatch_rows)
 
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse minibatches that so many ranks cannot share."""
+        check_minibatches(self.minibatch_rows, self.num_generations, ranks)
+
     def on_fit_start(self) -> None:
-        """See `PolicyModule.on_fit_start`; refuse minibatches that the ranks cannot share."""
+        """See `PolicyModule.on_fit_start`."""
         super().on_fit_start()
         self._ranks = self.trainer.world_size
-        check_minibatches(self.minibatch_rows, self.num_generations, self._ranks)
+        self.check_ranks(self._ranks)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Snapshots of all that changes within an iteration."""

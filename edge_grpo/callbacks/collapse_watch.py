@@ -49,11 +49,14 @@ class CollapseWatch(StoppingRule):
         super().load_state_dict(state_dict)
         self._rates, self._told = list(state_dict["rates"]), state_dict["told"]
 
+    def check_module(self, module: Any) -> None:
+        """Refuse an algorithm without groups, before a run."""
+        if not hasattr(module, "num_generations"):
+            raise UserError(f"callbacks.collapse_watch: {type(module).__name__} samples no groups: set it to null")
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
     ) -> None:
-        if "collapse/acr" not in outputs["iteration"].metrics:
-            raise UserError(f"callbacks.collapse_watch: {type(pl_module).__name__} samples no groups: set it to null")
         self._rates = [*self._rates, outputs["iteration"].metrics["collapse/acr"]][-self.window :]
         mean = sum(self._rates) / len(self._rates)
         if len(self._rates) < self.window or mean < self.threshold:

@@ -52,16 +52,17 @@ class IterationCheckpoint(Checkpoint):
         folder: of the checkpoints.
         every_n_iterations: at least 1.
         keep: newest checkpoints that stay, at least 1.
-        about: goes into each manifest.
 
     Raises:
         UserError: a value below 1.
     """
 
-    def __init__(self, folder: str, every_n_iterations: int, keep: int, about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str, every_n_iterations: int, keep: int) -> None:
         if every_n_iterations < 1 or keep < 1:
             raise UserError(f"checkpoint.every_n_iterations={every_n_iterations} and keep={keep} must be at least 1")
-        self.folder, self.every_n_iterations, self.keep, self.about = Path(folder), every_n_iterations, keep, about
+        self.folder, self.every_n_iterations, self.keep = Path(folder), every_n_iterations, keep
+        self.about: Mapping[str, Any] = {}
+        """goes into each manifest; set before the run begins"""
         self._boundary: tuple[int, dict[str, Any]] | None = None  # updates done, state by reference
         self._busy = False  # the weights are no longer those of the boundary, or a checkpoint is being written
         self._one_rank = True

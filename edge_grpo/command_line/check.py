@@ -5,8 +5,7 @@ import inspect
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -242,15 +241,6 @@ def instantiate(node: DictConfig, **kwargs: Any) -> Any:
             raise
         inner = re.search(r"full_key: (\S+)", str(error))
         raise _named(inner.group(1) if inner else key, error.__cause__) from error
-    except (UserError, ValueError) as error:
-        raise _named(key, error) from error
-
-
-@contextmanager
-def naming(key: str) -> Iterator[None]:
-    """A UserError or ValueError raised inside begins with the config key."""
-    try:
-        yield
     except (UserError, ValueError) as error:
         raise _named(key, error) from error
 

@@ -76,10 +76,28 @@ class ProblemDataModule(pl.LightningDataModule):
         self.held_out_problems: tuple[Problem, ...] = ()
         self.failed_references: tuple[Problem, ...] = ()
         self.bad_rows: list[BadRow] = []
+        self._loaded: tuple[list[Problem], list[Problem]] | None = None  # until `load_prepared`
 
     @abstractmethod
     def load(self) -> tuple[list[Problem], list[Problem]]:
         """Training and held-out problems, without tokens; rows that do not fit join `bad_rows`."""
+
+    def check_fields(self, required_fields: frozenset[str]) -> None:
+        """Read the rows, and refuse an arm that reads a field which none of them has, before a model is loaded.
+
+        Args:
+            required_fields: fields of `Problem` that the arm reads.
+
+        Raises:
+            UserError: names the field; or a file that cannot be read.
+        """
+        self._loaded = self.load()
+        incomplete_rows(self._loaded[0], self._reasons(required_fields))
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse an iteration's problems that so many ranks cannot share evenly."""
+        if (count := self.problems_per_iteration) % ranks:
+            raise UserError(f"data.problems_per_iteration={count} must be a multiple of the {ranks} ranks")
 
     def divide(self, train: list[Problem], held_out: list[Problem]) -> tuple[list[Problem], list[Problem]]:
         """(training, held-out) problems of those that passed the checks; a subclass may hold out training problems."""
@@ -107,7 +125,8 @@ class ProblemDataModule(pl.LightningDataModule):
         Raises:
             UserError: bad rows under `on_bad_row=error`, a field that no row has, or nothing left to train on.
         """
-        train, held_out = (self._checked(part, tokenizer, ungradable) for part in self.load())
+        loaded, self._loaded = self._loaded or self.load(), None
+        train, held_out = (self._checked(part, tokenizer, ungradable) for part in loaded)
         incomplete = incomplete_rows(train, self._reasons(required_fields))
         if self.on_bad_row == "error" and (self.bad_rows or incomplete):
             raise UserError(refusal(in_order([*self.bad_rows, *incomplete.values()])))
@@ -141,10 +160,8 @@ class ProblemDataModule(pl.LightningDataModule):
         Raises:
             UserError: the problems cannot be shared evenly by the ranks.
         """
-        count = self.problems_per_iteration
-        if count % world_size:
-            raise UserError(f"data.problems_per_iteration={count} must be a multiple of the {world_size} ranks")
-        n = len(self.train_problems)
+        self.check_ranks(world_size)
+        count, n = self.problems_per_iteration, len(self.train_problems)
         mine = range(
             iteration * count + rank * count // world_size, iteration * count + (rank + 1) * count // world_size
         )

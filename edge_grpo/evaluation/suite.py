@@ -63,6 +63,17 @@ class Evaluation:
         self.seed = time.time_ns() if seed is None else seed
         self.sets: dict[str, tuple[Problem, ...]] = {}
         """benchmark -> problems with their prompts as tokens, once `load` was called"""
+        self._read: Mapping[str, tuple[Problem, ...]] | None = None
+
+    def read(self) -> Mapping[str, tuple[Problem, ...]]:
+        """Benchmark -> its problems without tokens; read once, which needs no model.
+
+        Raises:
+            UserError: a benchmark that cannot be read.
+        """
+        if self._read is None:
+            self._read = load_benchmarks(self.benchmarks, self.limit)
+        return self._read
 
     def load(self, policy: Policy, template: PromptTemplate) -> None:
         """Read and encode the benchmarks, before any work.
@@ -77,7 +88,7 @@ class Evaluation:
         template = self.template or template
         self.sets = {
             name: tuple(with_prompt(problem, template, policy.tokenizer) for problem in problems)
-            for name, problems in load_benchmarks(self.benchmarks, self.limit).items()
+            for name, problems in self.read().items()
         }
         for name, problems in self.sets.items():
             warn_of_short_rooms(name, problems, policy, self.max_new_tokens)

@@ -86,6 +86,7 @@ class _Run:
         self.engine = instantiate(cfg.rollout)
         self.reflection = None if cfg.get("reflection") is None else instantiate(cfg.reflection)
         self.entropy = None if cfg.get("entropy") is None else instantiate(cfg.entropy)
+        self.evaluation.read()
         self.policy, template = load_subject(cfg, own_template=self.own_template)
         if self.entropy is not None:
             self.entropy.check(self.policy)

@@ -9,7 +9,6 @@ from edge_grpo.runs.directory import check_directory
 INJECTED = {
     "algorithm": frozenset(
         {
-            "policy",
             "rollout",
             "rewards",
             "optimizer",
@@ -23,7 +22,6 @@ INJECTED = {
             "importance_correction",
         }
     ),
-    "checkpoint": frozenset({"about"}),
     "trainer": frozenset({"callbacks", "loggers"}),
     "scheduler": frozenset({"optimizer"}),
     "optimizer": frozenset({"params"}),

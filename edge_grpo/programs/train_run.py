@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from edge_grpo.callbacks.iteration_checkpoint import saving_signal_ignored
-from edge_grpo.command_line.check import instantiate, naming, to_dict
+from edge_grpo.callbacks.iteration_checkpoint import IterationCheckpoint, saving_signal_ignored
+from edge_grpo.command_line.check import instantiate, to_dict
 from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
@@ -28,6 +27,7 @@ from edge_grpo.runs.resume import drop_later, what_is_left
 from edge_grpo.runs.settings import check_data, portable
 from edge_grpo.runs.status import saying_status, write_status, write_whole
 from edge_grpo.runs.stopping import check_budget, ended_by, generated_tokens
+from edge_grpo.runs.trainer import check_trainer, known_ranks
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +72,9 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     if cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be at least 0")
     pl.seed_everything(cfg.seed, verbose=False)
-    # The cheap parts first: what is wrong with them should not wait for a model to load.
-    data = instantiate(cfg.data)
-    evaluation = instantiate(cfg.evaluation)
-    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node is not None]
-    module = build_module(cfg)
-    check_budget(cfg.trainer.max_generated_tokens, module)
-    evaluation.check_module(module)
+    parts = _parts(cfg)
+    data, evaluation, _, _, module = parts
+    module.adopt(instantiate(cfg.model))
     _prepare(data, module, evaluation)
     problems = {**data.fingerprints(), **evaluation.fingerprints()}
     if left.checkpoint is not None:
@@ -87,24 +83,48 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         _take_over(cfg, folder, left.checkpoint)
         report_data(data, folder)
     with saying_status(folder) if is_first_rank() else nullcontext():
-        return _fit(cfg, folder, _Parts(data, evaluation, callbacks, module), left.checkpoint, problems)
+        return _fit(cfg, folder, parts, left.checkpoint, problems)
 
 
 class _Parts(NamedTuple):
-    """What a run is made of, checked and with its problems loaded."""
+    """What a run is made of, besides its model."""
 
     data: Any
     evaluation: PeriodicEvaluation
     callbacks: Sequence[pl.Callback]
+    checkpointing: IterationCheckpoint
     module: Any
+
+
+def _parts(cfg: DictConfig) -> _Parts:
+    """All but the model, with whatever can be refused without one: that should not wait for a model to load."""
+    settings = cfg.trainer
+    check_trainer(settings.max_iterations, settings.max_generated_tokens, settings.accelerator, settings.precision)
+    parts = _Parts(
+        data=instantiate(cfg.data),
+        evaluation=instantiate(cfg.evaluation),
+        callbacks=[instantiate(node) for node in cfg.callbacks.values() if node is not None],
+        checkpointing=instantiate(cfg.checkpoint),
+        module=build_algorithm(cfg),
+    )
+    check_budget(settings.max_generated_tokens, parts.module)
+    for part in (parts.evaluation, *parts.callbacks):
+        if hasattr(part, "check_module"):
+            part.check_module(parts.module)
+    if (ranks := known_ranks(settings.devices, settings.num_nodes)) is not None:
+        parts.module.check_ranks(ranks)
+        parts.data.check_ranks(ranks)
+    parts.evaluation.read()
+    parts.data.check_fields(parts.module.required_fields)
+    return parts
 
 
 def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, problems: Mapping[str, str]) -> float:
     """Train from `resumed` on and write the results, with loggers that are closed however it ends."""
-    data, evaluation, callbacks, module = parts
+    data, evaluation, callbacks, checkpointing, module = parts
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
     about = {**_about(cfg, folder), "problems": problems}  # after the loggers: W&B's gives the run its id
-    checkpointing = instantiate(cfg.checkpoint, about=about)
+    checkpointing.about = about
     trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
     failed = True
     try:
@@ -129,6 +149,13 @@ def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, pro
 
 
 def build_module(cfg: DictConfig) -> Any:
+    """The LightningModule with its stages and its model."""
+    module = build_algorithm(cfg)
+    module.adopt(instantiate(cfg.model))
+    return module
+
+
+def build_algorithm(cfg: DictConfig) -> Any:
     """The LightningModule with its stages; those that the algorithm does not have are absent from the config."""
     stages = {name: instantiate(cfg[name]) for name in STAGES if cfg.get(name) is not None}
     shared = {
@@ -137,10 +164,7 @@ def build_module(cfg: DictConfig) -> Any:
         "optimizer": instantiate(cfg.optimizer),
         "scheduler": instantiate(cfg.scheduler),
     }
-    algorithm: Any = get_class(cfg.algorithm._target_)
-    with naming("algorithm"):  # before a model is loaded
-        algorithm.check_stages(to_dict(cfg.algorithm), shared["rollout"], stages)
-    module = instantiate(cfg.algorithm, policy=instantiate(cfg.model), **shared, **stages)
+    module = instantiate(cfg.algorithm, **shared, **stages)
     for remark in module.remarks():
         log.info("%s", remark)
     return module

@@ -39,16 +39,9 @@ def build_trainer(
         devices, num_nodes, strategy, deterministic: as Lightning's.
 
     Raises:
-        UserError: an unknown or absent accelerator, another precision, or fewer than one iteration or token.
+        UserError: see `check_trainer`.
     """
-    if max_iterations < 1:
-        raise UserError(f"trainer.max_iterations={max_iterations} must be at least 1")
-    if accelerator not in ACCELERATORS:
-        raise UserError(f"trainer.accelerator={accelerator} is none of {', '.join(ACCELERATORS)}")
-    if precision not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
+    check_trainer(max_iterations, max_generated_tokens, accelerator, precision)
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -66,3 +59,30 @@ def build_trainer(
         logger=list(loggers),
         log_every_n_steps=1,
     )
+
+
+def check_trainer(max_iterations: int, max_generated_tokens: int | None, accelerator: str, precision: str) -> None:
+    """Refuse what no trainer can be built of; asked before a model is loaded too.
+
+    Raises:
+        UserError: an unknown or absent accelerator, another precision, or fewer than one iteration or token.
+    """
+    if max_iterations < 1:
+        raise UserError(f"trainer.max_iterations={max_iterations} must be at least 1")
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator={accelerator} is none of {', '.join(ACCELERATORS)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
+    TokenBudget(max_generated_tokens)
+
+
+def known_ranks(devices: int | str, num_nodes: int) -> int | None:
+    """How many ranks there will be; None where Lightning decides.
+
+    >>> known_ranks(2, 2), known_ranks("2", 1), known_ranks("auto", 1), known_ranks(-1, 1)
+    (4, 2, None, None)
+    """
+    count = int(devices) if isinstance(devices, int) or devices.isdecimal() else 0
+    return count * num_nodes if count > 0 else None
