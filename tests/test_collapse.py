@@ -12,6 +12,7 @@ from edge_grpo.algorithms.collapse import (
     first_shares,
     live_shares,
     revival_metrics,
+    revived_by_allocation,
 )
 from edge_grpo.history import History, Visit
 
@@ -79,6 +80,17 @@ def test_dead_groups_by_who_revives_them():
     silent = update([0.0, 0.0], [[-1.0, 0.0], [0.0, 0.0]], weights=[[0.0, 1.0], [1.0, 1.0]])
     assert revival_metrics(sampled, after, silent)["collapse/revived_by_advantage"] == 0
     assert effective_rows(silent) == 0
+
+
+def test_groups_that_uniform_sampling_would_not_have_had():
+    # P = 2, G = 2. a: dead at first, its third response is right. b: live at once. c and d are behind the first two, c
+    # is live and d dead. e is live and is not chosen.
+    rows = [[0, 1, 8], [2, 3], [4, 5], [6, 7], [9, 10]]
+    candidate = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 0, 4, 4])
+    pool = SimpleNamespace(rows=rows, candidate=candidate, rewards=torch.tensor([0.0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1]))
+    assert revived_by_allocation(pool, [[1, 8], [2, 3]], 2) == 1 / 2
+    assert revived_by_allocation(pool, [[0, 1], [2, 3], [4, 5], [6, 7]], 2) == 1 / 4
+    assert revived_by_allocation(pool, [[2, 3], [4, 5]], 3) == 0
 
 
 def test_different_answers_of_a_group():

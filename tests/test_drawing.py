@@ -67,7 +67,9 @@ def test_what_is_chosen_is_trained_on_and_all_that_was_drawn_is_remembered():
     # Lengths 1 to 4, then 1 to 3: 16 tokens, of which 7 are trained on. Of three candidates a is uniform.
     expected = {"candidates": 3, "skipped": 0, "collapsed": 1 / 3, "groups": 2, "rows_drawn": 7, "tokens_drawn": 16}
     expected["tokens_not_trained"] = 9
-    assert result.metrics == pytest.approx({f"allocation/{name}": value for name, value in expected.items()})
+    expected = {f"allocation/{name}": value for name, value in expected.items()}
+    # c's first two responses are rewarded equally, and the two that were chosen are not.
+    assert result.metrics == pytest.approx({**expected, "collapse/revived_by_allocation": 1 / 2})
 
 
 def test_a_problem_that_was_taken_and_not_asked_for_is_skipped():

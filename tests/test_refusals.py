@@ -1,4 +1,4 @@
-"""What is wrong with a run's settings is said before its model is loaded, and where that can be before data are read."""
+"""What is wrong with a run is said before its model is loaded, and before its data where they say nothing of it."""
 
 import json
 
@@ -65,9 +65,7 @@ def refused(folder, *overrides):
 
 
 @pytest.mark.parametrize(("overrides", "message"), WITHOUT_DATA)
-def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(
-    tmp_path, touched, overrides, message
-):
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(tmp_path, touched, overrides, message):
     assert message in refused(tmp_path, *overrides.split())
     assert touched == []
 

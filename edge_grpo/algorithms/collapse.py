@@ -42,6 +42,21 @@ def live_shares(pool: Pool, history: History) -> dict[str, float]:
     }
 
 
+def revived_by_allocation(pool: Pool, chosen: Sequence[Sequence[int]], groups: int) -> float:
+    """The share of chosen groups whose rewards differ and that uniform sampling would not have had.
+
+    It would have had the first `groups` problems that were sampled, each with the first responses to it, as many as a
+    group has. So a group counts that is of a later problem, or of one whose first responses were all rewarded equally.
+    """
+    revived = 0
+    for rows in chosen:
+        candidate, size = int(pool.candidate[rows[0]]), len(rows)
+        first = pool.rewards[pool.rows[candidate][:size]]
+        live = bool((pool.rewards[list(rows)] != pool.rewards[rows[0]]).any())
+        revived += live and (candidate >= groups or bool((first == first[0]).all()))
+    return revived / len(chosen)
+
+
 def revival_metrics(sampled: ScoredRollout, after: ScoredRollout, update: GRPOUpdate) -> dict[str, float]:
     """Which dead groups got a signal from the advantage or a replay, as shares of all groups of the rollout."""
     g, groups = update.num_generations, len(after.rollout.problems)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edge_grpo.algorithms.collapse import live_shares
+from edge_grpo.algorithms.collapse import live_shares, revived_by_allocation
 from edge_grpo.allocations.base import Ask, Draw, Pool
 from edge_grpo.history import Visit
 from edge_grpo.types import Problem, Rollout, ScoredRollout, Scores
@@ -44,7 +44,7 @@ class Drawn:
         scored: the groups to train on.
         position: of the rank's stream, behind what was taken.
         visits: problem id -> what was drawn of it, or that it was passed over.
-        metrics: `allocation/*`, and how many groups were to be expected live.
+        metrics: `allocation/*`, how many groups were to be expected live, and whom the allocation revived.
     """
 
     scored: ScoredRollout
@@ -127,6 +127,7 @@ def drawn(pool: Pool, chosen: Sequence[Sequence[int]], stream: Stream, draw: Dra
         "allocation/rows_drawn": float(len(lengths)),
         "allocation/tokens_drawn": float(lengths.sum()),
         "allocation/tokens_not_trained": float(lengths.sum() - lengths[flat].sum()),
+        "collapse/revived_by_allocation": revived_by_allocation(pool, chosen, draw.groups),
         **live_shares(pool, draw.history),
     }
     return Drawn(scored, stream.position, tuple(visits), metrics)

@@ -39,12 +39,13 @@ class GRPOModule(GRPOBase):
             update = self.update_of(corrected)
             with self.timed("logprobs"):
                 update.prepare()
+            sizes = [UpdateSize(*map(int, self.total_over_ranks(*size))) for size in update.sizes()]
+            probed = self.probed(update, corrected.scored.rollout, sizes)
             with self.timed("update"):
-                sizes = [UpdateSize(*map(int, self.total_over_ranks(*size))) for size in update.sizes()]
                 steps = update.run(self.update_epochs, sizes, self.optimise)
             rate = self.step_scheduler()
         self.remember(drawing)
-        metrics = {"train/learning_rate": rate, **self.counts(update), **drawing.metrics}
+        metrics = {"train/learning_rate": rate, **self.counts(update), **drawing.metrics, **probed}
         metrics |= self.collapse_rates(drawing)
         metrics |= grpo_metrics(
             sampled, corrected, update, steps, self.correction, self.generated[0], self.total_over_ranks

@@ -1,6 +1,6 @@
 """What GRPO is made of and what it keeps: its stages, checks before a run, state in the checkpoint, seeds, counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -22,11 +22,14 @@ from edge_grpo.group_filters.base import GroupFilter
 from edge_grpo.history import History
 from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.loggers.metrics import describe
-from edge_grpo.losses.base import Loss
+from edge_grpo.losses.base import Loss, UpdateSize
 from edge_grpo.policy.base import Policy
 from edge_grpo.seeding import stage_generator
 from edge_grpo.token_filters.base import TokenFilter
-from edge_grpo.types import Problem, Response
+from edge_grpo.types import Problem, Response, Rollout
+
+Probe = Callable[[GRPOUpdate, Rollout, Sequence[UpdateSize]], Mapping[str, float]]
+"""(update that is prepared, its rollout, the sizes of its steps) -> logged name -> number; changes nothing"""
 
 
 class GRPOBase(PolicyModule):
@@ -83,6 +86,8 @@ class GRPOBase(PolicyModule):
         self.num_generations, self.update_epochs = num_generations, update_epochs
         self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
         self._reference: list[Any] = []
+        self.probes: list[Probe] = []
+        """asked about every update before it runs; what they return is logged"""
         self.generated = [0, 0]  # responses and tokens of this iteration on this rank, a correction's too
         self._ranks = 1
         self.history = History()
@@ -204,6 +209,13 @@ class GRPOBase(PolicyModule):
         self.generated[0] += len(responses)
         self.generated[1] += sum(map(len, responses))
         return responses
+
+    def probed(self, update: GRPOUpdate, rollout: Rollout, sizes: Sequence[UpdateSize]) -> dict[str, float]:
+        """What the probes say of an update."""
+        if not self.probes:
+            return {}
+        with self.timed("probe"):
+            return {name: value for probe in self.probes for name, value in probe(update, rollout, sizes).items()}
 
     def generator(self, stage: str, call: int = 0) -> torch.Generator:
         """A CPU generator of this stage, iteration and rank."""

@@ -138,12 +138,12 @@ class GRPOUpdate:
     ) -> Step:
         if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
             optimise = _without_step
-        loss = partial(self._microbatch_loss, size=size, step=step, epoch=epoch)
+        loss = partial(self.microbatch_loss, size=size, step=step, epoch=epoch)
         done = optimise([partial(loss, rows) for rows in self.steps[step]])
         first = sum(map(len, self.steps[:step]))
         return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad))
 
-    def _microbatch_loss(self, rows: Tensor, *, size: UpdateSize, step: int, epoch: int) -> Tensor:
+    def microbatch_loss(self, rows: Tensor, *, size: UpdateSize, step: int, epoch: int) -> Tensor:
         """The loss of some rows, with graph; summed over micro-batches and ranks it is the step's."""
         part = self.batch.select(rows)
         of_loss = getattr(self.loss, "differentiates_entropy", False)

@@ -159,6 +159,12 @@ METRICS: dict[str, Metric] = {
     "collapse/after/all_right": Metric("share", "groups of right responses only, after correction", "mean"),
     "collapse/after/mixed": Metric("share", "groups with right and wrong responses, after correction", "mean"),
     "collapse/after/zero_variance": Metric("share", "groups whose rewards are all equal, after correction", "mean"),
+    "collapse/revived_by_allocation": Metric(
+        "share",
+        "groups to train on with unequal rewards, as sampled, that are of a problem behind the first P that were "
+        "sampled or of one whose first G responses have equal rewards: uniform sampling would not have had them",
+        "mean",
+    ),
     "collapse/revived_by_correction": Metric(
         "share", "groups with equal rewards before and unequal ones after", "mean"
     ),
@@ -173,6 +179,13 @@ METRICS: dict[str, Metric] = {
     "collapse/created_by_correction": Metric(
         "share", "groups with unequal rewards before and equal ones after", "mean"
     ),
+    "gradient/*/norm": Metric(
+        "norm",
+        "norm of the part of the update's gradient that comes through sampled, injected or reference tokens, before "
+        "clipping, at the policy before the update; the parts add up to the gradient. With callbacks=gradient_shares "
+        "only; all ranks",
+    ),
+    "gradient/*/share": Metric("share", "that norm over the sum of the three", "mean"),
     "correction/*/count": Metric("rows", "rows that took the branch in this iteration", "mean", "sum"),
     "correction/*/success_rate": Metric("share", "rows of the branch that are right afterwards", "mean"),
     "correction/*/tokens_not_sampled": Metric(

@@ -14,6 +14,7 @@ REVIVAL = {
     "collapse/acr": "collapsed",
     "collapse/expected_live": "live, expected",
     "collapse/observed_live": "live, observed",
+    "collapse/revived_by_allocation": "by allocation",
     "collapse/revived_by_correction": "by correction",
     "collapse/revived_by_advantage": "by advantage",
     "collapse/revived_by_replay": "by replay",
@@ -42,7 +43,8 @@ def revival_table(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -
         "Means over iterations, in %. Collapsed: groups whose rewards are all equal, of all that were drawn. Live: "
         "groups with right and wrong responses, expected from what was sampled of the same problems before "
         "(1 - p^G - (1-p)^G), and observed. Revived: of the groups to train on, those with equal rewards as sampled "
-        "and unequal ones after correction or replay, and those with equal rewards whose advantages are not all 0. "
+        "and unequal ones after correction or replay, and those with equal rewards whose advantages are not all 0; by "
+        "allocation, those with unequal rewards that uniform sampling would not have had. "
         "Rows with an advantage: of the rows of the update, and of all responses that were generated. "
         f"{reading(estimates, bootstrap.confidence)}"
     )
