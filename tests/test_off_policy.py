@@ -207,7 +207,7 @@ def test_the_gradient_of_a_row_that_brings_its_advantage_is_that_of_sft(advantag
 
 
 def lope(**changes):
-    settings = {"rows": 6, "min_words": 3, "max_words": 5, "shaping": 0.1, "reference": False}
+    settings = {"rows": 6, "rows_per_prompt": 1, "min_words": 3, "max_words": 5, "shaping": 0.1, "reference": False}
     return PromptPerturbation(**(settings | changes))
 
 
@@ -234,6 +234,17 @@ def test_lope_puts_right_responses_to_perturbed_prompts_under_the_plain_one():
     assert all(a is b for a, b in zip(after.scored.rollout.responses[3:], before.rollout.responses[3:], strict=True))
     assert after.reports["lope/groups"].mean() == pytest.approx(1 / 3)
     assert lone(after.reports["lope/right"]) == [1.0]
+
+
+def test_rows_of_lope_share_perturbed_prompts():
+    calls = []
+    before = of_problems(a=[WRONG] * 4, b=[WRONG] * 4)
+    after = lope(rows_per_prompt=3)(before, tools(calls=calls))
+    ((prefixes, _),) = calls  # one call for all groups: of each group two prompts of three rows
+    assert [prefixes[i] for i in range(0, 12, 3) for _ in range(3)] == prefixes
+    assert len({tuple(prefix) for prefix in prefixes}) == 4
+    assert [len(own) for own in after.scored.drawn] == [10, 10]
+    assert after.branches == ("perturbed",) * 3 + (None,) + ("perturbed",) * 3 + (None,)
 
 
 def test_lope_without_a_right_response_or_room_for_one():
@@ -421,6 +432,7 @@ def test_a_replay_goes_on_bit_for_bit_after_a_stop(settings, tmp_path, monkeypat
         (lambda: HybridPostTraining(-2, 1.0), r"correction\.gate=-2 must be at least -1"),
         (lambda: HybridPostTraining(0, 0.0), r"correction\.coefficient=0\.0 must be above 0"),
         (lambda: lope(rows=0), r"correction\.rows=0 must be above 0"),
+        (lambda: lope(rows_per_prompt=4), r"correction\.rows=6 must be a multiple of correction\.rows_per_prompt=4"),
         (lambda: lope(min_words=6), r"correction\.min_words=6 and correction\.max_words=5"),
         (lambda: lope(shaping=math.nan), r"correction\.shaping=nan must be above 0"),
         (lambda: ReplayGroup(0), r"correction\.capacity=0 must be at least 1"),

@@ -50,14 +50,16 @@ class PromptPerturbation:
     weighs rho / (rho + gamma), without a clip. The rewards of all further responses join the group's `drawn`, so that
     an advantage of the whole pool can read them; another one takes the mean of the G rows that are trained on.
 
-    Here every response has words of its own, drawn one by one from the passage's, and the chosen are the first right
-    ones. Assumes that the perturbed prompt leaves the room for a response: one that fits the model's context in part
-    has a smaller budget, and where no prompt fits the group is left alone ("no_room"). Degenerate case: where no
-    response is right the group stays all wrong, unless `reference` puts the reference in one drawn row; groups with a
-    right row are never touched.
+    The words are drawn one by one from the passage's, and the chosen are the first right ones. The released scripts
+    draw 6 prompts of 4 responses (`rows_per_prompt=4`), or 24 of one; a prompt's keys and values are computed once.
+    Assumes that the perturbed prompt leaves the room for a response: one that fits the model's context in part has a
+    smaller budget, and where no prompt fits the group is left alone ("no_room"). Degenerate case: where no response is
+    right the group stays all wrong, unless `reference` puts the reference in one drawn row; groups with a right row are
+    never touched.
 
     Args:
         rows: further responses of an all-wrong group, at least 1; 24 in the paper.
+        rows_per_prompt: how many of them share a perturbed prompt, at least 1 and a divisor of `rows`.
         min_words, max_words: 1 <= min_words <= max_words; 100 and 300 in the paper.
         shaping: gamma, above 0; 0.1 in the paper.
         reference: whether one row of a group that is still all wrong becomes the reference, as in `ReferenceRow`.
@@ -67,6 +69,7 @@ class PromptPerturbation:
     """
 
     rows: int
+    rows_per_prompt: int
     min_words: int
     max_words: int
     shaping: float
@@ -80,7 +83,11 @@ class PromptPerturbation:
     }
 
     def __post_init__(self) -> None:
-        check_positive(rows=self.rows, shaping=self.shaping)
+        check_positive(rows=self.rows, rows_per_prompt=self.rows_per_prompt, shaping=self.shaping)
+        if self.rows % self.rows_per_prompt:
+            raise UserError(
+                f"correction.rows={self.rows} must be a multiple of correction.rows_per_prompt={self.rows_per_prompt}"
+            )
         if not 1 <= self.min_words <= self.max_words:
             raise UserError(
                 f"correction.min_words={self.min_words} and correction.max_words={self.max_words}: expected "
@@ -128,15 +135,15 @@ class PromptPerturbation:
     def _tried(self, scored: ScoredRollout, dead: Sequence[int], tools: CorrectionTools) -> _Tried:
         """The further responses, of the groups in order."""
         problems, groups, prefixes, budgets = scored.rollout.problems, [], [], []
-        for group in [group for group in dead for _ in range(self.rows)]:
+        for group in [group for group in dead for _ in range(self.rows // self.rows_per_prompt)]:
             prompt = tools.prompt(problems[group], self._perturbed(problems[group].question, tools.generator))
             room = tools.max_new_tokens
             if tools.context_length is not None:
                 room = min(room, tools.context_length - len(prompt))
             if room >= 1:
-                groups.append(group)
-                prefixes.append(list(prompt))
-                budgets.append(room)
+                groups += [group] * self.rows_per_prompt
+                prefixes += [list(prompt)] * self.rows_per_prompt
+                budgets += [room] * self.rows_per_prompt
         if not groups:
             return _Tried((), (), (), scored.scores.selected([]))
         responses = tools.generate(prefixes, budgets)

@@ -101,8 +101,19 @@ def packed_attention(model: Any, enabled: bool = True) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
-    """Grouped-query attention, [B, H, T, D] on [B, K, L, D] -> [B, H, T, D]; `mask` is additive or None for all."""
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    options: AttentionOptions,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """Grouped-query attention, [B, H, T, D] on [B, K, L, D] -> [B, H, T, D]; `mask` is additive or None for all.
+
+    `causal`, without a mask, is the causal one of L = T; kernels then pass over what nobody sees. Soft caps want masks.
+    """
     if options.softcap is not None:
         return _softcapped(query, key, value, mask, options)
     grouped = query.shape[1] != key.shape[1]
@@ -110,7 +121,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, optio
         repeats = query.shape[1] // key.shape[1]
         key, value, grouped = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), False
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=options.scale, dropout_p=options.dropout, enable_gqa=grouped
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal,
+        scale=options.scale,
+        dropout_p=options.dropout,
+        enable_gqa=grouped,
     )
 
 
@@ -251,6 +269,8 @@ class _Segments:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
         """Causal within each run; the padding lies behind every token that is kept."""
         q, k, v = (self.padded(x).transpose(1, 2) for x in (q, k, v))
+        if options.softcap is None and (options.window is None or options.window >= self.width):
+            return self.flat(attend(q, k, v, None, options, causal=True))
         if options.window not in self._masks:
             t = torch.arange(self.width, device=q.device)
             self._masks[options.window] = _additive(_causal(t, t, options.window), q.dtype)
