@@ -1,5 +1,6 @@
 """The dashboard: its metrics exist, its JSON is built without a network, and what W&B refuses is one error."""
 
+import fnmatch
 import json
 import re
 import socket
@@ -10,8 +11,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from edge_grpo.dashboards.build import as_regex, build_report, build_workspace
+from edge_grpo.dashboards.panels import ITERATION, Bars
 from edge_grpo.dashboards.publish import publish
-from edge_grpo.dashboards.sections import ITERATION, SECTIONS, Bars
+from edge_grpo.dashboards.sections import SECTIONS
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import METRICS, describe
 from edge_grpo.programs.metrics_page import of_strategies
@@ -35,7 +37,22 @@ def test_every_metric_of_a_panel_is_defined():
     names = [name for panel in PANELS for name in ([panel.metric] if isinstance(panel, Bars) else panel.metrics)]
     names += [panel.x for panel in PANELS if not isinstance(panel, Bars) and panel.x != ITERATION]
     reported = {name for metrics in of_strategies().values() for name in metrics}
-    assert {name for name in names if name not in {*METRICS, *reported} and describe(name) is None} == set()
+    defined = {*METRICS, *reported}
+    assert {name for name in names if not (fnmatch.filter(defined, name) or describe(name))} == set()
+
+
+def test_what_says_who_revived_whom_is_shown():
+    shown = {name for panel in PANELS for name in ([panel.metric] if isinstance(panel, Bars) else panel.metrics)}
+    groups = ("collapse/acr*", "collapse/*_live", "collapse/revived_by_*", "allocation/*", "gradient/*/share")
+    wanted = {name for pattern in groups for name in fnmatch.filter(METRICS, pattern)} - {"allocation/rows_drawn"}
+    assert wanted - shown == set()
+    # A pattern of hints finds them of every correction that has any, and nothing else.
+    hints = [panel for panel in PANELS if any(name.startswith("*/") for name in getattr(panel, "metrics", ()))]
+    found = [re.compile(as_regex(panel.metrics[0])) for panel in hints]
+    names = {name for metrics in of_strategies().values() for name in metrics} | set(METRICS)
+    matched = {name for name in names for regex in found if regex.search(name)}
+    assert {name.partition("/")[0] for name in matched} == {"hint_cascade", "sage", "scaf_grpo"}
+    assert len(matched) == 4 * 3
 
 
 def test_a_bar_shows_a_summary_that_wandb_keeps():
@@ -48,13 +65,8 @@ def test_a_bar_shows_a_summary_that_wandb_keeps():
 
 def test_sections_and_titles():
     assert [section.name for section in SECTIONS] == [
-        "Learning",
-        "Collapse",
-        "Correction",
-        "Entropy",
-        "Mismatch",
-        "Cost",
-    ]
+        "Learning", "Collapse", "Revival", "Allocation", "Correction", "Hints", "Entropy", "Mismatch", "Cost",
+    ]  # fmt: skip
     titles = [panel.title for panel in PANELS]
     assert len(set(titles)) == len(titles)
 

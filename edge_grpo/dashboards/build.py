@@ -8,7 +8,8 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from edge_grpo.dashboards.sections import ITERATION, SECTIONS, Bars, Panel, Section
+from edge_grpo.dashboards.panels import AXES, ITERATION, Bars, Panel, Section
+from edge_grpo.dashboards.sections import SECTIONS
 
 COLUMNS, GRID_WIDTH, PANEL_HEIGHT = 3, 24, 8
 
@@ -69,7 +70,7 @@ def make_panel(panel: Panel, smoothing: float, layout: wr.Layout | None = None) 
         smoothing_type="exponentialTimeWeighted" if smooth else "none",
         smoothing_factor=smoothing if smooth else None,
         smoothing_show_original=True if smooth else None,
-        title_x="responses sampled" if panel.x != ITERATION else ITERATION,
+        title_x=AXES[panel.x],
         **_selected(panel.metrics),
         **shared,
     )

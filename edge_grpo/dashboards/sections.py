@@ -3,60 +3,7 @@
 Names only; `build.py` makes W&B's panels of them. tests/test_dashboard.py looks every name up in loggers/metrics.py.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-ITERATION = "iteration"
-ROLLOUTS = "train/num_rollouts"
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Metrics over the run, one line an arm: the mean of its runs, with a band from the lowest to the highest.
-
-    Args:
-        title: of the panel.
-        metrics: logged names; a `*` stands for one variable part, and then there is one metric only.
-        says: what to read off it.
-        x: the axis.
-        smooth: whether neighbouring iterations are averaged; not where a value is exact or rare.
-    """
-
-    title: str
-    metrics: tuple[str, ...]
-    says: str
-    x: str = ITERATION
-    smooth: bool = True
-
-
-@dataclass(frozen=True)
-class Bars:
-    """One number a run, a bar an arm: the mean of its runs.
-
-    Args:
-        title: of the panel.
-        metric: logged name.
-        summary: which of the metric's summaries; its definition must keep it.
-        says: what to read off it.
-    """
-
-    title: str
-    metric: str
-    summary: Literal["last", "max", "mean"]
-    says: str
-
-
-Panel = Lines | Bars
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, what it is about, and its panels in order."""
-
-    name: str
-    about: str
-    panels: tuple[Panel, ...]
-
+from edge_grpo.dashboards.panels import ROLLOUTS, TOKENS, Bars, Lines, Section
 
 LEARNING = Section(
     "Learning",
@@ -65,6 +12,18 @@ LEARNING = Section(
     (
         Lines("Evaluation, avg@n", ("eval/*/avg@*",), "the result: right answers in each set", smooth=False),
         Bars("Held-out avg@1, highest", "eval/held_out/avg@1", "max", "arms side by side, at their best"),
+        Lines(
+            "pass@k minus that before training",
+            ("eval/*/delta_pass@*",),
+            "below 0 for large k: what the base model could reach by sampling is lost",
+            smooth=False,
+        ),
+        Lines(
+            "Held-out problems won and lost",
+            ("eval/held_out/solved_gain", "eval/held_out/solved_loss"),
+            "solved now and not before training, and the other way round: exploration against sharpening",
+            smooth=False,
+        ),
         Lines("Right as sampled", ("train/accuracy",), "what the policy itself gets right in training"),
         Lines("Right after correction", ("train/accuracy_corrected",), "the gap to the panel before is correction's"),
         Lines("Reward after correction", ("train/reward",), "what advantages are taken over"),
@@ -77,6 +36,11 @@ COLLAPSE = Section(
     "all wrong from the start; on easy ones they become all right. EDA rescales what a group has and cannot revive a "
     "collapsed one; correction can, and can also collapse a mixed group by repairing all of it.",
     (
+        Lines(
+            "Collapse rate",
+            ("collapse/acr", "collapse/acr_100"),
+            "sampled groups of equal rewards, and their mean over the first 100 iterations: high early, a dead run",
+        ),
         Lines("All wrong, as sampled", ("collapse/before/all_wrong",), "how hard the problems are for this policy"),
         Lines("All right, as sampled", ("collapse/before/all_right",), "what it has nothing more to learn from"),
         Lines(
@@ -95,9 +59,9 @@ COLLAPSE = Section(
             "groups that taught nothing all the same: below the panel before where correction pays",
         ),
         Lines(
-            "Revived and created",
-            ("collapse/revived_by_correction", "collapse/created_by_correction"),
-            "what correction gave and what it took; high created: correction.trigger=leave_one_wrong",
+            "Live groups, expected and observed",
+            ("collapse/expected_live", "collapse/observed_live"),
+            "of problems seen before; observed below expected: they are being solved, or forgotten",
         ),
         Bars(
             "No advantage over the run",
@@ -107,6 +71,75 @@ COLLAPSE = Section(
         ),
         Lines("Variance of advantages", ("train/advantage_var",), "the paper's measure: falls towards 0 in collapse"),
         Lines("Rows with an advantage", ("train/effective_rows",), "the share of responses that move the policy"),
+        Lines("Different answers of a group", ("train/distinct_answers",), "near 1 / G: every response says the same"),
+    ),
+)
+REVIVAL = Section(
+    "Revival",
+    "Who gives a dead group its gradient back, and at what price. An allocation trains on other groups, a correction "
+    "rewrites rows, a replay brings a group of earlier, an advantage teaches equal rewards.",
+    (
+        Lines("Revived by the allocation", ("collapse/revived_by_allocation",), "uniform sampling would not have them"),
+        Lines(
+            "Revived and created by correction",
+            ("collapse/revived_by_correction", "collapse/created_by_correction"),
+            "what correction gave and what it took; high created: correction.trigger=leave_one_wrong",
+        ),
+        Lines("Revived by replay", ("collapse/revived_by_replay",), "a stored group in a dead one's place"),
+        Lines(
+            "Revived by the advantage",
+            ("collapse/revived_by_advantage",),
+            "equal rewards that teach all the same; always 0 for vanilla and EDA",
+        ),
+        Bars(
+            "Effective rows per generated response",
+            "train/effective_rows_per_generated",
+            "mean",
+            "the price: an arm that samples much to train on little is low",
+        ),
+        Lines(
+            "Effective rows per generated response, over the run",
+            ("train/effective_rows_per_generated",),
+            "where the price rises: problems are all solved, or all too hard",
+        ),
+        Lines(
+            "Gradient by writer",
+            ("gradient/*/share",),
+            "only with callbacks=gradient_shares: how much of the gradient is not of the policy's own tokens",
+            smooth=False,
+        ),
+    ),
+)
+ALLOCATION = Section(
+    "Allocation",
+    "Which problems were sampled, how often, and what of it was trained on. With allocation=uniform all of it is.",
+    (
+        Lines(
+            "Problems sampled and trained on",
+            ("allocation/candidates", "allocation/groups"),
+            "the gap is what was sampled to be thrown away",
+        ),
+        Lines("Problems passed over", ("allocation/skipped",), "taken from the stream and not sampled (greso, pools)"),
+        Lines("Rounds of sampling", ("allocation/rounds",), "at its bound: live groups were not found"),
+        Lines("Sampled groups of equal rewards", ("allocation/collapsed",), "what a better choice of problems lowers"),
+        Lines(
+            "Tokens drawn and not trained on",
+            ("allocation/tokens_drawn", "allocation/tokens_not_trained"),
+            "the price of the choice, in tokens",
+        ),
+    ),
+)
+HINTS = Section(
+    "Hints",
+    "Only with a correction that hints (hint_cascade, sage, scaf_grpo). A group that learns under a hint has learnt "
+    "something when it is right without.",
+    (
+        Lines("Groups with a hint", ("*/hinted",), "all-wrong groups that were due for one"),
+        Lines("Hint level", ("*/level",), "mean of the last level drawn; rising: weak hints no longer help"),
+        Lines("Hinted groups that were solved", ("*/solved",), "a hinted row was right"),
+        Lines(
+            "Right without a hint", ("*/unhinted_accuracy",), "problems that were all wrong before: what hints taught"
+        ),
     ),
 )
 CORRECTION = Section(
@@ -131,6 +164,12 @@ CORRECTION = Section(
         ),
         Lines("Tokens not sampled", ("correction/tokens_not_sampled",), "how far off policy the update is"),
         Lines("Length after correction", ("correction/mean_length",), "what correction adds to the responses"),
+        Lines("Off-policy tokens", ("train/off_policy/tokens",), "of trained tokens; absent without any"),
+        Lines(
+            "Importance ratio of off-policy tokens",
+            ("train/off_policy/ratio_mean", "train/off_policy/ratio_max"),
+            "far from 1: references or replayed rows that the policy would not write",
+        ),
     ),
 )
 ENTROPY = Section(
@@ -144,6 +183,11 @@ ENTROPY = Section(
             "Entropy of right and wrong responses",
             ("train/entropy_correct", "train/entropy_wrong"),
             "EDA assumes that they differ: wrong above right",
+        ),
+        Lines(
+            "Covariance of advantage and log-prob",
+            ("train/cov_advantage_logprob",),
+            "above 0 the step lowers the entropy, below 0 it raises it",
         ),
         Lines("EDA multiplier, mean", ("eda/multiplier_mean",), "how much EDA scales advantages up (at least 1)"),
         Lines(
@@ -189,6 +233,12 @@ COST = Section(
             "learning for the same number of responses (of evaluations: see edge-grpo-report)",
             x=ROLLOUTS,
         ),
+        Lines(
+            "Right as sampled, over tokens generated",
+            ("train/accuracy",),
+            "learning for the same budget, that of rejected and corrected responses included",
+            x=TOKENS,
+        ),
         Lines("Seconds an iteration", ("timing_s/total",), "the price of an iteration"),
         Bars("Seconds an iteration, mean", "timing_s/total", "mean", "arms side by side"),
         Lines(
@@ -212,4 +262,4 @@ COST = Section(
         Lines("Peak memory", ("perf/peak_memory_gb",), "room for larger micro-batches", smooth=False),
     ),
 )
-SECTIONS = (LEARNING, COLLAPSE, CORRECTION, ENTROPY, MISMATCH, COST)
+SECTIONS = (LEARNING, COLLAPSE, REVIVAL, ALLOCATION, CORRECTION, HINTS, ENTROPY, MISMATCH, COST)
