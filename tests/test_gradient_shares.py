@@ -36,6 +36,8 @@ def test_the_norms_are_those_of_each_writers_tokens():
     case = Case(0.0, "k3", "rollout", "response", ONE)
     update, sizes = prepared(case)
     model = deepcopy(update.model)
+    for parameter in update.model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # of the step before, which the head's gradient must not join
     found = gradient_norms(update, reference.rollout(), sizes, lambda part: part)
     rows = [statistics(model, row) for row in range(len(WROTE))]
     advantages = reference_advantages([entropies for _, entropies in rows], "response")
@@ -52,6 +54,30 @@ def test_the_norms_are_those_of_each_writers_tokens():
         expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
         assert found[writer] == pytest.approx(float(expected), rel=1e-9)
     assert len(REWARDS) == len(WROTE) == 4 * G
+
+
+def counted(strategy, calls):
+    """The same strategy, which writes down that it was called: in itself, so that a copy has a list of its own."""
+    plain = type(strategy).__call__
+
+    class Counting(type(strategy)):
+        def __call__(self, *args):
+            self.__dict__["calls"].append(1)
+            return plain(self, *args)
+
+    object.__setattr__(strategy, "__class__", Counting)
+    strategy.__dict__["calls"] = calls
+
+
+def test_a_probe_works_on_copies_of_the_strategies():
+    update, sizes = prepared(reference.CASES["kl, eda every epoch, groups above the bound"])
+    calls = [], []
+    counted(update.loss, calls[0])
+    counted(update.advantage, calls[1])
+    gradient_norms(update, reference.rollout(), sizes, lambda part: part)
+    assert calls == ([], [])
+    update.microbatch_loss(update.steps[0][0], size=sizes[0], step=0, epoch=0)
+    assert calls == ([1], [1])
 
 
 @pytest.mark.parametrize("groups", [None, 1])
