@@ -187,14 +187,16 @@ def test_the_cures_are_many_and_each_is_another(sweep: Sweep) -> None:
         assert settings[3:] == [*experiment, *own, "seed=3,4", "optimizer.lr=1e-5"]
     assert report[1] == "runs='multirun/cures_optimizer.lr=1e-5'"
     assert "baseline=vanilla" in report
+    assert f"arms=[{','.join(ARMS)}]" in report
 
 
 def test_some_of_the_cures_can_be_chosen(sweep: Sweep, tmp_path: Path) -> None:
-    _, (*train, _) = sweep(script("cures"), ARMS="gec,eda_ngrpo", SMOKE="1")
+    _, (*train, report) = sweep(script("cures"), ARMS="gec,eda_ngrpo", SMOKE="1")
     assert [call[call.index("debug=smoke") + 5 :][:2] for call in train] == [
         ["name=gec", "trainer.max_generated_tokens=150"],
         ["name=eda_ngrpo", "trainer.max_generated_tokens=150"],
     ]
+    assert "arms=[gec,eda_ngrpo]" in report
     assert not any(text.startswith("trainer.max_iterations") for call in train for text in call)  # of debug=smoke
     done = subprocess.run(
         ["bash", script("cures")], env={"PATH": "/usr/bin:/bin", "ARMS": "gec,edge"}, capture_output=True, text=True

@@ -13,7 +13,7 @@ from small_runs import composed
 from edge_grpo.command_line.check import check_config, instantiate
 from edge_grpo.errors import UserError
 from edge_grpo.programs.report import check_runs
-from edge_grpo.reporting import build
+from edge_grpo.reporting import build, difference_figure, figures, page
 from edge_grpo.reporting.build import read_runs
 from edge_grpo.reporting.runs import read_folder
 
@@ -108,6 +108,40 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason_and_not_counted(wri
     assert broken[4].startswith("metrics.csv cannot be read")
     assert len(rows) == 3
     assert "3 of 7 runs are not in the tables" in page
+
+
+def test_an_arm_of_which_there_is_no_run_is_missing(tmp_path, no_figures, caplog):
+    write_run(tmp_path / "sweep" / "a", "a", 0)
+    write_run(tmp_path / "sweep" / "b", "b", 0, state="failed", error="no memory")
+    with caplog.at_level(logging.INFO):
+        report(tmp_path / "out", f"runs={tmp_path / 'sweep'}", "arms=[a,b,c,d]")
+    told = "No run of 2 of 4 arms is there: c, d."
+    assert told in caplog.text
+    page = (tmp_path / "out" / "index.html").read_text()
+    listed = page.partition('id="left-out"')[2].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row)[:3] for row in re.findall(r"<tr>(<td>.*?)</tr>", listed)]
+    assert rows == [["b", "0", "failed"], ["c", "", "missing"], ["d", "", "missing"]]
+    assert told in page
+    report(tmp_path / "again", f"runs={tmp_path / 'sweep'}", "arms=[b,a]")
+    assert "missing" not in (tmp_path / "again" / "index.html").read_text()
+
+
+def test_many_arms_are_told_apart_without_their_colours(tmp_path, monkeypatch):
+    for i in range(12):
+        for seed in (0, 1):
+            write_run(tmp_path / "sweep" / f"{i}-{seed}", f"arm{i}", seed, held_out=(0.0, 0.5 - i * 0.01 + seed * 0.02))
+    drawn = {}
+    for module in (difference_figure, figures):
+        monkeypatch.setattr(module, "save", lambda figure, path: drawn.update({path.name: figure}))
+    monkeypatch.setattr(page, "_figure", lambda drawn, out: {"name": "", "title": "", "caption": "", "data": ""})
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}")
+    (axis,) = drawn["differences"].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == [f"arm{i}" for i in range(1, 12)]  # best first
+    assert drawn["differences"].legends == []
+    (legend,) = drawn["entropy"].legends
+    looks = {(line.get_color(), line.get_linestyle(), line.get_label()) for line in legend.get_lines()}
+    assert len({look[:2] for look in looks}) == len(looks) == 12
+    assert len({colour for colour, *_ in looks}) == 10
 
 
 def test_what_no_run_logged_has_no_figure(tmp_path):

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 def write_report(
     runs: str | list[str],
+    arms: list[str] | None,
     baseline: str | None,
     evaluation_name: str | None,
     bootstrap: Bootstrap,
@@ -38,6 +39,7 @@ def write_report(
 
     Args:
         runs: folders above training runs, or W&B projects as `wandb:entity/project`.
+        arms: names that there should be, a run's `name` each; one of which there is no run is told of. null for none.
         baseline: label of the arm that the others are compared with; null for the first.
         evaluation_name: of the evaluations that the tables show; null for each run's last one.
         bootstrap: of the intervals over seeds.
@@ -51,22 +53,28 @@ def write_report(
         UserError: no runs there, no such arm or evaluation, or a value out of range.
     """
     found = read_runs(runs)
+    missing = missing_arms(found, arms or ())
     labels = label_arms(found)
     positions, told = newest_of_each_seed(found, labels)
     members = [Member(labels[i], found[i], chosen(found[i], evaluation_name)) for i in positions]
     _check_evaluation(evaluation_name, members)
-    arms = _arms(members, baseline)
-    numbers = numbers_of(members, arms, bootstrap)
+    compared = _arms(members, baseline)
+    numbers = numbers_of(members, compared, bootstrap)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     confidence = bootstrap.confidence
     options = options_of_arms(members)
-    of_cures = (revival_table(members, arms, bootstrap), matrix_table(numbers, options, arms, confidence))
-    tables = [*tables_of(numbers, arms, confidence), *(table for table in of_cures if table is not None)]
+    of_cures = (
+        revival_table(members, compared, bootstrap),
+        matrix_table(numbers, options, compared, confidence),
+    )
+    tables = [*tables_of(numbers, compared, confidence), *(table for table in of_cures if table is not None)]
     for table in tables:
         write_table(table, folder)
-    figures = draw_all(members, numbers, arms, families(options, arms.baseline), folder / "figures")
-    sentences, notes = headline(numbers, arms, confidence), [*_notes(members, len(found), confidence), *told]
+    figures = draw_all(members, numbers, compared, families(options, compared.baseline), folder / "figures")
+    sentences, notes = headline(numbers, compared, confidence), [*_notes(members, len(found), confidence), *told]
+    if missing:
+        notes.insert(0, f"No run of {len(missing)} of {len(arms or ())} arms is there: {', '.join(missing)}.")
     left_out = [(labels[i], run) for i, run in enumerate(found) if i not in positions]
     write_page(
         folder,
@@ -78,12 +86,13 @@ def write_report(
         figures=figures,
         used=members,
         left_out=left_out,
+        missing=missing,
     )
     _tell([*sentences, *notes], left_out)
     log.info("%-8s %s", "tables", ", ".join(str(folder / f"{table.name}.md") for table in tables) or "none")
     log.info("%-8s %d in %s", "figures", len(figures), folder / "figures")
     log.info("%-8s %s", "page", folder / "index.html")
-    return _best(numbers, arms)
+    return _best(numbers, compared)
 
 
 def read_runs(sources: str | Sequence[str]) -> list[Run]:
@@ -92,6 +101,12 @@ def read_runs(sources: str | Sequence[str]) -> list[Run]:
     runs = [run for root in folders_among(sources) for run in read_folder(root)]
     # Sources may lie in each other.
     return [*projects, *{Path(run.place).resolve(): run for run in runs}.values()]
+
+
+def missing_arms(runs: Sequence[Run], expected: Sequence[str]) -> list[str]:
+    """The names that no run has, finished or not."""
+    there = {run.settings.get("name") for run in runs}
+    return [name for name in dict.fromkeys(expected) if name not in there]
 
 
 def folders_among(sources: str | Sequence[str]) -> list[Path]:

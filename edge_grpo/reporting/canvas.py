@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,37 @@ from matplotlib.figure import Figure
 
 Palette = Mapping[str, Any]
 PANEL = (3.9, 3.2)  # inches
+FEW = 10
+"""arms that colours alone tell apart"""
+DASHES = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5), (3, 1, 1, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the disk.
+
+    Attributes:
+        name: of its files, without the ending.
+        title, caption: as the page shows them.
+    """
+
+    name: str
+    title: str
+    caption: str
 
 
 def palette_of(arms: Sequence[str]) -> Palette:
-    """A colour an arm, the same in all figures: the colour-blind safe ten, or as many hues as there are arms."""
-    colours = sns.color_palette("colorblind" if len(arms) <= 10 else "husl", len(arms))
-    return dict(zip(arms, colours, strict=True))
+    """A colour an arm, the same in all figures: the colour-blind safe ten, again and again for more arms."""
+    return dict(zip(arms, sns.color_palette("colorblind", len(arms)), strict=True))
+
+
+def dashes_of(arms: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Dashes of an arm's line, other ones each time that the colours come again.
+
+    >>> [dashes_of([str(i) for i in range(12)])[arm] for arm in ("0", "9", "10")]
+    [(), (), (4, 1.5)]
+    """
+    return {arm: DASHES[i // FEW % len(DASHES)] for i, arm in enumerate(arms)}
 
 
 def small_multiples(panels: Sequence[str], *, sharey: bool = True) -> tuple[Figure, list[Axes]]:

@@ -1,7 +1,6 @@
 """The figures of a report: seaborn on matplotlib figures, one PNG and one SVG each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from edge_grpo.reporting.canvas import PANEL, Palette, common_legend, palette_of, save, small_multiples, style
+from edge_grpo.reporting.canvas import (
+    FEW,
+    PANEL,
+    Drawn,
+    Palette,
+    common_legend,
+    dashes_of,
+    palette_of,
+    save,
+    small_multiples,
+    style,
+)
 from edge_grpo.reporting.curves import (
     AXES,
     COUNTS,
@@ -23,28 +33,14 @@ from edge_grpo.reporting.curves import (
     shares_of_groups,
     window,
 )
+from edge_grpo.reporting.difference_figure import draw_differences
 from edge_grpo.reporting.evaluations import AVERAGE
 from edge_grpo.reporting.numbers import Arms, Numbers
 from edge_grpo.reporting.quantities import OF_TRAINING, Quantity, of_sets
 from edge_grpo.reporting.scores import HELD_OUT, Member
-from edge_grpo.reporting.tables import heading
 from edge_grpo.statistics.palette import KINDS as GROUPS
 
 KINDS = {kind.replace("_", " "): colour for kind, colour in GROUPS.items()}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure on the disk.
-
-    Attributes:
-        name: of its files, without the ending.
-        title, caption: as the page shows them.
-    """
-
-    name: str
-    title: str
-    caption: str
 
 
 def draw_all(
@@ -91,7 +87,7 @@ def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: P
                 axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         common_legend(figure, axes[0])
         save(figure, folder / quantity.name)
-    caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=not quantity.is_evaluated)}"
+    caption = f"{quantity.estimator} {_reading(members, bands=len(palette) <= FEW, smooth=not quantity.is_evaluated)}"
     if _several_seeds(members) and len(panels) > 1:
         caption += " Against responses, tokens and time, seeds are interpolated linearly at common points."
     return Drawn(quantity.name, quantity.title, caption)
@@ -107,6 +103,7 @@ def _lines(quantity: Quantity, members: Sequence[Member], axis: str) -> pd.DataF
 def _draw_lines(
     axis: Axes, lines: pd.DataFrame, quantity: Quantity, palette: Palette, *, legend: bool, marker: str | None
 ) -> None:
+    many = len(palette) > FEW
     sns.lineplot(
         lines,
         x="x",
@@ -114,9 +111,11 @@ def _draw_lines(
         hue="arm",
         palette=dict(palette),
         hue_order=[arm for arm in palette if arm in set(lines["arm"])],
-        style="line" if len(quantity.lines) > 1 else None,
+        # Of many arms colours come again, with other dashes, and bands would hide one another.
+        style="line" if len(quantity.lines) > 1 else "arm" if many else None,
+        dashes=dashes_of(list(palette)) if many and len(quantity.lines) == 1 else True,
         marker=marker,
-        errorbar=("pi", 100),
+        errorbar=None if many else ("pi", 100),
         ax=axis,
         legend="full" if legend else False,
     )
@@ -151,7 +150,7 @@ def draw_benchmarks(
             axis.set(title=benchmarks[i], xlabel=ITERATIONS, ylabel=quantity.unit)
         common_legend(figure, axes[0])
         save(figure, folder / "benchmarks")
-    caption = f"{quantity.estimator} {_reading(members, bands=True, smooth=False)}"
+    caption = f"{quantity.estimator} {_reading(members, bands=len(palette) <= FEW, smooth=False)}"
     return Drawn("benchmarks", "Benchmarks", caption)
 
 
@@ -234,28 +233,3 @@ def draw_entropy_by_correctness(members: Sequence[Member], palette: Palette, fol
         f"sampled. {_reading(members, bands=True, smooth=True)}"
     )
     return Drawn(quantity.name, quantity.title, caption)
-
-
-def draw_differences(numbers: Numbers, baseline: str, palette: Palette, folder: Path) -> Drawn | None:
-    """Points with intervals, a row for every column of the main table; None without a second arm."""
-    differences = numbers.differences
-    if differences.empty:
-        return None
-    columns = zip(differences["benchmark"], differences["metric"], strict=True)
-    differences = differences.assign(column=[heading(column, numbers.problems) for column in columns])
-    heads, arms = list(dict.fromkeys(differences["column"])), list(dict.fromkeys(differences["arm"]))
-    with style():
-        figure = Figure(figsize=(8.2, 1.2 + 0.2 * len(heads) * (len(arms) + 1)), layout="constrained")
-        axis = figure.subplots()
-        for i, arm in enumerate(arms):
-            own = differences[differences["arm"] == arm].set_index("column")
-            places = [heads.index(head) + 0.7 * ((i + 1) / (len(arms) + 1) - 0.5) for head in own.index]
-            ends = [(own["mean"] - own["low"]).fillna(0) * 100, (own["high"] - own["mean"]).fillna(0) * 100]
-            axis.errorbar(own["mean"] * 100, places, xerr=ends, fmt="o", capsize=3, color=palette[arm], label=arm)
-        axis.axvline(0, color="black", linewidth=1)
-        axis.set(xlabel=f"difference to {baseline}, percentage points", ylim=(len(heads) - 0.5, -0.5))
-        axis.set_yticks(range(len(heads)), heads)
-        common_legend(figure, axis)
-        save(figure, folder / "differences")
-    caption = f"The table of differences to {baseline} as a figure; a point without whiskers has no interval."
-    return Drawn("differences", f"Differences to {baseline}", caption)

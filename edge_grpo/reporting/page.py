@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from edge_grpo.reporting.figures import Drawn
+from edge_grpo.reporting.canvas import Drawn
 from edge_grpo.reporting.runs import FINISHED, Run
 from edge_grpo.reporting.scores import Member
 from edge_grpo.reporting.tables import Table
@@ -28,6 +28,7 @@ def write_page(
     figures: Sequence[Drawn],
     used: Sequence[Member],
     left_out: Sequence[tuple[str, Run]],
+    missing: Sequence[str],
 ) -> None:
     """Write `<out>/index.html`, with the figures of `<out>/figures` in it.
 
@@ -39,6 +40,7 @@ def write_page(
         tables, figures: in their order on the page.
         used: the runs in the tables.
         left_out: arm and run of the others.
+        missing: arms that there should be and of which no run is there.
     """
     # Names and errors are of runs, that is of anybody: everything is escaped.
     environment = Environment(
@@ -54,6 +56,7 @@ def write_page(
         figures=[_figure(drawn, out) for drawn in figures],
         used=[{**_run(m.arm, m.run, out), "evaluation": m.evaluation.name if m.evaluation else "none"} for m in used],
         left_out=[{**_run(arm, run, out), "state": run.state, "why": _why(run)} for arm, run in left_out],
+        missing=missing,
         origins=_origins([member.run for member in used]),
     )
     (out / "index.html").write_text(text)
