@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test smoke chaos mutants slow format
+.PHONY: install train test types pytest smoke chaos mutants slow format
 
 KILLS := 20
 SAMPLE := 0
@@ -9,18 +9,19 @@ SWEEPS := $(filter-out %/common.sh,$(wildcard multirun_scripts/*.sh))
 
 install: .venv/installed
 
-# Compiling every file of torch takes as long as the rest of an installation, and few of them are ever imported.
-PIP_INSTALL := $(BIN)/pip install --quiet --no-compile --editable
-
 $(BIN)/pip:
 	$(PYTHON) -m venv .venv
 
+# pip compiles on one core, which takes as long as the rest of it. Some packages hold files of other Pythons.
+install = $(BIN)/pip install --quiet --no-compile --editable $(1) && \
+	{ $(BIN)/python -m compileall -qq -j 0 .venv/lib || true; }
+
 .venv/installed: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) .
+	$(call install,.)
 	touch $@
 
 .venv/installed-test: pyproject.toml | $(BIN)/pip
-	$(PIP_INSTALL) '.[test]'
+	$(call install,'.[test]')
 	touch $@ .venv/installed
 
 # The main job: EDGE-GRPO on the embedded arithmetic problems, minutes on two CPU cores.
@@ -31,7 +32,12 @@ train: install
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory -j2 types pytest
+
+types: .venv/installed-test
 	$(BIN)/mypy
+
+pytest: .venv/installed-test
 	$(BIN)/pytest -n auto --dist loadfile
 
 # Every script of multirun_scripts with jobs of two short iterations, a minute or two: make -j2 --output-sync smoke
