@@ -115,10 +115,11 @@ class Gradients:
             loss = microbatch_loss()
             loss.backward()
             total += float(loss.detach())
-        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        gradient = torch.cat([p.grad.flatten() for p in trained])
         self.seen.append(gradient)
         with torch.no_grad():
-            for p in self.model.parameters():
+            for p in trained:
                 p -= self.lr * p.grad
         return Step(total, float(gradient.norm()))
 

@@ -77,6 +77,7 @@ class PolicyModule(pl.LightningModule):
                 raise UserError(f"algorithm.{name}={value} must be above 0")
         self.automatic_optimization = False
         self.rollout, self.rewards = rollout, rewards
+        self.strict_loading = False  # frozen weights are in no checkpoint; `on_load_checkpoint` holds all other names
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.max_grad_norm, self.seed = max_grad_norm, seed
         self.microbatch_tokens, self.chunk_tokens, self.packing = microbatch_tokens, chunk_tokens, packing
@@ -134,7 +135,7 @@ class PolicyModule(pl.LightningModule):
             UserError: names the first parameter that is missing, unexpected or of another shape.
         """
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        ours = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        ours = {name: tuple(value.shape) for name, value in self._kept(self.state_dict()).items()}
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 raise UserError(
@@ -152,8 +153,14 @@ class PolicyModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self._make_scheduler(optimizer)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the rewards remember (of rank 0: the rank that writes)."""
+        """Leave out what is frozen; keep what the rewards remember (of rank 0: the rank that writes)."""
+        checkpoint["state_dict"] = self._kept(checkpoint["state_dict"])
         checkpoint["rewards"] = self.rewards.state_dict()
+
+    def _kept(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of the module's state is in a checkpoint."""
+        frozen = {f"model.{name}" for name in self.policy.frozen()}
+        return {name: value for name, value in state.items() if name not in frozen}
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Decode and grade every row once."""

@@ -1,7 +1,6 @@
 """What GRPO is made of and what it keeps: its stages, checks before a run, state in the checkpoint, seeds, counts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +84,7 @@ class GRPOBase(PolicyModule):
         self.strategy_metrics = declared(tuple(self.strategies.values()), describe)
         self.num_generations, self.update_epochs = num_generations, update_epochs
         self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
-        self._reference: list[Any] = []
+        self._reference: Any = None
         self.probes: list[Probe] = []
         """asked about every update before it runs; what they return is logged"""
         self.generated = [0, 0]  # responses and tokens of this iteration on this rank, a correction's too
@@ -106,10 +105,10 @@ class GRPOBase(PolicyModule):
         return longest_responses(self.correction, problems, self.rollout.max_new_tokens, self.policy.encode)
 
     def adopt(self, policy: Policy) -> None:
-        """See `PolicyModule.adopt`; a KL term keeps a copy of the model as it comes."""
+        """See `PolicyModule.adopt`; a KL term keeps the model as it comes."""
         super().adopt(policy)
         # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
-        self._reference = [deepcopy(self.model).eval().requires_grad_(False)] if self.loss.beta > 0 else []
+        self._reference = policy.initial() if self.loss.beta > 0 else None
 
     @property
     def required_fields(self) -> frozenset[str]:
@@ -189,9 +188,7 @@ class GRPOBase(PolicyModule):
 
     def reference_model(self) -> Any | None:
         """In the policy's precision and on its device: Lightning converts the policy only, after it was copied."""
-        if not self._reference:
-            return None
-        return self._reference[0].to(device=self.device, dtype=next(self.model.parameters()).dtype)
+        return None if self._reference is None else self._reference()
 
     def generate(
         self, stage: str, prefixes: list[list[int]], budgets: list[int], *, call: int, temperature: float | None = None

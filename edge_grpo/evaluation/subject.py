@@ -16,7 +16,7 @@ from edge_grpo.data.base import PromptTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.runs.checkpoints import MANIFEST, STATE, damage, iteration_of, read_manifest
-from edge_grpo.runs.settings import portable
+from edge_grpo.runs.settings import check_frozen, portable
 
 LOADER = "edge_grpo.policy.load.load_policy"
 TRUSTED = {"model": ("edge_grpo.policy",), "template": ("edge_grpo.data.templates",)}
@@ -164,6 +164,7 @@ def _exported(folder: Path, config: Mapping[str, Any], allowed: list[str]) -> Po
         "path": str((folder / "model").absolute()),
         "gradient_checkpointing": False,
         "revision": None,
+        "lora": None,  # merged
     }
     return _built({"model": node}, "model", allowed, folder)
 
@@ -175,8 +176,9 @@ def _checkpointed(checkpoint: Path, config: Mapping[str, Any], allowed: list[str
     policy = _built({"model": node}, "model", allowed, checkpoint)
     state = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)["state_dict"]
     weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    check_frozen(checkpoint, policy.frozen_digest())
     try:
-        policy.model.load_state_dict(weights)
+        policy.load_trained(weights)
     except RuntimeError as error:
         raise UserError(
             f"run={checkpoint}: of another model than its config says ({str(error).split(':')[0]})"

@@ -1,11 +1,14 @@
 """The policy: a causal language model with its tokenizer."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
@@ -94,6 +97,44 @@ class Policy:
     def decode(self, token_ids: Tensor) -> str:
         """[L] ids -> text without special tokens."""
         return self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What the policy computes with now, under the names of the plain model's `state_dict`, one after the other.
+
+        Tensors may be the policy's own: they are read, never written, and hold until the next optimiser step. Tied ones
+        come under each of their names.
+        """
+        yield from self.model.state_dict().items()
+
+    def initial(self) -> Callable[[], Any]:
+        """Keep the policy as it is now; what is returned gives that model, frozen, with the policy's precision then."""
+        kept = deepcopy(self.model).eval().requires_grad_(False)
+        return lambda: kept.to(device=self.model.device, dtype=next(self.model.parameters()).dtype)
+
+    def frozen(self) -> dict[str, Tensor]:
+        """The parameters that training leaves as they are, under their names in `model`; no checkpoint holds them."""
+        # A tied one under each of its names.
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name: parameter.detach() for name, parameter in named if not parameter.requires_grad}
+
+    def frozen_digest(self) -> str | None:
+        """SHA-256 of the names, types, shapes and bits of `frozen`; None where all is trained."""
+        frozen, digest = self.frozen(), hashlib.sha256()
+        for name in sorted(frozen):
+            weight = frozen[name]
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
+            digest.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest() if frozen else None
+
+    def load_trained(self, state: Mapping[str, Tensor]) -> None:
+        """Take the tensors of a checkpoint: all of `model` but the frozen ones.
+
+        Raises:
+            RuntimeError: names or shapes are others.
+        """
+        missing, unexpected = self.model.load_state_dict(state, strict=False)
+        if odd := sorted({*missing} - self.frozen().keys()) + sorted(unexpected):
+            raise RuntimeError(f"{odd[0]} is missing or unexpected")
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` loads: safetensors, tokenizer, generation config."""

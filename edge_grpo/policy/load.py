@@ -11,6 +11,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.generation_settings import ignore_settings, refuse_settings
+from edge_grpo.policy.lora import Lora, base_of, is_adapter, merge_adapter
 from edge_grpo.policy.memory import is_out_of_memory
 
 
@@ -22,11 +23,12 @@ def load_policy(
     trust_remote_code: bool,
     revision: str | None,
     ignored_generation_settings: Sequence[str] = (),
+    lora: Lora | None = None,
 ) -> Policy:
     """Any Hugging Face causal language model with its tokenizer.
 
     Args:
-        path: folder or hub name.
+        path: folder or hub name; in the folder of an adapter lies none, so its model is loaded and it is merged.
         dtype: of the weights. With bfloat16 weights AdamW loses updates below 1/256 of a weight: for small
             learning rates keep float32 weights and set `trainer.precision=bf16-mixed`. There is no float16: its
             gradients underflow without loss scaling.
@@ -37,6 +39,7 @@ def load_policy(
         revision: branch, tag or commit on the hub.
         ignored_generation_settings: names in the model's generation config that are dropped, and not exported with
             the trained model: see `refuse_settings`.
+        lora: adapters to train in place of the weights; None for none.
 
     Raises:
         UserError: nothing loadable there, no causal head, weights that are missing or of another shape than the
@@ -45,7 +48,7 @@ def load_policy(
     folder = Path(path).expanduser()
     if path.startswith((".", "/", "~")) and not folder.is_dir():
         raise UserError(f"model.path={path}: no such folder")
-    where = str(folder) if path.startswith("~") else path
+    where = base_of(folder) if is_adapter(folder) else str(folder) if path.startswith("~") else path
     try:
         tokenizer = _load_tokenizer(where, revision=revision, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -63,6 +66,8 @@ def load_policy(
             raise
         raise UserError(f"model.path={path}: {_reason(error, where, revision)}") from error
     _refuse_partial(path, report)
+    if is_adapter(folder):
+        model = merge_adapter(model, folder)
     try:
         ignore_settings(model, ignored_generation_settings)
         refuse_settings(model)
@@ -70,7 +75,8 @@ def load_policy(
         raise UserError(f"model.path={path}: {error}") from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Policy(model=model, tokenizer=tokenizer)
+    policy = Policy(model=model, tokenizer=tokenizer)
+    return policy if lora is None else lora.adapt(policy)
 
 
 def _refuse_partial(path: str, report: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.lora import Lora
 
 # The padding token bears the name that transformers' Qwen2 tokenizer would otherwise add as a token of its own.
 SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"
@@ -50,12 +51,14 @@ def random_tiny_policy(
     num_kv_heads: int = 2,
     intermediate_size: int = 384,
     context_length: int = 4096,
+    lora: Lora | None = None,
 ) -> Policy:
     """An untrained Qwen2-shaped policy, 0.82 M parameters by default.
 
     Args:
         seed: of the initial weights.
         context_length: in tokens, prompt and response together.
+        lora: adapters to train in place of the weights; None for none.
     """
     tokenizer = byte_tokenizer()
     config = Qwen2Config(
@@ -77,4 +80,5 @@ def random_tiny_policy(
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    return Policy(model=model, tokenizer=tokenizer)
+    policy = Policy(model=model, tokenizer=tokenizer)
+    return policy if lora is None else lora.adapt(policy)

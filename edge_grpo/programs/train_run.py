@@ -24,7 +24,7 @@ from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
 from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.resume import drop_later, what_is_left
-from edge_grpo.runs.settings import check_data, portable
+from edge_grpo.runs.settings import FROZEN, check_data, check_frozen, portable
 from edge_grpo.runs.status import saying_status, write_status, write_whole
 from edge_grpo.runs.stopping import check_budget, ended_by, generated_tokens
 from edge_grpo.runs.trainer import check_trainer, known_ranks
@@ -76,14 +76,15 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     data, evaluation, _, _, module = parts
     module.adopt(instantiate(cfg.model))
     _prepare(data, module, evaluation)
-    problems = {**data.fingerprints(), **evaluation.fingerprints()}
+    behind = {"problems": {**data.fingerprints(), **evaluation.fingerprints()}, FROZEN: module.policy.frozen_digest()}
     if left.checkpoint is not None:
-        check_data(left.checkpoint, problems, to_dict(cfg), allow_changes=cfg.resume.allow_changes)
+        check_data(left.checkpoint, behind["problems"], to_dict(cfg), allow_changes=cfg.resume.allow_changes)
+        check_frozen(left.checkpoint, behind[FROZEN], allow_changes=cfg.resume.allow_changes)
     if is_first_rank():  # nothing of an earlier run is touched before all is checked
         _take_over(cfg, folder, left.checkpoint)
         report_data(data, folder)
     with saying_status(folder) if is_first_rank() else nullcontext():
-        return _fit(cfg, folder, parts, left.checkpoint, problems)
+        return _fit(cfg, folder, parts, left.checkpoint, behind)
 
 
 class _Parts(NamedTuple):
@@ -119,11 +120,14 @@ def _parts(cfg: DictConfig) -> _Parts:
     return parts
 
 
-def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, problems: Mapping[str, str]) -> float:
-    """Train from `resumed` on and write the results, with loggers that are closed however it ends."""
+def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, behind: Mapping[str, Any]) -> float:
+    """Train from `resumed` on and write the results, with loggers that are closed however it ends.
+
+    `behind` goes into the manifests: the digests of what the settings only name.
+    """
     data, evaluation, callbacks, checkpointing, module = parts
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
-    about = {**_about(cfg, folder), "problems": problems}  # after the loggers: W&B's gives the run its id
+    about = {**_about(cfg, folder), **behind}  # after the loggers: W&B's gives the run its id
     checkpointing.about = about
     trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
     failed = True

@@ -36,6 +36,8 @@ OF_THE_STATE = ("optimizer", "algorithm._target_")
 """what the state in a checkpoint belongs to, but for `HYPERPARAMETERS`"""
 HYPERPARAMETERS = ("lr", "weight_decay", "betas", "eps")
 """what of an optimiser takes its new value beside the old state (`algorithms.schedules.take_settings`)"""
+FROZEN = "frozen_weights"
+"""in a checkpoint's manifest: `Policy.frozen_digest`"""
 _ASSET = re.compile(r"^.*/edge_grpo/assets/(.+)$")
 
 
@@ -94,6 +96,29 @@ def check_data(checkpoint: Path, digests: Mapping[str, str], config: Mapping[str
         raise UserError(
             f"{message}: put the file back, or go on all the same with resume.allow_changes=true, or resume=never"
         )
+    log.warning("%s: going on all the same", message)
+
+
+def check_frozen(checkpoint: Path, digest: str | None, *, allow_changes: bool = False) -> None:
+    """Hold the frozen weights, which no checkpoint has, against those that the checkpoint was trained on.
+
+    Args:
+        checkpoint: its folder.
+        digest: `Policy.frozen_digest` of the model that is loaded.
+        allow_changes: only warn.
+
+    Raises:
+        UserError: they are others, because the files behind `model` have changed.
+    """
+    before = read_manifest(checkpoint).get(FROZEN)
+    if before == digest:
+        return
+    message = (
+        f"the frozen weights are not those that {checkpoint} was trained on (SHA-256 {before} there, {digest} here): "
+        "put the model back"
+    )
+    if not allow_changes:
+        raise UserError(f"{message}, or set `model` as it was")
     log.warning("%s: going on all the same", message)
 
 
