@@ -220,7 +220,9 @@ def test_the_random_model_is_as_large_as_its_config_says():
 
 @functools.cache
 def experiment(option: str, config_name: str = "train"):
-    return composed(config_name, f"experiment={option}", "model=tiny_random", "logger=csv")[0]
+    text = (config_dir() / "experiment" / f"{option}.yaml").read_text()
+    model = () if "override /model:" in text else ("model=tiny_random",)  # settings of its model belong to that
+    return composed(config_name, f"experiment={option}", *model, "logger=csv")[0]
 
 
 @every("experiment")
@@ -260,7 +262,7 @@ def test_a_key_that_no_constructor_takes_is_refused_wherever_it_stands(option):
 @every("experiment")
 def test_every_setting_is_a_constructor_argument_or_read_by_the_run_itself(option):
     plain = to_dict(experiment(option))
-    own = {"name", "seed", "resume", "allowed_targets", "paths"}
+    own = {"name", "seed", "resume", "allowed_targets", "paths", "plan"}
     nodes = set(targets(plain))
     for name, node in plain.items():
         if name in own or node is None:
@@ -268,6 +270,7 @@ def test_every_setting_is_a_constructor_argument_or_read_by_the_run_itself(optio
         inside = [name] if name in nodes else [f"{name}.{child}" for child, value in node.items() if value is not None]
         assert set(inside) <= nodes, f"nothing reads {name}"
     assert set(plain["paths"]) == {"run_dir"}
+    assert set(plain["plan"]) == {"memory_gb"}
     assert set(plain["resume"]) == {"directory", "start_over", "allow_changes"}
 
 

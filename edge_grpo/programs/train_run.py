@@ -17,6 +17,7 @@ from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
 from edge_grpo.programs.context import check_context, warn_of_small_budget
+from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.runs.checkpoints import STATE, read_manifest
 from edge_grpo.runs.directory import alone_in, is_first_rank
@@ -74,7 +75,10 @@ def _run(cfg: DictConfig, folder: Path) -> float:
     pl.seed_everything(cfg.seed, verbose=False)
     parts = _parts(cfg)
     data, evaluation, _, _, module = parts
+    told = is_first_rank() and tell_plan(cfg)
     module.adopt(instantiate(cfg.model))
+    if is_first_rank() and not told:  # the loader makes the model up
+        tell_plan(cfg, module.policy.model.config)
     _prepare(data, module, evaluation)
     behind = {"problems": {**data.fingerprints(), **evaluation.fingerprints()}, FROZEN: module.policy.frozen_digest()}
     if left.checkpoint is not None:

@@ -27,6 +27,7 @@ FREE = (
     "callbacks",
     "checkpoint",
     "allowed_targets",
+    "plan",
     MAX_ITERATIONS,
     MAX_GENERATED_TOKENS,
     "evaluation.every_n_iterations",

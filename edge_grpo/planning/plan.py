@@ -1,0 +1,193 @@
+"""The memory of a run, by part and by what the run does at the time."""
+
+import os
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from edge_grpo.planning.passes import (
+    Weights,
+    optimizer_step,
+    rollout_pass,
+    update_pass,
+    weights,
+)
+from edge_grpo.planning.run_settings import RunSettings
+
+ROLLOUT, EVALUATION, UPDATE, STEP = "rollout", "evaluation", "update", "step"
+PHASES = (ROLLOUT, EVALUATION, UPDATE, STEP)
+PREFILL_TOKENS = 4096
+"""of one forward pass over prompts in `rollouts/native.py`"""
+DRAWING_COPIES = 4
+"""of the logits [n, V] in float32, while a token of every row is drawn on a GPU; on the CPU it is done row by row"""
+GPU_PROGRAM = 1_500_000_000
+"""bytes of CUDA's context and libraries, and of what the allocator has and cannot use: reckoned, not measured"""
+ENGINE_WORKSPACE = 1_500_000_000
+"""bytes that a rollout engine with weights of its own has besides weights and cache: reckoned, not measured"""
+
+
+class Part(NamedTuple):
+    """Bytes of one part in each phase in which it is there, and what it is of."""
+
+    name: str
+    bytes: Mapping[str, int]
+    note: str = ""
+
+
+class Plan(NamedTuple):
+    """What a run needs on each device.
+
+    Args:
+        settings: that it was made of.
+        parts: of the memory; the first is the weights.
+        parameters, trained: of the model, and those that the optimiser moves.
+        checkpoint: bytes of one; `exported`: of the trained model in `model/`.
+    """
+
+    settings: RunSettings
+    parts: tuple[Part, ...]
+    parameters: int
+    trained: int
+    checkpoint: int
+    exported: int
+
+    def total(self, phase: str) -> int:
+        """Bytes in this phase."""
+        return sum(part.bytes.get(phase, 0) for part in self.parts)
+
+    @property
+    def peak_phase(self) -> str:
+        return max(PHASES, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """The largest total."""
+        return self.total(self.peak_phase)
+
+    @property
+    def weights(self) -> int:
+        """Bytes without which there is no phase at all."""
+        return self.parts[0].bytes[UPDATE]
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the checkpoints that are there at once, one of them being written, and of the exported model."""
+        return self.settings.checkpoints * self.checkpoint + self.exported
+
+    @property
+    def tokens(self) -> int:
+        """Of an iteration of this rank, if every row is as long as it may be."""
+        run = self.settings
+        return run.problems * run.prompt_tokens + run.rows * run.response_tokens
+
+
+def make_plan(run: RunSettings) -> Plan:
+    """Count every part; no weight is loaded, and no draw of the process changes.
+
+    Raises:
+        UserError: a model that does not run on flat tokens, which nothing is known of.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _plan(run)
+
+
+def _plan(run: RunSettings) -> Plan:
+    of, full = weights(run.model), run.model.adapters is None
+    step = optimizer_step(run.model, run.optimizer, on_gpu=run.on_gpu)
+    parts = [
+        _always("weights", of.bytes, f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
+        _always("gradients", of.trained_bytes, f"{of.trained / 1e6:,.1f} M trained"),
+        _always("optimizer", step.state),
+    ]
+    if run.reference and full:
+        parts.append(_always("reference", of.bytes, "loss.beta > 0"))
+    if run.ranks > 1:
+        parts.append(_always("gradients in transit", of.trained_bytes, f"DDP over {run.ranks} ranks"))
+    parts += _rollout(run, of) if run.engine_cache is None else _engine(run, of)
+    parts += _update(run)
+    parts.append(Part("work of the step", {STEP: 0 if run.fused_optimizer else step.moment}))
+    parts.append(_program(on_gpu=run.on_gpu))
+    return Plan(
+        settings=run,
+        parts=tuple(parts),
+        parameters=of.parameters,
+        trained=of.trained,
+        checkpoint=(of.bytes if full else of.trained_bytes) + step.state,
+        exported=of.bytes,
+    )
+
+
+def _always(name: str, size: int, note: str = "") -> Part:
+    # Gradients too: they are freed before the next backward pass, not before the rollout.
+    return Part(name, dict.fromkeys(PHASES, size), note)
+
+
+def _rollout(run: RunSettings, of: Weights) -> list[Part]:
+    """The cache of the rows that are decoded at once, as long as they may become, and the passes that fill it."""
+    rows, evaluated = _at_once(run, run.rows), _at_once(run, run.evaluated_rows or run.rows)
+    prompts = (
+        run.rows * run.row_tokens if run.response_tokens > run.sampled_tokens else run.problems * run.prompt_tokens
+    )
+    one = rollout_pass(run.model, min(PREFILL_TOKENS, prompts), max(rows, evaluated))
+    shared = run.problems * run.prompt_tokens if rows < run.rows else 0  # prompts whose other rows are waiting
+    cache = {
+        ROLLOUT: (rows * run.row_tokens + shared) * one.kv,
+        EVALUATION: evaluated * (run.prompt_tokens + run.evaluated_tokens) * one.kv,
+    }
+    drawing = {
+        phase: n * of.vocabulary * 4 * DRAWING_COPIES if run.on_gpu else 0
+        for phase, n in ((ROLLOUT, rows), (EVALUATION, evaluated))
+    }
+    return [
+        Part("KV cache", cache, f"{rows} rows of {run.row_tokens:,} tokens; evaluation {evaluated}"),
+        Part("decoding", {phase: one.activations + drawn for phase, drawn in drawing.items()}),
+    ]
+
+
+def _at_once(run: RunSettings, rows: int) -> int:
+    return rows if run.max_batch_rows is None else min(rows, run.max_batch_rows)
+
+
+def _engine(run: RunSettings, of: Weights) -> list[Part]:
+    """An engine of its own holds the weights a second time; on a GPU it sleeps while the others work."""
+    awake = (ROLLOUT, EVALUATION) if run.on_gpu else PHASES
+    return [
+        Part("engine: weights", dict.fromkeys(awake, of.parameters * run.engine_element)),
+        Part("engine: KV cache", dict.fromkeys(awake, run.engine_cache or 0), "rollout.kv_cache_gb"),
+        Part("engine: workspace", dict.fromkeys(awake, ENGINE_WORKSPACE), "reckoned"),
+    ]
+
+
+def _update(run: RunSettings) -> list[Part]:
+    passed = update_pass(
+        run.model, run.microbatch, run.chunk_tokens, later=run.several_microbatches, in_place=run.ranks == 1
+    )
+    return [
+        Part("activations", {UPDATE: passed.activations}, f"micro-batch of {run.microbatch.tokens:,} tokens"),
+        Part("logits", {UPDATE: passed.logits}, f"chunk of {run.chunk_tokens:,} tokens; 0 where the peak is elsewhere"),
+    ]
+
+
+def _program(*, on_gpu: bool) -> Part:
+    if on_gpu:
+        return _always("CUDA", GPU_PROGRAM, "reckoned")
+    return _always("Python and libraries", resident_bytes(), "this process now")
+
+
+def resident_bytes() -> int:
+    """Memory that this process has now."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # its peak, elsewhere
+
+
+def device_memory(*, on_gpu: bool) -> int | None:
+    """Bytes of the device at hand: the smallest GPU, or this machine's RAM; None where there is no GPU."""
+    if not on_gpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return min((torch.cuda.get_device_properties(i).total_memory for i in gpus), default=None)
