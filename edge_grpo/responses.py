@@ -25,7 +25,7 @@ def without_eos(response: Response, eos_ids: Sequence[int]) -> Response:
         response,
         token_ids=response.token_ids[:-1],
         sampling_logprobs=response.sampling_logprobs[:-1],
-        entropies=response.entropies[:-1],
+        entropies=None if response.entropies is None else response.entropies[:-1],
         provenance=response.provenance[:-1],
         finish_reason="length",
     )
@@ -44,12 +44,16 @@ def reference_response(token_ids: Sequence[int]) -> Response:
 
 
 def join(first: Response, second: Response) -> Response:
-    """Two pieces of one response; it ends as the second piece ends, and is trained as the first."""
+    """Two pieces of one response; it ends as the second piece ends, and is trained as the first.
+
+    It has entropies where both pieces have.
+    """
+    both = None if first.entropies is None or second.entropies is None else (first.entropies, second.entropies)
     return replace(
         first,
         token_ids=torch.cat([first.token_ids, second.token_ids]),
         sampling_logprobs=torch.cat([first.sampling_logprobs, second.sampling_logprobs]),
-        entropies=torch.cat([first.entropies, second.entropies]),
+        entropies=None if both is None else torch.cat(both),
         provenance=torch.cat([first.provenance, second.provenance]),
         finish_reason=second.finish_reason,
     )

@@ -109,6 +109,7 @@ class Response:
             with probability one.
         entropies: [L] float32, nats, full-vocabulary entropy of the policy at the rollout temperature where the
             token was sampled, before truncation; 0 for injected and reference tokens, for which none was computed.
+            None where the engine tells none of its tokens (`RolloutEngine.records_entropies`).
         provenance: [L] int8, values of `Provenance`.
         finish_reason: "stop" if an EOS or a stop string ended it, "length" if the budget did.
         prompt_ids: the prompt that it is trained under, where that is not its problem's (a hint in the user turn).
@@ -122,7 +123,7 @@ class Response:
 
     token_ids: Tensor
     sampling_logprobs: Tensor
-    entropies: Tensor
+    entropies: Tensor | None
     provenance: Tensor
     finish_reason: FinishReason
     prompt_ids: tuple[int, ...] | None = None
@@ -131,9 +132,10 @@ class Response:
     advantage: float | None = None
 
     def __post_init__(self) -> None:
-        shapes = {tuple(x.shape) for x in (self.token_ids, self.sampling_logprobs, self.entropies, self.provenance)}
+        tensors = (self.token_ids, self.sampling_logprobs, self.entropies, self.provenance)
+        shapes = {tuple(x.shape) for x in tensors if x is not None}
         if len(shapes) != 1 or self.token_ids.ndim != 1:
-            raise ValueError(f"a response's four tensors must share one shape [L], got {sorted(shapes)}")
+            raise ValueError(f"a response's tensors must share one shape [L], got {sorted(shapes)}")
 
     def __len__(self) -> int:
         return self.token_ids.shape[0]

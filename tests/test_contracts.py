@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import fake_vllm
 import pytest
 import torch
 from allocation_rounds import Rounds, visited
@@ -135,7 +136,8 @@ def test_every_option_composes_and_fits_its_constructor(group, option):
         "token_filter",
     ],
 )
-def test_every_option_instantiates(group):
+def test_every_option_instantiates(group, monkeypatch):
+    fake_vllm.install(monkeypatch)
     for option in options(group):
         cfg = chosen(group, option)
         node = OmegaConf.select(cfg, group.replace("/", "."))

@@ -24,7 +24,7 @@ class UpdateGroups:
         tokens: [M] int64, response tokens of the group.
         parts: name of a reward -> [M, G] float, before weighting.
         entropies: [M, 2] float64, of the group's sampled tokens: their number, and the sum of their entropies in nats
-            (see `Response.entropies`); training always gives it.
+            (see `Response.entropies`); None where the engine recorded none.
     """
 
     rewards: Tensor
@@ -47,15 +47,14 @@ class UpdateGroups:
 
     @staticmethod
     def joined(some: Sequence["UpdateGroups"]) -> "UpdateGroups":
-        """The groups of several, one behind the other."""
+        """The groups of several, one behind the other; with entropies where all of them have."""
+        entropies = [groups.entropies for groups in some if groups.entropies is not None]
         return UpdateGroups(
             rewards=torch.cat([groups.rewards for groups in some]),
             correct=torch.cat([groups.correct for groups in some]),
             tokens=torch.cat([groups.tokens for groups in some]),
             parts={name: torch.cat([groups.parts[name] for groups in some]) for name in some[0].parts},
-            entropies=torch.cat(
-                [groups.entropies for groups in some if groups.entropies is not None] or [torch.zeros(0, 2)]
-            ),
+            entropies=torch.cat(entropies) if len(entropies) == len(some) else None,
         )
 
 

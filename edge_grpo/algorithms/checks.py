@@ -62,6 +62,7 @@ def check_settings(
         raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
     _check_pass_rate(advantage, correction)
     _check_importance(strategies["importance_correction"], rollout, loss, correction)
+    _check_entropies(rollout, strategies)
     _warn_of_entropy_twice(advantage)
 
 
@@ -98,6 +99,18 @@ def _check_importance(importance: ImportanceCorrection, rollout: RolloutEngine, 
             f"engine never gave, so {name} has nothing to compare: choose another correction (scaf_grpo: "
             "correction.replace_hint_prompt=false), or set importance_correction=none"
         )
+
+
+def _check_entropies(rollout: RolloutEngine, strategies: Mapping[str, Any]) -> None:
+    """What reads the entropies that were recorded with the tokens wants an engine that records them."""
+    if getattr(rollout, "records_entropies", True):
+        return
+    for name, part in parts_of(strategies):
+        if getattr(part, "reads_recorded_entropy", False):
+            raise UserError(
+                f"{name} ({type(part).__name__}) reads the entropies with which tokens were sampled, and this rollout "
+                f"({type(rollout).__name__}) records none: set rollout=native, or choose another {name}"
+            )
 
 
 def _warn_of_entropy_twice(advantage: Any) -> None:

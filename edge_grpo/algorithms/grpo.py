@@ -15,6 +15,7 @@ from edge_grpo.allocations.base import Draw
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.group_filters.base import Groups
 from edge_grpo.losses.base import UpdateSize
+from edge_grpo.rollouts.base import context_bound, engine_metrics
 from edge_grpo.types import Problem, ProblemBatch, Rollout, ScoredRollout
 
 
@@ -52,6 +53,7 @@ class GRPOModule(GRPOBase):
         )
         metrics |= verifier_metrics(graded_before, self.rewards.counts)
         metrics |= timing_metrics(self.take_timings(), drawing.metrics["allocation/tokens_drawn"], update, steps)
+        metrics |= engine_metrics(self.rollout)
         metrics["perf/peak_memory_gb"] = self.peak_memory_gb()
         done = Iteration(
             metrics=self.record(metrics, step=self.iteration),
@@ -110,7 +112,7 @@ class GRPOModule(GRPOBase):
             generator=self.generator("correction"),
             max_new_tokens=self.rollout.max_new_tokens,
             max_reward=self.rewards.max_reward,
-            context_length=self.policy.context_length,
+            context_length=context_bound(self.policy, getattr(self.rollout, "max_model_len", None))[0],
             prompt=self.prompt,
             problem=self.problem,
             history=self.history,

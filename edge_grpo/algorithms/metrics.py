@@ -97,8 +97,9 @@ def completion_metrics(sampled: ScoredRollout) -> dict[str, float]:
     right = [r for r, is_right in zip(responses, correct, strict=True) if is_right]
     wrong = [r for r, is_right in zip(responses, correct, strict=True) if not is_right]
     for name, chosen in (("entropy", responses), ("entropy_correct", right), ("entropy_wrong", wrong)):
-        if sum(map(len, chosen)):
-            metrics[f"train/{name}"] = float(torch.cat([r.entropies for r in chosen]).mean())
+        entropies = [r.entropies for r in chosen if r.entropies is not None]
+        if sum(map(len, entropies)) and len(entropies) == len(chosen):  # the engine has told them
+            metrics[f"train/{name}"] = float(torch.cat(entropies).mean())
     return metrics
 
 
@@ -143,6 +144,7 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
         **advantage_metrics(update.advantages, update.batch.completion_mask),
         "perf/skipped_tokens": float(lengths.sum() - lengths[update.computed].sum()),
         **off_policy_metrics(update),
+        **own_entropy(update),
         **advantage_logprob_covariance(update),
         **update.of_advantage.reduced(),
         **update.of_loss.reduced(),
@@ -156,6 +158,15 @@ def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
         "train/advantage_var": float(row_means(advantages, mask).var(correction=0)),
         "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
     }
+
+
+def own_entropy(update: GRPOUpdate) -> dict[str, float]:
+    """`train/update_entropy`, of the update's own forward passes; nothing where the rollout has recorded entropies."""
+    if update.recorded is None or update.recorded.entropy is not None:
+        return {}
+    sampled = (update.recorded.trained & update.recorded.sampled)[update.computed]
+    entropy = update.entropy[update.computed][sampled]
+    return {"train/update_entropy": float(entropy.mean())} if len(entropy) else {}
 
 
 def off_policy_metrics(update: GRPOUpdate) -> dict[str, float]:

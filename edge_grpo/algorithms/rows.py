@@ -1,7 +1,7 @@
 """Which rows of a rollout enter an update, and which of these are computed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,12 +78,8 @@ def recorded(
     batch: UpdateBatch, rollout: Rollout, gathered: Callable[[Any], list[Any]], generator: Callable[[], torch.Generator]
 ) -> TokenFilterInputs:
     """What the rollout recorded of the batch's tokens, for a token filter; without advantages."""
-    entropy = torch.zeros_like(batch.sampling_logprobs)
-    for i, row in enumerate(batch.row_ids.tolist()):
-        response = rollout.responses[row]
-        entropy[i, : len(response)] = response.entropies
     return TokenFilterInputs(
-        entropy=entropy,
+        entropy=_recorded_entropies(batch, rollout),
         sampling_logprobs=batch.sampling_logprobs,
         trained=batch.trained,
         sampled=batch.sampled_mask,
@@ -91,6 +87,17 @@ def recorded(
         over_ranks=lambda values: torch.cat(gathered(values.cpu())).to(values.device),
         generator=generator,
     )
+
+
+def _recorded_entropies(batch: UpdateBatch, rollout: Rollout) -> Tensor | None:
+    """[N, T], or None where a row has none."""
+    entropy = torch.zeros_like(batch.sampling_logprobs)
+    for i, row in enumerate(batch.row_ids.tolist()):
+        response = rollout.responses[row]
+        if response.entropies is None:
+            return None
+        entropy[i, : len(response)] = response.entropies
+    return entropy
 
 
 def grading_of(
@@ -117,9 +124,7 @@ def grading_of(
         correct=scores.correct[rows].view(-1, num_generations),
         tokens=batch.response_lengths.cpu().view(-1, num_generations).sum(1),
         parts={name: part.view(-1, num_generations) for name, part in parts.items()},
-        entropies=torch.tensor([_sampled_entropy(rollout.responses[row]) for row in rows.tolist()], dtype=torch.float64)
-        .view(-1, num_generations, 2)
-        .sum(1),
+        entropies=_sampled_entropies([rollout.responses[row] for row in rows.tolist()], num_generations),
     )
     # A group that stands in with weight 0 (see `kept_rows`) is in no statistic, unless there is no other on any rank.
     trained = bool((batch.token_weights > 0).any())
@@ -136,10 +141,15 @@ def grading_of(
     )
 
 
-def _sampled_entropy(response: Response) -> tuple[int, float]:
-    """Sampled tokens, and the sum of their entropies."""
-    sampled = response.provenance == Provenance.SAMPLED
-    return int(sampled.sum()), float(response.entropies[sampled].sum())
+def _sampled_entropies(responses: Sequence[Response], num_generations: int) -> Tensor | None:
+    """[M, 2] float64, of each group the sampled tokens and the sum of their entropies; None where a row has none."""
+    sums = []
+    for response in responses:
+        if response.entropies is None:
+            return None
+        sampled = response.provenance == Provenance.SAMPLED
+        sums.append((int(sampled.sum()), float(response.entropies[sampled].sum())))
+    return torch.tensor(sums, dtype=torch.float64).view(-1, num_generations, 2).sum(1)
 
 
 def computed_rows(

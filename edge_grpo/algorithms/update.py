@@ -78,7 +78,7 @@ class GRPOUpdate:
         self.advantages = torch.zeros_like(batch.token_weights, dtype=dtype)
         self.factors: Tensor | None = None  # [N, T] of the token filter
         # Of the policy before the update; filled by the first epoch before any step, or by `prepare`.
-        self.old_logprobs = torch.zeros_like(self.advantages)
+        self.old_logprobs, self.entropy = torch.zeros(2, *self.advantages.shape, dtype=dtype, device=rewards.device)
         self.ref_logprobs: Tensor | None = None
         self.of_advantage, self.of_loss, self.of_filter = (
             Reports(strategy, batch.num_rows) for strategy in (advantage, loss, token_filter)
@@ -100,6 +100,7 @@ class GRPOUpdate:
             before = self.forward.over(self.model, self.batch, microbatches)
         if several:
             self.old_logprobs = (before.logprobs * self.batch.completion_mask).to(self.old_logprobs.dtype)
+            self.entropy = before.entropy.to(self.entropy.dtype)
         if not self.advantage.reads_entropy:
             everything = torch.arange(self.batch.num_rows, device=self.rewards.device)
             self._take_advantages(everything, self.batch, None, None)
@@ -153,6 +154,7 @@ class GRPOUpdate:
             return torch.where(mask, stats.logprobs, 0.0).sum() * 0.0
         if epoch == 0 and len(self.steps) == 1:
             self.old_logprobs[rows, :width] = (stats.logprobs * mask).detach().to(self.old_logprobs.dtype)
+            self.entropy[rows, :width] = stats.entropy.detach().to(self.entropy.dtype)
         old, advantages = self.old_logprobs[rows, :width], self.advantages[rows, :width]
         if self.in_forward and (epoch == 0 or self.advantage.inside_update):
             advantages = self._take_advantages(rows, part, stats.entropy, old)

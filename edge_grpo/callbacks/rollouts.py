@@ -80,7 +80,9 @@ def _advantages(trained: TrainedRows) -> dict[int, dict[str, float | None]]:
 
 
 def _mean_entropy(response: Response) -> float | None:
-    return _number(float(response.entropies.mean())) if len(response) else None
+    if response.entropies is None or not len(response):
+        return None
+    return _number(float(response.entropies.mean()))
 
 
 def _number(value: float) -> float | None:

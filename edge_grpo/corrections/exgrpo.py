@@ -66,6 +66,7 @@ class ExGRPO:
     token_weight = UNIFORM_WEIGHT
     required_fields: frozenset[str] = frozenset()
     makes_off_policy = True
+    reads_recorded_entropy = True
     metrics: ClassVar[StrategyMetrics] = {
         "exgrpo/groups": StrategyMetric("share", "groups that a stored problem's group replaced"),
         "exgrpo/age": StrategyMetric("iterations", "since a replayed response was sampled, mean over these groups"),
@@ -181,10 +182,16 @@ class ExGRPO:
             right = [r for r, is_right in zip(responses, correct.tolist(), strict=True) if is_right]
             found = [Experience(count, iteration, response) for response in right]
             before = [self._stored.pop(name)] if name in self._stored else []
-            best = min([*before, *found], key=lambda experience: float(experience.response.entropies.mean()))
+            best = min([*before, *found], key=_mean_entropy)
             self._stored[name] = Experience(count, best.iteration, kept(best.response))
             if len(self._stored) > self.capacity:
                 del self._stored[next(iter(self._stored))]
+
+
+def _mean_entropy(experience: Experience) -> float:
+    entropies = experience.response.entropies
+    assert entropies is not None, "an engine without entropies is refused before the run"
+    return float(entropies.mean())
 
 
 def bucket_weights(ks: Sequence[int], g: int) -> Tensor:

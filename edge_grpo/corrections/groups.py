@@ -90,7 +90,7 @@ def kept(response: Response) -> Response:
         response,
         token_ids=response.token_ids.clone(),
         sampling_logprobs=response.sampling_logprobs.clone(),
-        entropies=response.entropies.clone(),
+        entropies=None if response.entropies is None else response.entropies.clone(),
         provenance=response.provenance.clone(),
     )
 

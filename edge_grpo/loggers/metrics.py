@@ -45,6 +45,11 @@ METRICS: dict[str, Metric] = {
     ),
     "train/entropy_correct": Metric("nats", "as train/entropy, over the tokens of responses that are right as sampled"),
     "train/entropy_wrong": Metric("nats", "as train/entropy, over the tokens of responses that are wrong as sampled"),
+    "train/update_entropy": Metric(
+        "nats",
+        "where the engine records no entropies (rollout=vllm) and train/entropy is absent: mean over the sampled and "
+        "trained tokens of computed rows, by the update's own forward passes before the first step",
+    ),
     "train/advantage_var": Metric(
         "advantage^2", "population variance over rows of the row's mean token advantage", "mean"
     ),
@@ -211,6 +216,20 @@ METRICS: dict[str, Metric] = {
         "share", "reward values of this iteration that were NaN or infinite: taken as 0", "max"
     ),
     "timing_s/*": Metric("s", "wall time of a stage in this iteration", "mean"),
+    "rollout/weight_sync_s": Metric(
+        "s",
+        "copying the policy's weights into an engine of its own (rollout=vllm) and comparing them, since the last "
+        "iteration's record, an evaluation's too",
+        "mean",
+        ranks="max",
+    ),
+    "rollout/weights_current": Metric(
+        "share",
+        "calls of that engine before which its tensors were compared with the policy's and were equal: always 1, "
+        "because another value ends the run",
+        "min",
+        ranks="min",
+    ),
     "perf/rollout_tokens_per_s": Metric("tokens/s", "tokens of the first rollout over its time", "mean"),
     "perf/update_tokens_per_s": Metric(
         "tokens/s", "response tokens computed (not skipped), times mu, over the update's time", "mean"

@@ -52,6 +52,7 @@ class AdaptiveEntropyLoss(ClippedLoss):
         init=False, repr=False, compare=False, default_factory=lambda: {"alpha": 0.0, "c": 0.0}
     )
 
+    reads_recorded_entropy: ClassVar[bool] = True
     metrics: ClassVar[StrategyMetrics] = (
         CLIP_METRICS
         | {"train/adaptive_entropy/coefficient": StrategyMetric("1", "alpha, the weight of the entropy bonus")}

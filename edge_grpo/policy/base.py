@@ -90,6 +90,10 @@ class Policy:
         """Longest prompt + response in tokens; None if the model sets no bound."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The plain model's weights by the names of its checkpoint, a tied one once: what engines are fed."""
+        return ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Text -> ids, no special tokens added (those written in the text are recognised)."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -7,6 +7,7 @@ from edge_grpo.data.arithmetic import ArithmeticDataModule
 from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.rollouts.base import context_bound
 from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
@@ -15,27 +16,30 @@ ARITHMETIC_BUDGET = 128
 """rollout.max_new_tokens where nobody sets it: a worked chain of the embedded arithmetic with room to spare"""
 
 
-def check_context(problems: Sequence[Problem], policy: Policy, longest: Sequence[int], way_out: str) -> None:
-    """Refuse a run in which a row could outgrow the model's context.
+def check_context(
+    problems: Sequence[Problem], policy: Policy, longest: Sequence[int], way_out: str, max_model_len: int | None = None
+) -> None:
+    """Refuse a run in which a row could outgrow the model's context, or the rollout engine's.
 
     Args:
         problems: with their prompts as tokens.
         policy: whose context it is.
         longest: tokens of a response to each problem, at most.
         way_out: what makes responses shorter.
+        max_model_len: bound of the rollout engine, if it has one.
 
     Raises:
         UserError: names the row that is over by most.
     """
-    limit = policy.context_length
+    limit, whose = context_bound(policy, max_model_len)
     if limit is None:
         return
     rows = zip(problems, longest, strict=True)
     problem, tokens = max(rows, key=lambda row: len(row[0].prompt_ids) + row[1])
     if len(problem.prompt_ids) + tokens > limit:
         raise UserError(
-            f"{problem.origin}: {len(problem.prompt_ids)} prompt tokens + up to {tokens} response tokens exceed the "
-            f"model's context of {limit}: {way_out}"
+            f"{problem.origin}: {len(problem.prompt_ids)} prompt tokens + up to {tokens} response tokens exceed "
+            f"{whose} of {limit}: {way_out}"
         )
 
 

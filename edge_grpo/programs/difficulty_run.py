@@ -50,7 +50,8 @@ def measure_difficulty(cfg: DictConfig) -> float:
     report_bad_rows(data.bad_rows, folder)
     problems: tuple[Problem, ...] = data.train_problems
     budget = engine.max_new_tokens
-    check_context(problems, policy, [budget] * len(problems), "lower rollout.max_new_tokens, or drop the row")
+    way_out, bound = "lower rollout.max_new_tokens, or drop the row", getattr(engine, "max_model_len", None)
+    check_context(problems, policy, [budget] * len(problems), way_out, bound)
     warn_of_small_budget(data, budget)
     rates: list[float] = []
     for start in range(0, len(problems), cfg.problems_per_batch):

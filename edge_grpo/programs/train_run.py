@@ -212,7 +212,8 @@ def _prepare(data: Any, module: Any, evaluation: PeriodicEvaluation) -> None:
         ungradable=module.ungradable,
     )
     problems = data.train_problems
-    check_context(problems, module.policy, module.longest_responses(problems), module.shorter_responses)
+    bound = getattr(module.rollout, "max_model_len", None)
+    check_context(problems, module.policy, module.longest_responses(problems), module.shorter_responses, bound)
     warn_of_small_budget(data, module.rollout.max_new_tokens)
     evaluation.prepare(module.policy, data.template, data.held_out_problems)
 

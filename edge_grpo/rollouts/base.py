@@ -62,7 +62,11 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 
 class RolloutEngine(Protocol):
-    """Continues token prefixes with the policy."""
+    """Continues token prefixes with the policy.
+
+    Optional: `records_entropies`, false where its responses have none; `max_model_len`, where it takes less than the
+    model's context; the method `take_metrics`, what it tells of itself since the last time, by logged name.
+    """
 
     sampling: Sampling
     max_new_tokens: int
@@ -128,10 +132,7 @@ class SamplingEngine(ABC):
         stop_strings: Sequence[str],
         max_batch_rows: int | None,
     ) -> None:
-        if max_new_tokens < 1 or (max_batch_rows is not None and max_batch_rows < 1):
-            raise UserError(f"rollout needs max_new_tokens={max_new_tokens} and max_batch_rows={max_batch_rows} >= 1")
-        if any(not stop for stop in stop_strings):
-            raise UserError("rollout.stop_strings holds an empty string, which would end every response at once")
+        check_sampling_settings(max_new_tokens, stop_strings, max_batch_rows)
         self.sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
         self.max_new_tokens = max_new_tokens
         self.stop_strings = tuple(stop_strings)
@@ -159,6 +160,18 @@ class SamplingEngine(ABC):
     @abstractmethod
     def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
         """The rows' responses, in order."""
+
+
+def check_sampling_settings(max_new_tokens: int, stop_strings: Sequence[str], max_batch_rows: int | None) -> None:
+    """Refuse settings that no engine can work with.
+
+    Raises:
+        UserError: names the setting.
+    """
+    if max_new_tokens < 1 or (max_batch_rows is not None and max_batch_rows < 1):
+        raise UserError(f"rollout needs max_new_tokens={max_new_tokens} and max_batch_rows={max_batch_rows} >= 1")
+    if any(not stop for stop in stop_strings):
+        raise UserError("rollout.stop_strings holds an empty string, which would end every response at once")
 
 
 def _uniforms(rows: int, width: int, generator: Generators) -> Tensor:
@@ -203,11 +216,12 @@ class Ends:
         return ended | self.criteria(tail, None)
 
 
-def sampled_response(tokens: Tensor, logprobs: Tensor, entropies: Tensor, *, stopped: bool) -> Response:
-    """A response of sampled tokens; the three tensors are [L] and are copied."""
+def sampled_response(tokens: Tensor, logprobs: Tensor, entropies: Tensor | None, *, stopped: bool) -> Response:
+    """A response of sampled tokens; the tensors are [L] and are copied."""
     reason: FinishReason = "stop" if stopped else "length"
     provenance = torch.full(tokens.shape, Provenance.SAMPLED, dtype=torch.int8)
-    return Response(tokens.clone(), logprobs.clone(), entropies.clone(), provenance, reason)
+    recorded = None if entropies is None else entropies.clone()
+    return Response(tokens.clone(), logprobs.clone(), recorded, provenance, reason)
 
 
 def token_distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -289,13 +303,29 @@ def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
     return Drawn(tokens.squeeze(-1), logprobs if sampling.truncates else logprobs - total.log(), entropies)
 
 
-def check_rows(policy: Policy, prefixes: Sequence[Sequence[int]], budgets: Sequence[int]) -> None:
+def context_bound(policy: Policy, max_model_len: int | None) -> tuple[int | None, str]:
+    """Longest prompt + response in tokens that model and engine take, None without a bound; and whose bound it is."""
+    own = policy.context_length
+    if max_model_len is not None and (own is None or max_model_len < own):
+        return max_model_len, "rollout.max_model_len"
+    return own, "the model's context"
+
+
+def engine_metrics(engine: RolloutEngine) -> dict[str, float]:
+    """What the engine tells of itself, by logged name; most tell nothing."""
+    take = getattr(engine, "take_metrics", None)
+    return {} if take is None else take()
+
+
+def check_rows(
+    policy: Policy, prefixes: Sequence[Sequence[int]], budgets: Sequence[int], max_model_len: int | None = None
+) -> None:
     """Refuse what no engine can generate from, before any generation starts.
 
     Raises:
-        UserError: an empty prefix, a budget below 1, or prefix + budget beyond the model's context.
+        UserError: an empty prefix, a budget below 1, or prefix + budget beyond the model's context or the engine's.
     """
-    limit = policy.context_length
+    limit, whose = context_bound(policy, max_model_len)
     for row, (prefix, budget) in enumerate(zip(prefixes, budgets, strict=True)):
         if not prefix or budget < 1:
             raise UserError(
@@ -303,6 +333,6 @@ def check_rows(policy: Policy, prefixes: Sequence[Sequence[int]], budgets: Seque
             )
         if limit is not None and len(prefix) + budget > limit:
             raise UserError(
-                f"row {row}: {len(prefix)} prompt tokens + {budget} new tokens exceed the model's context of {limit}: "
+                f"row {row}: {len(prefix)} prompt tokens + {budget} new tokens exceed {whose} of {limit}: "
                 "lower rollout.max_new_tokens, correction.reflection_tokens or data.max_prompt_tokens"
             )

@@ -13,7 +13,8 @@ class TokenFilterInputs:
     """N rows of an update on this rank, as the rollout recorded them.
 
     Args:
-        entropy: [N, T] nats, see `Response.entropies`; 0 for tokens that the policy did not sample.
+        entropy: [N, T] nats, see `Response.entropies`; 0 for tokens that the policy did not sample. None where the
+            engine recorded none: a filter that needs them says so by `reads_recorded_entropy = True`, and is refused.
         sampling_logprobs: [N, T], see `Response`.
         trained: [N, T] bool, the tokens that the loss is over.
         sampled: [N, T] bool, the tokens that the policy itself sampled: the others have neither entropy nor log-prob.
@@ -22,7 +23,7 @@ class TokenFilterInputs:
         generator: makes the CPU generator of this stage, iteration and rank.
     """
 
-    entropy: Tensor
+    entropy: Tensor | None
     sampling_logprobs: Tensor
     trained: Tensor
     sampled: Tensor

@@ -58,15 +58,18 @@ class ClipCov:
     def __call__(self, inputs: TokenFilterInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, T] factors, 0 or 1; reports of tokens."""
         assert inputs.advantages is not None
-        device, known = inputs.entropy.device, (inputs.trained & inputs.sampled).cpu()
+        device, known = inputs.sampling_logprobs.device, (inputs.trained & inputs.sampled).cpu()
         advantages, logprobs = inputs.advantages.cpu().double(), inputs.sampling_logprobs.cpu().double()
         sums = torch.stack([known.sum().double(), advantages[known].sum(), logprobs[known].sum()])
         count, *totals = inputs.over_ranks(sums).view(-1, 3).sum(0)
         mean_advantage, mean_logprob = (total / count.clamp(min=1) for total in totals)
         cov = torch.where(known, (advantages - mean_advantage) * (logprobs - mean_logprob), 0.0)
         chosen = self._chosen(known & (cov > self.lowest) & (cov < self.highest), int(count), inputs).to(device)
-        reports = {"train/clip_cov/covariance": cov.to(device), "train/clip_cov/share": chosen.to(inputs.entropy.dtype)}
-        return (~chosen).to(inputs.entropy.dtype), reports
+        reports = {
+            "train/clip_cov/covariance": cov.to(device),
+            "train/clip_cov/share": chosen.to(inputs.sampling_logprobs.dtype),
+        }
+        return (~chosen).to(inputs.sampling_logprobs.dtype), reports
 
     def _chosen(self, candidates: Tensor, count: int, inputs: TokenFilterInputs) -> Tensor:
         """[N, T] bool, the tokens that are drawn: every rank draws keys, the smallest keys of all ranks win."""

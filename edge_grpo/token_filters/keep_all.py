@@ -1,5 +1,6 @@
 """Every token counts alike, as in GRPO."""
 
+import torch
 from torch import Tensor
 
 from edge_grpo.token_filters.base import TokenFilterInputs
@@ -12,4 +13,4 @@ class KeepAllTokens:
 
     def __call__(self, inputs: TokenFilterInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, T]"""
-        return inputs.entropy.new_ones(inputs.entropy.shape), {}
+        return torch.ones_like(inputs.sampling_logprobs), {}

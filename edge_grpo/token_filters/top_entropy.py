@@ -38,6 +38,7 @@ class TopEntropy:
     over: Literal["update", "response"]
 
     reads_advantages = False
+    reads_recorded_entropy = True
     metrics: ClassVar[StrategyMetrics] = {
         "train/top_entropy/share": StrategyMetric("share", "trained tokens whose entropy is high enough to count")
     }
@@ -48,15 +49,17 @@ class TopEntropy:
 
     def __call__(self, inputs: TokenFilterInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N, T] factors, 0 or 1; reports them."""
-        known = inputs.trained & inputs.sampled
+        recorded, known = inputs.entropy, inputs.trained & inputs.sampled
+        if recorded is None:
+            raise ValueError("TopEntropy needs the entropies of the rollout")
         if self.over == "response":
-            entropy = inputs.entropy.masked_fill(~known, torch.nan)
+            entropy = recorded.masked_fill(~known, torch.nan)
             counted = entropy >= entropy.nanquantile(1 - self.top_share, dim=1, keepdim=True)
         else:
-            entropies = inputs.over_ranks(inputs.entropy[known])
+            entropies = inputs.over_ranks(recorded[known])
             # A rank without tokens asks for none either.
-            counted = inputs.entropy >= quantile(entropies, 1 - self.top_share) if len(entropies) else known
-        factors = (counted | ~known).to(inputs.entropy.dtype)
+            counted = recorded >= quantile(entropies, 1 - self.top_share) if len(entropies) else known
+        factors = (counted | ~known).to(recorded.dtype)
         return factors, {"train/top_entropy/share": factors}
 
 
