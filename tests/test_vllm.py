@@ -17,6 +17,7 @@ from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.programs.context import check_context
 from edge_grpo.programs.train_run import build_module
 from edge_grpo.rollouts.base import Sampling
+from edge_grpo.rollouts.isolation import untouched
 from edge_grpo.rollouts.vllm import VLLMRollout
 from edge_grpo.rollouts.vllm_weights import compare, policy_samples
 from edge_grpo.seeding import stage_generator
@@ -292,6 +293,20 @@ def test_generators_threads_and_default_type_are_as_before(policy):
     assert torch.equal(drawn[0], expected[0])
     assert drawn[1:] == expected[1:]
     assert (torch.get_num_threads(), torch.set_num_threads) == (threads, set_threads)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_an_eager_engine_compiles_nothing(eager):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda x: x + 1, backend=backend)
+    with untouched(torch.device("cpu"), eager=eager):
+        assert function(torch.zeros(2)).tolist() == [1.0, 1.0]
+    assert bool(compiled) is not eager
 
 
 def test_metrics_are_of_the_calls_since_the_last_time(policy):

@@ -84,7 +84,7 @@ class VLLMRollout:
         refuse_settings(policy.model)
         check_rows(policy, prefixes, budgets, self.max_model_len)
         seeds = _seeds(len(prefixes), generator)
-        with untouched(policy.model.device):
+        with untouched(policy.model.device, eager=self.enforce_eager):
             engine = self._engine or self._start(policy)
             engine.wake()
             engine.bring_up_to_date(policy)
