@@ -187,9 +187,9 @@ def test_named_weights_are_the_plain_models():
     policy = moved(adapted())
     before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
     found, model = dict(policy.named_weights()), plain().model
-    assert list(found) == list(model.state_dict()) == list(dict(plain().named_weights()))
-    assert found["lm_head.weight"].data_ptr() == found["model.embed_tokens.weight"].data_ptr()
-    model.load_state_dict(found)
+    assert list(found) == list(dict(model.named_parameters())) == list(dict(plain().named_weights()))
+    assert "lm_head.weight" not in found  # it is tied to the embedding
+    model.load_state_dict(found, strict=False)
     torch.testing.assert_close(logits(model), logits(policy.model), rtol=0, atol=1e-5)
     assert (logits(model) - logits(plain().model)).abs().max() > 0.01
     assert equal_weights(policy.model.state_dict(), before)
@@ -225,7 +225,7 @@ def test_an_adapters_folder_is_a_model(tmp_path):
     policy.save(tmp_path / "model")
     found = load_policy(str(tmp_path / "model" / "adapter"), *settings)
     assert found.frozen() == {}
-    assert equal_weights(found.model.state_dict(), dict(policy.named_weights()))
+    assert equal_weights(dict(found.model.named_parameters()), dict(policy.named_weights()))
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(
         UserError, match=r"the model that this adapter belongs to, .*/base, is not there: set base_model_"

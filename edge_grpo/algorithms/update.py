@@ -28,8 +28,7 @@ class GRPOUpdate:
         computed: [M] rows that are computed, in whole groups (see `rows.py`). The denominators count all rows.
         advantage, loss: the strategies; `num_generations`: G.
         forward: cuts micro-batches and computes log-probs and entropies.
-        token_filter: what a token's advantage is multiplied by; None: 1.
-        recorded: what the filter reads, without advantages.
+        token_filter: what a token's advantage is multiplied by, None: 1; `recorded`: what it reads, without advantages.
         importance_correction: weighs tokens by what trainer and engine say of them; None: 1.
         grading: of the rows; training always gives it.
         minibatches: the rows of each optimiser step of an epoch, in whole groups, every row once; one may have none
@@ -76,7 +75,7 @@ class GRPOUpdate:
         )
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self.advantages = torch.zeros_like(batch.token_weights, dtype=dtype)
-        self.factors: Tensor | None = None  # [N, T] of the token filter
+        self.factors = torch.ones_like(self.advantages)  # of the token filter
         # Of the policy before the update; filled by the first epoch before any step, or by `prepare`.
         self.old_logprobs, self.entropy = torch.zeros(2, *self.advantages.shape, dtype=dtype, device=rewards.device)
         self.ref_logprobs: Tensor | None = None
@@ -158,12 +157,11 @@ class GRPOUpdate:
         old, advantages = self.old_logprobs[rows, :width], self.advantages[rows, :width]
         if self.in_forward and (epoch == 0 or self.advantage.inside_update):
             advantages = self._take_advantages(rows, part, stats.entropy, old)
-        if self.factors is not None:
-            advantages = advantages * self.factors[rows, :width]
+        weights = self.factors[rows, :width] * self.importance_correction(Mismatch.of(part, old)).weights
         inputs = LossInputs(
             logprobs=stats.logprobs,
             old_logprobs=torch.where(part.off_policy[:, None], part.sampling_logprobs.to(old.dtype), old),
-            advantages=advantages * self.importance_correction(Mismatch.of(part, old)).weights,
+            advantages=advantages * weights,
             completion_mask=mask,
             token_weights=part.token_weights,
             entropy=stats.entropy if of_loss else stats.entropy.detach(),

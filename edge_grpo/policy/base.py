@@ -90,10 +90,6 @@ class Policy:
         """Longest prompt + response in tokens; None if the model sets no bound."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The plain model's weights by the names of its checkpoint, a tied one once: what engines are fed."""
-        return ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
-
     def encode(self, text: str) -> tuple[int, ...]:
         """Text -> ids, no special tokens added (those written in the text are recognised)."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -103,12 +99,11 @@ class Policy:
         return self.tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What the policy computes with now, under the names of the plain model's `state_dict`, one after the other.
+        """What the policy computes with now, under the plain model's names, one after the other, a tied one once.
 
-        Tensors may be the policy's own: they are read, never written, and hold until the next optimiser step. Tied ones
-        come under each of their names.
+        Tensors may be the policy's own: they are read, never written, and hold until the next optimiser step.
         """
-        yield from self.model.state_dict().items()
+        return ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
 
     def initial(self) -> Callable[[], Any]:
         """Keep the policy as it is now; what is returned gives that model, frozen, with the policy's precision then."""

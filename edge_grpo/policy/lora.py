@@ -113,7 +113,8 @@ class LoraPolicy(Policy):
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.named_weights`: merged weights are new tensors, made one at a time."""
         plain = self.model.get_base_model()
-        for name, weight in plain.state_dict().items():
+        for name, parameter in plain.named_parameters():
+            weight = parameter.detach()
             layer, adapted, own = name.rpartition(".base_layer.")
             if adapted:
                 yield f"{layer}.{own}", _merged(plain.get_submodule(layer), weight) if own == "weight" else weight
@@ -127,7 +128,9 @@ class LoraPolicy(Policy):
     def save(self, folder: Path) -> None:
         """The merged model, which loads without peft, and in `adapter/` the adapters alone."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._plain().save_pretrained(folder, state_dict=dict(self.named_weights()), safe_serialization=True)
+        plain = self._plain()
+        merged = {**plain.state_dict(), **dict(self.named_weights())}
+        plain.save_pretrained(folder, state_dict=merged, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
         # Otherwise peft asks the hub whether the embedding has grown.
         self.model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
