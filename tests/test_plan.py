@@ -276,8 +276,10 @@ def test_the_largest_micro_batch_by_hand():
     # A group takes 64 + 8 * 100 = 864 tokens, all three 2,592.
     assert run.microbatch == Microbatch(24, 3, 64, 100, False)
     assert not run.several_microbatches
-    cut = replace(run, microbatch_tokens=1000)  # one prompt, 936 tokens for ten rows
-    assert cut.microbatch == Microbatch(10, 1, 64, 93, False)
+    cut = replace(run, microbatch_tokens=1000)  # one group, whose eight rows leave tokens free
+    assert cut.microbatch == Microbatch(8, 1, 64, 100, False)
+    # A group of which 500 tokens are taken at once: 436 of them for five rows.
+    assert replace(run, microbatch_tokens=500).microbatch == Microbatch(5, 1, 64, 87, False)
     assert cut.several_microbatches
     # Less than a row is a row; a loss of whole groups takes a group.
     assert replace(run, microbatch_tokens=10).microbatch == Microbatch(1, 1, 64, 100, False)
@@ -402,8 +404,7 @@ def test_lora_is_advised_last_and_only_where_the_loader_knows_it():
     # 7 M parameters: weights, gradients and moments are 16 bytes each whatever else is lowered.
     small = Qwen2Config(**CONFIG.to_dict() | {"vocab_size": 20_000, "hidden_size": 256, "intermediate_size": 1024})
     run = settings(*FULL, "++model.lora={r: null}", "rollout.max_new_tokens=8", "correction=none", config=small)
-    plan, memory = make_plan(run), plan_module.GPU_PROGRAM + 110_000_000
-    assert 16 * plan.parameters > 110_000_000
+    plan, memory = make_plan(run), plan_module.GPU_PROGRAM + 130_000_000  # 116 MB of them, and activations
     changes, smaller = lowered(plan, memory)
     assert changes[-1].setting == "model.dtype=bfloat16 model.lora.r=16"
     assert smaller.peak <= memory
@@ -416,9 +417,9 @@ def test_lora_is_advised_last_and_only_where_the_loader_knows_it():
 
 
 def test_a_folder_and_a_preset_need_no_hub(tmp_path):
-    LlamaConfig(hidden_size=24).save_pretrained(tmp_path)
+    LlamaConfig(hidden_size=64).save_pretrained(tmp_path)
     read = read_config(str(tmp_path), None, trust_remote_code=False)
-    assert (read.config.hidden_size, read.source) == (24, f"{tmp_path}/config.json")
+    assert (read.config.hidden_size, read.source) == (64, f"{tmp_path}/config.json")
     read = read_config("Qwen/Qwen2.5-Math-7B", None, trust_remote_code=False)
     assert read.config.hidden_size == 3584
     assert "published shape" in read.source
@@ -444,16 +445,9 @@ def test_a_model_without_a_config_is_refused_by_name(tmp_path):
 # The program and the line at the start of a run
 
 
-@pytest.mark.parametrize(
-    ("experiment", "extra"),
-    [
-        ("qwen2.5_math_1.5b_24gb", ("++model.lora={r: 32, alpha: 64}", "++rollout.kv_cache_gb=4")),
-        ("qwen2.5_math_1.5b_80gb", ()),
-        ("qwen2.5_math_7b_80gb", ("++model.lora={r: 32, alpha: 64}", "++rollout.kv_cache_gb=8")),
-    ],
-)
-def test_a_preset_fits_the_card_that_it_names(experiment, extra, capsys):
-    cfg, _ = composed("plan", f"experiment={experiment}", *extra)
+@pytest.mark.parametrize("experiment", ["qwen2.5_math_1.5b_24gb", "qwen2.5_math_1.5b_80gb", "qwen2.5_math_7b_80gb"])
+def test_a_preset_fits_the_card_that_it_names(experiment, capsys):
+    cfg, _ = composed("plan", f"experiment={experiment}")
     assert plan_run.print_plan(cfg) < cfg.plan.memory_gb
     printed = capsys.readouterr().out
     assert f" of {cfg.plan.memory_gb:.2f} GB: fits" in printed

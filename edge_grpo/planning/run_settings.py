@@ -86,7 +86,8 @@ class RunSettings:
         group = self.tokens_of(self.generations)
         prompts = max(tokens // group, 1) if self.packing else max(tokens // self.row_tokens, 1)
         left = tokens - prompts * self.prompt_tokens
-        rows = max(-(-left // self.response_tokens), prompts) if self.packing else prompts
+        # A prompt has G rows at most, and groups stay whole where they fit.
+        rows = min(max(-(-left // self.response_tokens), 1), prompts * self.generations) if self.packing else prompts
         return Microbatch(rows, prompts, self.prompt_tokens, min(left // rows, self.response_tokens), self.on_gpu)
 
     @property
