@@ -88,7 +88,8 @@ def _copied(update: GRPOUpdate, through: Tensor) -> GRPOUpdate:
     """An update of the same rows that keeps nothing in the given one; its forward lets `through` [N, T] back."""
     own = copy(update)
     own.loss, own.advantage = deepcopy(update.loss), deepcopy(update.advantage)
-    own.advantages, own.old_logprobs = update.advantages.clone(), update.old_logprobs.clone()
+    for kept in ("advantages", "old_logprobs", "entropy"):
+        setattr(own, kept, getattr(update, kept).clone())
     own.of_advantage, own.of_loss = (Reports(strategy, update.batch.num_rows) for strategy in (own.advantage, own.loss))
     own.batch = _Marked(**vars(update.batch), through=through)
     own.forward = _Through(**vars(update.forward))

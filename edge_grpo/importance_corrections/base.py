@@ -38,7 +38,7 @@ class Mismatch:
 
         >>> mismatch = Mismatch(torch.tensor([[0.5, 0.0, -1.5]]), torch.tensor([[True, False, True]]))
         >>> mismatch.at("sequence"), mismatch.at("geometric")
-        (tensor([[-1., 0., -1.]]), tensor([[-0.5000,  0.0000, -0.5000]]))
+        (tensor([[-1.,  0., -1.]]), tensor([[-0.5000,  0.0000, -0.5000]]))
         """
         if level == "token":
             return self.log_ratio
