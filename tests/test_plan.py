@@ -411,6 +411,17 @@ def test_lora_is_advised_last_and_only_where_the_loader_knows_it():
     without, larger = lowered(make_plan(replace(run, can_adapt=False)), memory)
     assert not any("lora" in change.setting for change in without)
     assert larger.peak > memory
+    # With a little more memory the adapters fit alone: what was tried before them and helped too is not advised.
+    run = settings(
+        *FULL,
+        "++model.lora={r: null}",
+        "rollout.max_new_tokens=8",
+        "correction=none",
+        "data.problems_per_iteration=1",
+        config=small,
+    )
+    alone, _ = lowered(make_plan(run), memory + 20_000_000)
+    assert [change.setting for change in alone] == ["model.dtype=bfloat16 model.lora.r=16"]
 
 
 # Where the shape comes from
