@@ -70,6 +70,7 @@ def test_every_step_starts_from_no_gradient(tmp_path, monkeypatch):
 
     def kept(self, microbatch_losses):
         steps.append(optimise(self, microbatch_losses))
+        assert all(parameter.grad is None for parameter in self.parameters())  # a rollout has their memory
         return steps[-1]
 
     monkeypatch.setattr(PolicyModule, "optimise", kept)

@@ -185,7 +185,6 @@ class PolicyModule(pl.LightningModule):
             microbatch_losses: each computes the loss of one micro-batch, with graph; together they are the update's.
         """
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad(set_to_none=True)
         last = len(microbatch_losses) - 1
         losses = [self._backward(loss, sync=i == last) for i, loss in enumerate(microbatch_losses)]
         norm = self._gradient_norm()
@@ -199,6 +198,7 @@ class PolicyModule(pl.LightningModule):
         if self.max_grad_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # their memory is the next rollout's
         return Step(sum(losses), norm)
 
     def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> float:

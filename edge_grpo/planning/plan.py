@@ -99,7 +99,7 @@ def _plan(run: RunSettings) -> Plan:
     step = optimizer_step(run.model, run.optimizer, on_gpu=run.on_gpu)
     parts = [
         _always("weights", of.bytes, f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
-        _always("gradients", of.trained_bytes, f"{of.trained / 1e6:,.1f} M trained"),
+        Part("gradients", dict.fromkeys((UPDATE, STEP), of.trained_bytes), f"{of.trained / 1e6:,.1f} M trained"),
         _always("optimizer", step.state),
     ]
     if run.reference and full:
@@ -121,7 +121,6 @@ def _plan(run: RunSettings) -> Plan:
 
 
 def _always(name: str, size: int, note: str = "") -> Part:
-    # Gradients too: they are freed before the next backward pass, not before the rollout.
     return Part(name, dict.fromkeys(PHASES, size), note)
 
 
