@@ -14,7 +14,7 @@ $(BIN)/pip:
 
 # pip compiles on one core, which takes as long as the rest of it. Some packages hold files of other Pythons.
 install = $(BIN)/pip install --quiet --no-compile --editable $(1) && \
-	{ $(BIN)/python -m compileall -qq -j 0 .venv/lib || true; }
+	{ $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true; }
 
 .venv/installed: pyproject.toml | $(BIN)/pip
 	$(call install,.)

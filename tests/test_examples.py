@@ -17,7 +17,7 @@ from edge_grpo.types import Problem
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLES = REPO / "tests" / "examples"
 STAGES = ("advantage", "allocation", "correction", "group_filter", "loss", "reward")
-OURS = {"mine/rank", "mine/logprob", "mine/tries"}
+OURS = {"mine/rank", "mine/entropy", "mine/tries"}
 
 
 def test_a_strategy_of_each_kind_works_from_outside_and_its_metrics_reach_every_logger(tmp_path):
@@ -34,6 +34,7 @@ def test_a_strategy_of_each_kind_works_from_outside_and_its_metrics_reach_every_
     assert first.keys() >= OURS
     # Ranks of pairs are 0 and 1; a loss without a clip has no clip_ratio.
     assert float(first["mine/rank"]) == 0.5
+    assert 0 < float(first["mine/entropy"]) < 5.57  # nats; ln 261 is the most that 261 tokens have
     assert not [name for name in first if "clip_ratio/" in name]
     # 2 rollouts a problem, 4 problems a round, and what the correction generated again.
     tried = float(first["correction/again/count"]) * float(first["mine/tries"])

@@ -22,18 +22,19 @@ class TopHalf(RewardAdvantage):
 
 
 @dataclass(frozen=True)
-class Reinforce:
-    """Loss: -log pi A over the trained tokens of the update, without a ratio or a clip."""
+class EntropyBonus:
+    """Loss: -(log pi A + bonus H) over the trained tokens of the update, H their entropy; no ratio and no clip."""
 
-    scale: float
+    bonus: float
     beta = 0.0
-    reads_every_row = False
-    metrics = {"mine/logprob": StrategyMetric("nats", "mean over trained tokens of the log-probability")}
+    reads_every_row = True  # groups without an advantage have an entropy too
+    differentiates_entropy = True
+    metrics = {"mine/entropy": StrategyMetric("nats", "mean over trained tokens of the entropy in the update")}
 
     def __call__(self, inputs, size):
-        per_token = -inputs.logprobs * inputs.advantages * inputs.token_weights
+        per_token = -(inputs.logprobs * inputs.advantages + self.bonus * inputs.entropy) * inputs.token_weights
         loss = torch.where(inputs.trained, per_token, 0.0).sum() / max(size.tokens, 1)
-        return self.scale * loss, {"mine/logprob": inputs.logprobs}
+        return loss, {"mine/entropy": inputs.entropy}
 
 
 class TryAgain:
