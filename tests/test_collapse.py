@@ -56,7 +56,7 @@ def update(rewards, advantages, weights=None, computed=None):
         advantages=advantages,
         old_logprobs=torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0], [-7.0, -8.0]])[: len(advantages)],
         computed=torch.arange(len(advantages)) if computed is None else torch.tensor(computed),
-        batch=SimpleNamespace(completion_mask=mask, token_weights=weights),
+        batch=SimpleNamespace(trained=mask & (weights > 0)),
     )
 
 

@@ -91,8 +91,7 @@ def advantage_logprob_covariance(update: GRPOUpdate) -> dict[str, float]:
     It predicts how the update changes the entropy: upwards where it is negative (2505.22617). Nothing without such a
     token.
     """
-    batch = update.batch
-    trained = batch.completion_mask & (batch.token_weights > 0)
+    trained = update.batch.trained
     chosen = torch.zeros_like(trained)
     chosen[update.computed] = trained[update.computed]
     if not chosen.any():
@@ -104,5 +103,4 @@ def advantage_logprob_covariance(update: GRPOUpdate) -> dict[str, float]:
 
 def _trained_advantages(update: GRPOUpdate) -> Tensor:
     """[N, T], 0 at tokens that are not trained on."""
-    batch = update.batch
-    return torch.where(batch.completion_mask & (batch.token_weights > 0), update.advantages, 0.0)
+    return torch.where(update.batch.trained, update.advantages, 0.0)

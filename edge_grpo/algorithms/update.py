@@ -85,8 +85,8 @@ class GRPOUpdate:
 
     def sizes(self) -> list[tuple[int, int, int]]:
         """This rank's trained rows, trained tokens and micro-batches of each step of an epoch (see `UpdateSize`)."""
-        parts = zip((self.batch.trained[rows] for rows in self.minibatches), self.steps, strict=True)
-        return [(int(part.any(1).sum()), int(part.sum()), len(step)) for part, step in parts]
+        trained, steps = self.batch.trained, zip(self.minibatches, self.steps, strict=True)
+        return [(int(trained[rows].any(1).sum()), int(trained[rows].sum()), len(step)) for rows, step in steps]
 
     def prepare(self) -> None:
         """Log-probs of the reference, what the update's own forward passes cannot give, and the token filter."""
