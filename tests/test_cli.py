@@ -41,6 +41,10 @@ hydra: {mode: MULTIRUN, sweeper: {params: {seed: "1,2"}}}
 # @package _global_
 hydra: {mode: MULTIRUN, sweeper: {params: {sed: "1,2"}}}
 """,
+    "conf/experiment/bad_sweep_of_one.yaml": """
+# @package _global_
+hydra: {mode: MULTIRUN, sweeper: {params: {sed: "1"}}}
+""",
     "conf/experiment/bad_option.yaml": """
 # @package _global_
 defaults: [{/advantage@second: vanila}]
@@ -167,6 +171,7 @@ REFUSED = {
     ),
     "glob without a match": (["-m", "advantage=glob(x*)"], "advantage=glob(x*) stands for no value at all"),
     "sweep of an experiment": (["experiment=bad_sweep"], "there is no setting 'sed'; did you mean seed?"),
+    "of one value": (["experiment=bad_sweep_of_one"], "there is no setting 'sed'; did you mean seed?"),
     "--cfg of a sweep": (
         ["-m", "seed=1,2", "--cfg", "job"],
         "--cfg prints the config of one run: leave out --multirun",

@@ -157,6 +157,26 @@ def test_a_policy_without_adapters_keeps_a_copy_of_itself():
     assert policy.frozen_digest() is None
 
 
+def digest(**weights):
+    model = plain().model.requires_grad_(True)
+    for name, weight in weights.items():
+        model.register_parameter(name, torch.nn.Parameter(weight, requires_grad=False))
+    return Policy(model, byte_tokenizer()).frozen_digest()
+
+
+def test_the_digest_is_of_names_types_shapes_and_bits():
+    zeros = torch.zeros(2, 3)
+    others = (
+        digest(b=zeros),
+        digest(a=zeros.reshape(3, 2)),
+        digest(a=torch.zeros(2, 6, dtype=torch.bfloat16)),
+        digest(a=-zeros),  # equal, and other bits
+        digest(a=zeros, b=zeros),
+    )
+    assert digest(a=zeros) == digest(a=zeros.clone())
+    assert len({digest(a=zeros), *others}) == 6
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_kl_term_is_zero_at_first(precision, tmp_path):
     settings = (*SHORT, *LORA, "loss.beta=0.1", "optimizer.lr=0.05", f"trainer.precision={precision}")
