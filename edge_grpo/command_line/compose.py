@@ -1,11 +1,13 @@
 """Compose what was typed before anything runs, and say in one line what is wrong with it."""
 
 import argparse
+import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import (
@@ -29,7 +31,31 @@ from edge_grpo.errors import UserError
 from edge_grpo.nearest import nearest
 
 # Options that a package of its own adds.
-PLUGINS = {"hydra/sweeper/optuna": "edge-grpo[optuna]"}
+PLUGINS = {
+    "hydra/sweeper/optuna": "edge-grpo[optuna]",
+    "hydra/launcher/joblib": "edge-grpo[joblib]",
+    "hydra/launcher/submitit_local": "edge-grpo[slurm]",
+    "hydra/launcher/submitit_slurm": "edge-grpo[slurm]",
+    "hydra/launcher/ray": "edge-grpo[ray]",
+}
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+class Checked(NamedTuple):
+    """What a command line comes to.
+
+    Attributes:
+        folder: of the run or the sweep.
+        jobs: of a sweep, None where its sweeper decides that; 1 for a run.
+        sweep: whether it is one.
+        side_by_side: whether its launcher runs jobs beside each other.
+    """
+
+    folder: str
+    jobs: int | None
+    sweep: bool
+    side_by_side: bool
 
 
 def key_of(override: str) -> str:
@@ -52,11 +78,11 @@ def check_command_line(
     config_name: str,
     injected: Mapping[str, frozenset[str]],
     check_directory: Callable[[Path, Mapping[str, Any]], None] | None = None,
-) -> str | None:
+) -> Checked | None:
     """Compose all that was typed; for a run, resolve it and hold it against the constructors and its directory too.
 
     Returns:
-        The directory of a single run; None for a sweep, whose jobs have their own, and where nothing is run.
+        None where nothing is run.
     """
     if args.help or args.hydra_help or args.shell_completion or args.info or args.experimental_rerun:
         return None
@@ -70,12 +96,28 @@ def check_command_line(
             to_dict(_as_job(cfg))
         for cfg in variants:
             check_config(_as_job(cfg), injected)
-        if args.multirun or variants[0].hydra.mode == RunMode.MULTIRUN:
-            return None
-        folder = str(variants[0].hydra.run.dir)
+        first = variants[0]
+        if args.multirun or first.hydra.mode == RunMode.MULTIRUN:
+            return _checked_sweep(first, args.overrides, composer)
+        folder = str(first.hydra.run.dir)
         if check_directory is not None:
-            check_directory(Path(folder), to_dict(_as_job(variants[0], Path(folder))))
-        return folder
+            check_directory(Path(folder), to_dict(_as_job(first, Path(folder))))
+        return Checked(folder, jobs=1, sweep=False, side_by_side=False)
+
+
+def _checked_sweep(cfg: DictConfig, typed: list[str], composer: "_Composer") -> Checked:
+    """Raises UserError where the launcher cannot start jobs here."""
+    launcher = str(cfg.hydra.launcher._target_)
+    if launcher.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise UserError(
+            "hydra/launcher: there is no srun here; type this on a machine that submits to Slurm, or "
+            "rehearse it with hydra/launcher=submitit_local"
+        )
+    jobs = None
+    if str(cfg.hydra.sweeper._target_) == BASIC_SWEEPER and not cfg.hydra.sweeper.get("params"):
+        swept = [o for o in parse(typed, composer.loader) if o.is_sweep_override()]
+        jobs = math.prod(len(list(override.sweep_string_iterator())) for override in swept)
+    return Checked(str(cfg.hydra.sweep.dir), jobs, sweep=True, side_by_side=launcher != BASIC_LAUNCHER)
 
 
 @contextmanager

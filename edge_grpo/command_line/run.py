@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +22,12 @@ from hydra._internal.utils import (
 )
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.command_line.check import NOTHING_INJECTED, check_config
-from edge_grpo.command_line.compose import check_command_line, key_of, parse
+from edge_grpo.command_line.compose import BASIC_LAUNCHER, Checked, check_command_line, key_of, parse
+from edge_grpo.command_line.jobs import Job, Jobs, JobState
+from edge_grpo.command_line.resources import take_cores, take_gpu
 from edge_grpo.errors import UserError, message_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 Task = Callable[[DictConfig], float | None]
 PACKAGE = Path(__file__).resolve().parent.parent
 Check = Callable[[Path, Mapping[str, Any]], None]
+AroundSweep = Callable[[Jobs, Checked], AbstractContextManager[None]]
 RESUME_OPTIONS = ("auto", "never")
 PATHS = ("run", "resume", "directory", "from_file", "source", "runs", "report", "path", "held_out_path")
 """last parts of the settings that are paths, which a shell completes without quotes"""
@@ -136,6 +139,7 @@ def run(
     config_name: str,
     injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED,
     check_directory: Check | None = None,
+    around_sweep: AroundSweep | None = None,
 ) -> None:
     """Run `task` under Hydra with the settings of `sys.argv`.
 
@@ -146,25 +150,44 @@ def run(
         config_name: primary config in `config_dir()`.
         injected: see `check_config`.
         check_directory: called with the run directory of a single run and its plain config, before Hydra writes there.
+        around_sweep: entered while the jobs of a sweep run.
     """
     job = _Job(task, injected)
     sys.argv[1:] = [quoted_path(expanded_home(text)) for text in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
         _replay_resumed(args)
-        folder = check_command_line(args, job, config_dir(), config_name, injected, check_directory)
+        checked = check_command_line(args, job, config_dir(), config_name, injected, check_directory)
     except UserError as error:
         _exit(error)
-    if folder is not None:
+    around: AbstractContextManager[None] = nullcontext()
+    if checked is not None:
         # Hydra composes anew, and `${now:}` would be another instant: a second folder beside the one that was checked.
-        _type(args, [*args.overrides, f"hydra.run.dir={_quoted(folder)}"])
+        key = "hydra.sweep.dir" if checked.sweep else "hydra.run.dir"
+        _type(args, [*args.overrides, f"{key}={_quoted(checked.folder)}"])
+        if checked.sweep:
+            job.jobs = Jobs(Path(checked.folder))
+            job.jobs.forget()  # those of a sweep in this folder that was killed
+            around = around_sweep(job.jobs, checked) if around_sweep is not None else around
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+        with around:
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
     finally:
-        if job.failed:
-            print(f"error: {len(job.failed)} of {job.started} jobs failed:", *job.failed, sep="\n  ", file=sys.stderr)
-    if job.failed:  # a sweeper may be content with the jobs that did not
+        failed = _tell_failed(job.jobs)
+    if failed:  # a sweeper may be content with the jobs that did not
         raise SystemExit(1)
+
+
+def _tell_failed(jobs: Jobs | None) -> bool:
+    """Name all jobs of the sweep that failed."""
+    begun = []
+    if jobs is not None:
+        begun = jobs.read()
+        jobs.forget()
+    failed = [f"{job.title}: {job.error}" for job in begun if job.state == "failed"]
+    if failed:
+        print(f"error: {len(failed)} of {len(begun)} jobs failed:", *failed, sep="\n  ", file=sys.stderr)
+    return bool(failed)
 
 
 def _exit(error: UserError) -> NoReturn:
@@ -186,27 +209,51 @@ class _Job:
         functools.update_wrapper(self, task)  # Hydra names the job after `__wrapped__`
         self.task = task
         self.injected = injected
-        self.started = 0
-        self.failed: list[str] = []
+        self.jobs: Jobs | None = None  # of a sweep
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        self.started += 1
+        if self.jobs is not None:
+            return self._job_of_sweep(cfg)
         try:
-            check_config(cfg, self.injected)  # again: a sweep's combinations were not all tried beforehand
-            return self.task(cfg)
-        except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise self._record(error) from error
-            if isinstance(error, UserError):
-                _exit(error)
-            raise
+            return self._run(cfg)
+        except UserError as error:
+            _exit(error)
 
-    def _record(self, error: Exception) -> JobFailed:
-        message = message_of(error)
-        log.error("%s", message, exc_info=None if isinstance(error, UserError) else error)
-        job = f"#{HydraConfig.get().job.num} {' '.join(HydraConfig.get().overrides.task)}"
-        self.failed.append(f"{job}: {message}")
-        return JobFailed(f"{job}: {message}")
+    def _run(self, cfg: DictConfig) -> float | None:
+        check_config(cfg, self.injected)  # again: a sweep's combinations were not all tried beforehand
+        return self.task(cfg)
+
+    def _job_of_sweep(self, cfg: DictConfig) -> float | None:
+        launcher = HydraConfig.get().launcher
+        if str(launcher._target_) != BASIC_LAUNCHER:
+            _leave_terminal()
+            take_cores(launcher)
+            take_gpu(launcher)
+        self._say("running")
+        try:
+            value = self._run(cfg)
+        except Exception as error:
+            message = message_of(error)
+            log.error("%s", message, exc_info=None if isinstance(error, UserError) else error)
+            raise JobFailed(f"{self._say('failed', message).title}: {message}") from error
+        self._say("finished")
+        return value
+
+    def _say(self, state: JobState, error: str | None = None) -> Job:
+        hydra = HydraConfig.get()
+        overrides = [str(text) for text in hydra.overrides.task]
+        job = Job(hydra.job.num, state, overrides, str(Path(hydra.runtime.output_dir).absolute()), error)
+        assert self.jobs is not None
+        self.jobs.say(job)
+        return job
+
+
+def _leave_terminal() -> None:
+    """A job beside others writes to the log in its folder alone."""
+    os.environ["TERM"] = "dumb"
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 def _replay_resumed(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
+from edge_grpo.programs.sweep import around_sweep
 from edge_grpo.runs.directory import check_directory
 
 # Constructor arguments that the program passes itself.
@@ -37,7 +38,7 @@ def train(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    run(train, "train", INJECTED, check_directory)
+    run(train, "train", INJECTED, check_directory, around_sweep)
 
 
 if __name__ == "__main__":

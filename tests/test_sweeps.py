@@ -1,0 +1,144 @@
+"""Sweeps whose jobs run beside each other: what they share, what each job gets, what the command says of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_cli import ENVIRONMENT, App, forks  # noqa: F401
+
+from edge_grpo.command_line import resources
+from edge_grpo.command_line.jobs import Job, Jobs
+from edge_grpo.programs.sweep import arms, progress_line, show_arms, time_left
+
+JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+RAY = "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory, forks) -> App:  # noqa: F811
+    return App(tmp_path_factory.mktemp("sweeps"), forks)
+
+
+def finished(folder: Path, num: int, overrides: list[str], before: float, after: float) -> Job:
+    folder.mkdir()
+    accuracy = {"before": before, "after": after}
+    (folder / "summary.json").write_text(json.dumps({"name": "mine", "accuracy": accuracy}))
+    return Job(num, "finished", overrides, str(folder))
+
+
+def test_jobs_side_by_side_are_all_named_if_they_fail_and_leave_the_terminal_alone(app: App) -> None:
+    done = app.from_scratch(
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,13,14,2", "hydra.sweep.dir=s"
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "error: 2 of 4 jobs failed:\n  #1 seed=13: RuntimeError: boom\n  #2 seed=14: data.path: no such file\n"
+    )
+    assert " ERROR " not in done.stderr + done.stdout  # which is in the jobs' logs
+    assert "Traceback" in (app.folder / "s/seed=13/train.log").read_text()
+    assert sorted(path.name for path in (app.folder / "s").iterdir() if path.is_dir()) == [
+        f"seed={seed}" for seed in (1, 13, 14, 2)
+    ]
+
+
+def test_a_sweep_forgets_the_failures_of_one_before_it_in_its_folder(app: App) -> None:
+    for argv, code in ((["seed=13,2"], 1), (["seed=3,2"], 0)):
+        done = app("-m", *argv, "hydra.sweep.dir=again")
+        assert (done.returncode, "jobs failed" in done.stderr) == (code, code == 1)
+
+
+def test_a_launcher_that_is_not_installed_or_has_no_slurm_is_refused_before_anything_runs(app: App) -> None:
+    done = app("-m", "hydra/launcher=submitit_slurm", "seed=1,2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: hydra/launcher: there is no srun here")
+    assert "ran" not in done.stdout
+
+
+def test_the_number_of_jobs_is_known_beforehand() -> None:
+    jobs = [Job(0, "finished", [], ""), Job(1, "failed", [], ""), Job(2, "running", [], "")]
+    assert progress_line(jobs, 6) == "sweep: 1 of 6 jobs finished, 1 running, 1 failed"
+    assert time_left(jobs, 6, elapsed_s=60) == ", left 0:02:00"  # 2 of 6 ended in a minute
+    assert time_left(jobs, None, 60) == time_left(jobs[2:], 6, 60) == ""
+
+
+def test_arms_are_what_jobs_differ_in_besides_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["trainer=cpu"]
+    jobs = Jobs(tmp_path)
+    for num, (arm, seed, after) in enumerate([("a", 0, 0.5), ("a", 1, 0.7), ("b", 0, 0.25)]):
+        overrides = [*common, f"experiment={arm}", f"seed={seed}"]
+        jobs.say(finished(tmp_path / str(num), num, overrides, before=0.125, after=after))
+    jobs.say(Job(3, "failed", [*common, "experiment=b", "seed=1"], str(tmp_path / "none"), "boom"))
+    assert arms(jobs.read()) == {
+        "experiment=a": {"finished": "2 runs", "held-out accuracy": "12.5 -> 60.0 ± 14.1 %"},
+        "experiment=b": {"finished": "1 run", "held-out accuracy": "12.5 -> 25.0 %"},
+    }
+    show_arms(jobs)
+    assert capsys.readouterr().out.splitlines()[-1] == f"compare: edge-grpo-report runs={tmp_path}"
+
+
+def test_a_killed_or_unfinished_job_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = Jobs(tmp_path)
+    jobs.say(Job(0, "running", [], str(tmp_path / "none")))
+    show_arms(jobs)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "threads"),
+    [
+        ({"_target_": JOBLIB, "n_jobs": 2}, 4),
+        ({"_target_": JOBLIB, "n_jobs": -1}, 1),
+        ({"_target_": JOBLIB, "n_jobs": 16}, 1),
+        ({"_target_": LOCAL, "cpus_per_task": None}, 1),
+        ({"_target_": SLURM, "cpus_per_task": 8}, 6),  # OMP_NUM_THREADS=6 is not exceeded
+        ({"_target_": SLURM, "cpus_per_task": None}, None),
+        ({"_target_": RAY, "ray": {"remote": {"num_cpus": 3}}}, 3),
+    ],
+)
+def test_each_job_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, launcher, threads) -> None:
+    monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert resources.take_cores(OmegaConf.create(launcher)) == threads
+    assert resources.os.environ["OMP_NUM_THREADS"] == str(threads or 6)
+
+
+TAKE = """
+import sys
+from omegaconf import OmegaConf
+from edge_grpo.command_line.resources import take_gpu
+launcher = OmegaConf.create({"_target_": sys.argv[1]})
+print(take_gpu(launcher), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_jobs_on_one_machine_spread_over_its_gpus(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "2,5", "TMPDIR": str(tmp_path)}
+
+    def start(target: str) -> tuple[subprocess.Popen[str], str]:
+        argv = [sys.executable, "-c", TAKE, target]
+        job = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        assert job.stdout is not None
+        return job, job.stdout.readline().strip()
+
+    jobs = [start(JOBLIB) for _ in range(3)]
+    try:
+        assert [gpu for _, gpu in jobs] == ["2", "5", "2"]
+        jobs[1][0].communicate("")  # its GPU is free again, and has fewer jobs than the other
+        jobs.append(start(JOBLIB))
+        jobs.append(start(SLURM))  # which gives GPUs itself
+        assert [gpu for _, gpu in jobs[3:]] == ["5", "None"]
+    finally:
+        for job, _ in jobs:
+            job.kill()
+
+
+def test_one_visible_gpu_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert resources.take_gpu(OmegaConf.create({"_target_": JOBLIB})) is None
+    assert resources.os.environ["CUDA_VISIBLE_DEVICES"] == "3"
