@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,18 @@ from edge_grpo.loggers.identity import WANDB_RUN_ID
 from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
+from edge_grpo.ranks.group import Ranks
+from edge_grpo.ranks.lead import devices_of, log_to, on_ranks, share_cores
 from edge_grpo.runs.checkpoints import STATE, read_manifest
-from edge_grpo.runs.directory import alone_in, is_first_rank
+from edge_grpo.runs.directory import alone_in, check_shared, holder
 from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
-from edge_grpo.runs.provenance import run_info
+from edge_grpo.runs.provenance import installed, run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.resume import drop_later, what_is_left
-from edge_grpo.runs.settings import FROZEN, check_data, check_frozen, portable
+from edge_grpo.runs.settings import FROZEN, RANKS, check_data, check_frozen, check_ranks, portable
 from edge_grpo.runs.status import saying_status, write_status, write_whole
 from edge_grpo.runs.stopping import check_budget, ended_by, generated_tokens
-from edge_grpo.runs.trainer import check_trainer, known_ranks
+from edge_grpo.runs.trainer import check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -46,49 +48,93 @@ def run_experiment(cfg: DictConfig) -> float:
     """
     silence_expected_warnings()
     folder = Path(cfg.paths.run_dir)
-    if is_first_rank():
-        check_ours(folder)  # before the lock, which is a file too
-    # The other ranks of this run share its directory.
-    with alone_in(folder) if is_first_rank() else nullcontext(), saving_signal_ignored():
+    check_ours(folder)  # before the lock, which is a file too
+    with alone_in(folder), saving_signal_ignored():
         try:
             return _run(cfg, folder)
         except Exception as error:
             begun = any((folder / name).exists() for name in ("metrics.csv", "checkpoints", SUMMARY))
-            if is_first_rank() and not begun:  # a report lists what never began too
+            if not begun:  # a report lists what never began too
                 write_status(folder, "failed", message_of(error))
                 write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
             raise
 
 
+def follow_experiment(job: Mapping[str, Any], ranks: Ranks) -> None:
+    """Take part in a run as one of its ranks besides the first.
+
+    Args:
+        job: of rank 0, see `_run`.
+        ranks: of the run.
+
+    Raises:
+        UserError: this rank has not what rank 0 has; rank 0 tells of it.
+    """
+    silence_expected_warnings()
+    cfg = OmegaConf.create(job["config"])
+    assert isinstance(cfg, DictConfig)
+    folder, checkpoint = Path(cfg.paths.run_dir), job["checkpoint"] and Path(job["checkpoint"])
+    check_shared(folder, job["holder"], checkpoint)
+    log_to(folder, ranks.rank)
+    share_cores(job["devices"])
+    with saving_signal_ignored():
+        _train(cfg, folder, checkpoint, ranks, _parts(cfg, ranks.world))
+
+
 def _run(cfg: DictConfig, folder: Path) -> float:
-    """Check everything, and train where something is left to do; the accuracy afterwards."""
+    """Train where something is left to do; the accuracy afterwards."""
     left = what_is_left(folder, to_dict(cfg))
     if left.changes:
         log.warning("going on under other settings than before:\n%s", left.changes)
     if left.accuracy is not None:
         log.info("%s is finished: nothing is left of %s", folder, left.ended_by)
-        if is_first_rank():  # its process may have died after the summary was written
-            write_status(folder, "finished")
+        write_status(folder, "finished")  # its process may have died after the summary was written
         return left.accuracy
-    if cfg.seed < 0:
-        raise UserError(f"seed={cfg.seed} must be at least 0")
-    pl.seed_everything(cfg.seed, verbose=False)
-    parts = _parts(cfg)
+    settings = cfg.trainer
+    check_trainer(
+        settings.max_iterations,
+        settings.max_generated_tokens,
+        settings.accelerator,
+        settings.strategy,
+        settings.precision,
+    )
+    checkpoint, devices = left.checkpoint, devices_of(settings)
+    world = devices * int(settings.num_nodes)
+    if checkpoint is not None:
+        check_ranks(checkpoint, world, allow_changes=cfg.resume.allow_changes)
+    parts = _parts(cfg, world)
+    job = {
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "holder": holder(folder),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
+    with on_ranks(settings, devices, job, on_loss=partial(write_status, folder, "failed")) as ranks:
+        return _train(cfg, folder, checkpoint, ranks, parts)
+
+
+def _train(cfg: DictConfig, folder: Path, checkpoint: Path | None, ranks: Ranks, parts: "_Parts") -> float:
+    """Check everything on every rank, and train; the accuracy afterwards."""
     data, evaluation, _, _, module = parts
-    told = is_first_rank() and tell_plan(cfg)
+    told = ranks.is_first and tell_plan(cfg)
     module.adopt(instantiate(cfg.model))
-    if is_first_rank() and not told:  # the loader makes the model up
+    if ranks.is_first and not told:  # the loader makes the model up
         tell_plan(cfg, module.policy.model.config)
     _prepare(data, module, evaluation)
-    behind = {"problems": {**data.fingerprints(), **evaluation.fingerprints()}, FROZEN: module.policy.frozen_digest()}
-    if left.checkpoint is not None:
-        check_data(left.checkpoint, behind["problems"], to_dict(cfg), allow_changes=cfg.resume.allow_changes)
-        check_frozen(left.checkpoint, behind[FROZEN], allow_changes=cfg.resume.allow_changes)
-    if is_first_rank():  # nothing of an earlier run is touched before all is checked
-        _take_over(cfg, folder, left.checkpoint)
-        report_data(data, folder)
-    with saying_status(folder) if is_first_rank() else nullcontext():
-        return _fit(cfg, folder, parts, left.checkpoint, behind)
+    behind = {
+        "problems": {**data.fingerprints(), **evaluation.fingerprints()},
+        FROZEN: module.policy.frozen_digest(),
+        RANKS: ranks.world,
+    }
+    if checkpoint is not None:
+        check_data(checkpoint, behind["problems"], to_dict(cfg), allow_changes=cfg.resume.allow_changes)
+        check_frozen(checkpoint, behind[FROZEN], allow_changes=cfg.resume.allow_changes)
+    ranks.agree({**behind, **installed()})
+    if not ranks.is_first:
+        return _fit(cfg, folder, parts, checkpoint, behind, ranks)
+    _take_over(cfg, folder, checkpoint)  # nothing of an earlier run is touched before all is checked
+    report_data(data, folder)
+    with saying_status(folder):
+        return _fit(cfg, folder, parts, checkpoint, behind, ranks)
 
 
 class _Parts(NamedTuple):
@@ -101,10 +147,11 @@ class _Parts(NamedTuple):
     module: Any
 
 
-def _parts(cfg: DictConfig) -> _Parts:
+def _parts(cfg: DictConfig, ranks: int) -> _Parts:
     """All but the model, with whatever can be refused without one: that should not wait for a model to load."""
-    settings = cfg.trainer
-    check_trainer(settings.max_iterations, settings.max_generated_tokens, settings.accelerator, settings.precision)
+    if cfg.seed < 0:
+        raise UserError(f"seed={cfg.seed} must be at least 0")
+    pl.seed_everything(cfg.seed, verbose=False)
     parts = _Parts(
         data=instantiate(cfg.data),
         evaluation=instantiate(cfg.evaluation),
@@ -112,28 +159,37 @@ def _parts(cfg: DictConfig) -> _Parts:
         checkpointing=instantiate(cfg.checkpoint),
         module=build_algorithm(cfg),
     )
-    check_budget(settings.max_generated_tokens, parts.module)
+    check_budget(cfg.trainer.max_generated_tokens, parts.module)
     for part in (parts.evaluation, *parts.callbacks):
         if hasattr(part, "check_module"):
             part.check_module(parts.module)
-    if (ranks := known_ranks(settings.devices, settings.num_nodes)) is not None:
-        parts.module.check_ranks(ranks)
-        parts.data.check_ranks(ranks)
+    parts.module.check_ranks(ranks)
+    parts.data.check_ranks(ranks)
     parts.evaluation.read()
     parts.data.check_fields(parts.module.required_fields)
     return parts
 
 
-def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, behind: Mapping[str, Any]) -> float:
+def _fit(
+    cfg: DictConfig,
+    folder: Path,
+    parts: _Parts,
+    resumed: Path | None,
+    behind: Mapping[str, Any],
+    ranks: Ranks,
+) -> float:
     """Train from `resumed` on and write the results, with loggers that are closed however it ends.
+
+    Rank 0 has all loggers: what is logged is gathered there.
 
     `behind` goes into the manifests: the digests of what the settings only name.
     """
     data, evaluation, callbacks, checkpointing, module = parts
-    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None]
+    loggers = [instantiate(node) for node in cfg.logger.values() if node is not None and ranks.is_first]
     about = {**_about(cfg, folder), **behind}  # after the loggers: W&B's gives the run its id
     checkpointing.about = about
-    trainer = instantiate(cfg.trainer, callbacks=[evaluation, *callbacks, checkpointing], loggers=loggers)
+    callbacks = [evaluation, *callbacks, checkpointing]
+    trainer = instantiate(cfg.trainer, callbacks=callbacks, loggers=loggers, plugins=ranks.plugins)
     failed = True
     try:
         for logger in loggers:
@@ -146,7 +202,7 @@ def _fit(cfg: DictConfig, folder: Path, parts: _Parts, resumed: Path | None, beh
         done = {"name": cfg.name, "seed": cfg.seed, "accuracy": accuracy, "iterations": trainer.current_epoch}
         done |= {"ended_by": portable(ended_by(trainer)), "generated_tokens": generated_tokens(module)}
         done |= {"metrics_last": module.metrics, **about["info"]}
-        summary = write_results(folder, module.policy, done, here=trainer.is_global_zero)
+        summary = write_results(folder, module.policy, done, here=ranks.is_first)
         for logger in run_loggers(loggers):
             logger.log_artifacts(summary)
         failed = False

@@ -4,6 +4,7 @@ Imported by the command line, so it must stay light: no torch.
 """
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -12,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_grpo.errors import UserError
+from edge_grpo.runs.checkpoints import read_manifest
 from edge_grpo.runs.ownership import check_ours, check_results_ours
 from edge_grpo.runs.resume import newest_checkpoint, what_is_left
+from edge_grpo.runs.status import LOCK
+
+log = logging.getLogger(__name__)
 
 
 def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
@@ -23,9 +28,6 @@ def check_directory(folder: Path, config: Mapping[str, Any]) -> None:
         UserError: it holds files that are not a run's of ours but would be overwritten, it cannot be written, another
             run is at work there, or its run cannot go on as the config says (see `what_is_left`).
     """
-    if not is_first_rank():
-        check_writable(folder)
-        return
     check_ours(folder)  # before the lock, which is a file too
     check_writable(folder)
     with alone_in(folder):
@@ -59,10 +61,38 @@ def check_writable(folder: Path) -> None:
         raise _unwritable(folder, "not a directory that may be written")
 
 
-def is_first_rank() -> bool:
-    """Whether this process is the one of a run's that owns its directory, by what its launcher says."""
-    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
-    return not ranks or ranks[0] == "0"
+def holder(folder: Path) -> str:
+    """What the process that holds the folder has written of itself; empty where there is none."""
+    try:
+        return (folder / LOCK).read_text()
+    except OSError:
+        return ""
+
+
+def check_shared(folder: Path, held: str, checkpoint: Path | None, patience_s: float = 10.0) -> None:
+    """Refuse a run directory that is not the one that rank 0 holds, on a rank besides it.
+
+    Args:
+        folder: of the run.
+        held: rank 0's `holder`.
+        checkpoint: that rank 0 goes on from.
+        patience_s: a network disk shows a new file late.
+
+    Raises:
+        UserError: this machine has another folder of that name or none, or not all of the checkpoint.
+    """
+    deadline = time.monotonic() + patience_s
+    while holder(folder) != held:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"paths.run_dir={folder} is not the folder that rank 0 ({held.strip()}) has under this name: choose "
+                "one on a disk that all nodes share (hydra.run.dir)"
+            )
+        time.sleep(0.1)
+    for name, expected in {} if checkpoint is None else read_manifest(checkpoint)["files"].items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != expected["bytes"]:
+            raise UserError(f"{path} is not there as rank 0 sees it: all ranks read the checkpoint from a shared disk")
 
 
 @contextmanager
@@ -74,7 +104,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / LOCK).open("a+")
     except OSError as error:
         raise _unwritable(folder, error.strerror) from error
     with file:
@@ -86,6 +116,13 @@ def alone_in(folder: Path) -> Iterator[None]:
                 f"paths.run_dir={folder}: another run is at work there ({file.read().strip() or 'just started'}): "
                 "wait for it or choose another directory (hydra.run.dir)"
             ) from error
+        except OSError as error:
+            log.warning(
+                "%s: its disk gives no locks (%s), so nothing keeps a second run out of it: start none there, or mount "
+                "it with flock",
+                folder,
+                error.strerror,
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()

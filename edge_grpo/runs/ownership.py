@@ -20,7 +20,17 @@ FILES_OF_A_RUN = (
 )
 WRITTEN = (
     *FILES_OF_A_RUN,
-    *(CONFIG, STATUS, "training.png", "model", "checkpoints", "evaluation", "tensorboard", "wandb_run_id"),
+    *(
+        CONFIG,
+        STATUS,
+        "rank-*.log",
+        "training.png",
+        "model",
+        "checkpoints",
+        "evaluation",
+        "tensorboard",
+        "wandb_run_id",
+    ),
 )
 """what a run writes into its folder or deletes there, besides Hydra's and W&B's"""
 

@@ -1,6 +1,7 @@
 """Where a run came from: code, packages, machine."""
 
 import functools
+import hashlib
 import importlib.metadata
 import logging
 import platform
@@ -23,6 +24,15 @@ def run_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
     }
+
+
+def installed() -> dict[str, Any]:
+    """What must be the same on every rank: package versions, Python, and a digest of this package's code."""
+    root, code = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)};".encode() + path.read_bytes())
+    info = run_info()
+    return {"packages": info["packages"], "python": info["python"], "edge_grpo's code": code.hexdigest()[:12]}
 
 
 def _git(*arguments: str) -> str | None:

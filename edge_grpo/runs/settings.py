@@ -30,6 +30,8 @@ FREE = (
     "plan",
     MAX_ITERATIONS,
     MAX_GENERATED_TOKENS,
+    "trainer.devices",  # their product is what counts: see `check_ranks`
+    "trainer.num_nodes",
     "evaluation.every_n_iterations",
 )
 FREE_ENDINGS = (".workers", ".memory_limit_gb")
@@ -39,6 +41,8 @@ HYPERPARAMETERS = ("lr", "weight_decay", "betas", "eps")
 """what of an optimiser takes its new value beside the old state (`algorithms.schedules.take_settings`)"""
 FROZEN = "frozen_weights"
 """in a checkpoint's manifest: `Policy.frozen_digest`"""
+RANKS = "ranks"
+"""in a checkpoint's manifest: the processes that trained it"""
 _ASSET = re.compile(r"^.*/edge_grpo/assets/(.+)$")
 
 
@@ -120,6 +124,29 @@ def check_frozen(checkpoint: Path, digest: str | None, *, allow_changes: bool = 
     )
     if not allow_changes:
         raise UserError(f"{message}, or set `model` as it was")
+    log.warning("%s: going on all the same", message)
+
+
+def check_ranks(checkpoint: Path, ranks: int, *, allow_changes: bool) -> None:
+    """Hold the number of ranks against that of the checkpoint: each draws its own problems and numbers.
+
+    Args:
+        checkpoint: its folder.
+        ranks: of now.
+        allow_changes: only warn.
+
+    Raises:
+        UserError: they are more or fewer, whatever setting or machine made them so.
+    """
+    before = read_manifest(checkpoint).get(RANKS)
+    if before == ranks:
+        return
+    message = f"{checkpoint} was trained by {before} ranks, and here are {ranks} (trainer.devices x trainer.num_nodes)"
+    if not allow_changes:
+        raise UserError(
+            f"{message}, which would draw other problems and numbers: start {before}, or go on all the same with "
+            "resume.allow_changes=true"
+        )
     log.warning("%s: going on all the same", message)
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from edge_grpo.errors import Stopped, message_of
 
-FILE = "status.json"
+FILE, LOCK = "status.json", ".lock"
 
 State = Literal["running", "finished", "failed", "stopped", "killed", "unknown"]
 WRITTEN: tuple[State, ...] = ("running", "finished", "failed", "stopped")
@@ -75,12 +75,12 @@ def saying_status(folder: Path) -> Iterator[None]:
 
 
 def _held(folder: Path) -> bool:
-    """Whether a process holds the lock of the folder (see `resume.alone_in`)."""
+    """Whether a process holds the lock of the folder (see `directory.alone_in`), or may: some disks give no locks."""
     try:
-        with (folder / ".lock").open() as file:
+        with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        return True
     return False

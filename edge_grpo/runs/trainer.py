@@ -5,11 +5,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 
 from edge_grpo.errors import UserError
 from edge_grpo.runs.stopping import TokenBudget
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+STRATEGIES = ("auto", "ddp")
 # Not 16-mixed: its loss scaling hides a gradient that is not finite, and clipping would see scaled ones.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
@@ -25,6 +27,7 @@ def build_trainer(
     deterministic: bool,
     callbacks: Sequence[pl.Callback],
     loggers: Sequence[Any],
+    plugins: Sequence[Any] = (),
 ) -> pl.Trainer:
     """A Trainer whose epochs are iterations.
 
@@ -35,18 +38,20 @@ def build_trainer(
         max_iterations: iterations in all, at most.
         max_generated_tokens: see `TokenBudget`.
         accelerator: "auto" takes the GPU where there is one.
+        strategy: one of `STRATEGIES`; "auto" is DDP for several ranks.
         precision: one of `PRECISIONS`.
-        devices, num_nodes, strategy, deterministic: as Lightning's.
+        devices, num_nodes, deterministic: as Lightning's.
+        plugins: of the ranks, see `ranks.group.Ranks`.
 
     Raises:
         UserError: see `check_trainer`.
     """
-    check_trainer(max_iterations, max_generated_tokens, accelerator, precision)
+    check_trainer(max_iterations, max_generated_tokens, accelerator, strategy, precision)
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        strategy=strategy,
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if strategy == "ddp" else strategy,
         precision=precision,
         deterministic=deterministic,
         max_epochs=max_iterations,
@@ -57,32 +62,32 @@ def build_trainer(
         enable_model_summary=False,
         callbacks=[TokenBudget(max_generated_tokens), *callbacks],
         logger=list(loggers),
+        plugins=list(plugins),
         log_every_n_steps=1,
     )
 
 
-def check_trainer(max_iterations: int, max_generated_tokens: int | None, accelerator: str, precision: str) -> None:
+def check_trainer(
+    max_iterations: int, max_generated_tokens: int | None, accelerator: str, strategy: str, precision: str
+) -> None:
     """Refuse what no trainer can be built of; asked before a model is loaded too.
 
     Raises:
-        UserError: an unknown or absent accelerator, another precision, or fewer than one iteration or token.
+        UserError: an unknown or absent accelerator, another strategy or precision, or fewer than one iteration or
+            token.
     """
     if max_iterations < 1:
         raise UserError(f"trainer.max_iterations={max_iterations} must be at least 1")
     if accelerator not in ACCELERATORS:
         raise UserError(f"trainer.accelerator={accelerator} is none of {', '.join(ACCELERATORS)}")
+    if strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy={strategy} is none of {', '.join(STRATEGIES)}: every rank holds the whole policy, which "
+            "rollouts read and exports write, so strategies that shard it (fsdp, deepspeed) do not work here, nor do "
+            "those that start ranks without this command line (ddp_spawn, ddp_fork, ddp_notebook)"
+        )
     if precision not in PRECISIONS:
         raise UserError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
     TokenBudget(max_generated_tokens)
-
-
-def known_ranks(devices: int | str, num_nodes: int) -> int | None:
-    """How many ranks there will be; None where Lightning decides.
-
-    >>> known_ranks(2, 2), known_ranks("2", 1), known_ranks("auto", 1), known_ranks(-1, 1)
-    (4, 2, None, None)
-    """
-    count = int(devices) if isinstance(devices, int) or devices.isdecimal() else 0
-    return count * num_nodes if count > 0 else None

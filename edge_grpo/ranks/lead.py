@@ -1,0 +1,186 @@
+"""Start, call and follow: how a program comes to run on several processes."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments import LightningEnvironment
+
+from edge_grpo.errors import Stopped, UserError
+from edge_grpo.ranks.group import LEAVE_S, JobOver, Ranks, Several
+from edge_grpo.ranks.meeting import JOB, Meeting
+from edge_grpo.ranks.place import Place
+from edge_grpo.ranks.start import Children, alone_on_this_machine, start_others
+from edge_grpo.ranks.watch import GRACE_S
+
+log = logging.getLogger(__name__)
+
+Follow = Callable[[Mapping[str, Any], Ranks], None]
+"""what a rank besides the first does: called with rank 0's job"""
+
+_met: list[Meeting] = []
+"""the meeting of processes that a launcher has started"""
+
+
+@contextmanager
+def leading(place: Place) -> Iterator[None]:
+    """Inside, this process is rank 0 of those that a launcher has started."""
+    meeting, failed = Meeting(place), True
+    _met.append(meeting)
+    try:
+        yield
+        failed = False
+    finally:
+        _met.clear()
+        meeting.end(failed=failed)
+        meeting.await_leaving(LEAVE_S)
+
+
+def follow(place: Place, work: Follow) -> int:
+    """Do what rank 0 says until it says that nothing more comes; the exit code."""
+    try:
+        meeting, code = Meeting(place), 0
+        while "failed" not in (found := meeting.await_job())[1]:
+            code = max(code, _follow(meeting, *found, work))
+            if JOB in os.environ or code > 1:
+                return code
+        meeting.leave()
+        return max(code, int(found[1]["failed"]))
+    except ConnectionError:
+        print(f"error: rank {place.rank} has lost rank 0", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def _follow(meeting: Meeting, prefix: str, job: Mapping[str, Any], work: Follow) -> int:
+    place, devices = meeting.place, job["devices"]
+    rank = place.node_rank * devices if place.rank is None else place.rank
+    by_hand = place.world is None
+    children = start_others(place, devices, job["world"], meeting.job - 1) if by_hand else {}
+    ranks = Several(meeting, prefix, rank, job["world"], children)
+    try:
+        with ranks.together():
+            _check_order(place, rank, devices)
+            work(job, ranks)
+    except Stopped as error:
+        return int(error.code or 0)
+    except (JobOver, UserError):  # rank 0 tells
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    finally:
+        _end_children(children, LEAVE_S)
+    return 0
+
+
+def _check_order(place: Place, rank: int, devices: int) -> None:
+    """Lightning counts ranks node by node."""
+    if rank != place.node_rank * devices + place.local_rank:
+        raise UserError(
+            f"it is process {place.local_rank} of node {place.node_rank} with {devices} on each, but not rank "
+            f"{place.node_rank * devices + place.local_rank}: start {devices} on each node, node by node "
+            f"(srun --distribution=block --ntasks-per-node={devices})"
+        )
+
+
+@contextmanager
+def on_ranks(settings: Any, devices: int, job: Mapping[str, Any], on_loss: Callable[[str], None]) -> Iterator[Ranks]:
+    """Inside, all processes of a run are at the same job; only rank 0 calls this.
+
+    Args:
+        settings: of the trainer.
+        devices: of this node, see `devices_of`.
+        job: what the others get, JSON.
+        on_loss: see `Watch`.
+
+    Raises:
+        UserError: the launcher has started more or fewer than the settings ask for.
+    """
+    nodes = int(settings.num_nodes)
+    world = devices * nodes
+    place = _met[0].place if _met else None
+    _check_world(settings, devices, place)
+    if world == 1:
+        yield Ranks()
+        return
+    meeting = _met[0] if _met else Meeting(alone_on_this_machine(world))
+    by_hand = place is None or place.world is None
+    if by_hand:  # those that processes of ours have started leave without a word
+        meeting.followers = nodes - 1
+    children = start_others(meeting.place, devices, world, meeting.job) if by_hand else {}
+    share_cores(devices)
+    prefix = meeting.call({**job, "devices": devices, "world": world})
+    ranks = Several(meeting, prefix, 0, world, children, on_loss)
+    seconds = GRACE_S
+    try:
+        with ranks.together():
+            yield ranks
+        seconds = LEAVE_S
+        if place is None and torch.distributed.is_initialized():  # the next job of a sweep has other processes
+            torch.distributed.destroy_process_group()
+    finally:
+        _end_children(children, seconds)
+
+
+def devices_of(settings: Any) -> int:
+    """Processes of a node, as Lightning counts them."""
+    trainer = pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        plugins=[LightningEnvironment()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return int(trainer.num_devices)
+
+
+def share_cores(devices: int) -> None:
+    """Each process of a node gets its part of the cores, where nobody has said how many."""
+    if devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // devices))
+
+
+def _check_world(settings: Any, devices: int, place: Place | None) -> None:
+    nodes = int(settings.num_nodes)
+    asked = f"trainer.devices={settings.devices} ({devices} here) and trainer.num_nodes={nodes}"
+    if place is None and nodes > 1:
+        raise UserError(
+            f"{asked}, but this process was started alone: start it with srun or torchrun, or on every node with "
+            "NODE_RANK, MASTER_ADDR and MASTER_PORT"
+        )
+    if place is not None and place.world not in (None, devices * nodes):
+        raise UserError(
+            f"{asked} make {devices * nodes} ranks, but {place.launcher} has started {place.world}: let it start "
+            f"{devices} on each of {nodes} nodes, or set trainer.devices and trainer.num_nodes"
+        )
+
+
+def _end_children(children: Children, seconds: float) -> None:
+    """Wait so long for all of them, and kill the rest: those that still import, or wait for one that is gone."""
+    deadline = time.monotonic() + seconds
+    for child in children.values():
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - time.monotonic()))
+        child.kill()
+        child.wait()
+
+
+def log_to(folder: Path, rank: int) -> None:
+    """What a rank besides the first logs goes into a file of the run's folder, errors to the terminal too."""
+    file, terminal = logging.FileHandler(folder / f"rank-{rank}.log"), logging.StreamHandler()
+    terminal.setLevel(logging.ERROR)
+    form = f"%(asctime)s %(levelname)s rank {rank} %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[file, terminal], force=True)
