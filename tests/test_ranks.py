@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from edge_grpo.errors import Stopped, UserError
-from edge_grpo.ranks import group, lead, watch
+from edge_grpo.ranks import group, start, watch
+from edge_grpo.ranks.asked import Asked, asked_of, check_order, check_started
 from edge_grpo.ranks.group import JobOver, Ranks, Several, differing
 from edge_grpo.ranks.lead import follow, leading, on_ranks
 from edge_grpo.ranks.meeting import Meeting
@@ -208,10 +209,9 @@ def test_followers_do_what_they_are_called_to_until_nothing_comes():
         target=lambda: codes.append(follow(place._replace(rank=1, local_rank=1), work)), daemon=True
     )
     other.start()
-    settings = OmegaConf.create({"devices": 2, "num_nodes": 1, "accelerator": "cpu"})
     with leading(place):
         for name in ("first", "second"):
-            with on_ranks(settings, 2, {"name": name}, print) as ranks:
+            with on_ranks(Asked(2, 1), {"name": name}, print) as ranks:
                 assert (ranks.is_first, ranks.world) == (True, 2)
                 assert ranks.plugins[0].world_size() == 2
     other.join(10)
@@ -247,18 +247,23 @@ def test_a_program_that_is_refused_sends_the_others_home():
 )
 def test_a_launcher_starts_as_many_as_the_settings_ask_for(settings, place, words):
     with pytest.raises(UserError, match=words):
-        lead._check_world(OmegaConf.create(settings), 2, place)
+        check_started(Asked(2, settings["num_nodes"]), OmegaConf.create(settings), place)
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(3, 3), ("2", 2), ("auto", 1)])
+def test_devices_are_counted_as_lightning_does(devices, expected):
+    settings = OmegaConf.create({"accelerator": "cpu", "devices": devices, "num_nodes": 2})
+    assert asked_of(settings) == (expected, 2)
 
 
 def test_ranks_are_counted_node_by_node():
-    lead._check_order(Place("srun", 3, 4, 1, 1, "a", 1), 3, 2)
-    with pytest.raises(UserError, match=r"but not rank 1: .*--distribution=block"):
-        lead._check_order(Place("srun", 2, 4, 1, 0, "a", 1), 2, 2)
+    check_order(Place("srun", 3, 4, 1, 1, "a", 1), 3, 2)
+    with pytest.raises(UserError, match=r"is rank 2 and not 1, .*--distribution=block"):
+        check_order(Place("srun", 2, 4, 1, 0, "a", 1), 2, 2)
 
 
 def test_one_process_needs_no_meeting():
-    settings = OmegaConf.create({"devices": 1, "num_nodes": 1})
-    with on_ranks(settings, 1, {}, print) as ranks:
+    with on_ranks(Asked(1, 1), {}, print) as ranks:
         assert type(ranks) is Ranks
         ranks.agree({"anything": 1})
         assert ranks.plugins == []
@@ -276,8 +281,6 @@ def test_errors_that_another_process_may_be_behind():
 
 
 def test_children_are_told_who_they_are(monkeypatch):
-    from edge_grpo.ranks import start
-
     started = []
     monkeypatch.setattr(start.subprocess, "Popen", lambda command, env, stdin: started.append(env))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of another")

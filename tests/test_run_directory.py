@@ -15,7 +15,9 @@ from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.command_line import run as cli
 from edge_grpo.errors import UserError
 from edge_grpo.programs.difficulty import WRITTEN
+from edge_grpo.runs.directory import alone_in, check_shared, holder
 from edge_grpo.runs.ownership import check_ours, check_results_ours
+from edge_grpo.runs.settings import check_ranks, refuse_changes
 from edge_grpo.runs.status import write_status
 
 
@@ -40,6 +42,41 @@ def bare(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     return tmp_path / "run"
+
+
+def test_another_folder_of_that_name_is_refused_on_a_rank(finished, tmp_path):
+    with alone_in(tmp_path):
+        held = holder(tmp_path)
+    check_shared(tmp_path, held, None)
+    for theirs in (finished, tmp_path / "nowhere"):  # somebody else's, and none
+        with pytest.raises(UserError, match=r"is not the folder that rank 0 \(process \d+ on .+\) has under this name"):
+            check_shared(theirs, held, None, patience_s=0.0)
+
+
+@pytest.mark.parametrize("harm", ["missing", "short"])
+def test_a_checkpoint_that_a_rank_does_not_see_whole_is_refused(finished, tmp_path, harm):
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "iteration-000002"
+    held = holder(tmp_path / "run")
+    check_shared(tmp_path / "run", held, checkpoint)
+    state = checkpoint / "state.ckpt"
+    state.unlink() if harm == "missing" else state.write_bytes(state.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"state\.ckpt is not there as rank 0 sees it"):
+        check_shared(tmp_path / "run", held, checkpoint)
+
+
+def test_another_number_of_ranks_is_refused_whatever_the_settings_say(finished, caplog):
+    checkpoint = finished / "checkpoints" / "iteration-000002"
+    check_ranks(checkpoint, 1, allow_changes=False)
+    with pytest.raises(UserError, match=r"was trained by 1 ranks, and here are 2 .*: start 1, or"):
+        check_ranks(checkpoint, 2, allow_changes=False)
+    check_ranks(checkpoint, 2, allow_changes=True)
+    assert "going on all the same" in caplog.text
+
+
+def test_as_many_ranks_on_other_machines_are_no_change():
+    assert refuse_changes(Path("run"), {"trainer": {"devices": 2, "num_nodes": 4}},
+                          {"trainer": {"devices": 8, "num_nodes": 1}}) == ""  # fmt: skip
 
 
 def files(folder):

@@ -1,5 +1,7 @@
 """How a run stands, read from outside."""
 
+import errno
+import fcntl
 import json
 from pathlib import Path
 
@@ -22,6 +24,19 @@ def test_a_run_that_says_it_runs_and_is_held_by_nobody_was_killed(tmp_path):
     assert read_status(tmp_path).state == "killed"
     write_status(tmp_path, "failed", "no room")
     assert read_status(tmp_path) == RunStatus("failed", "no room")
+
+
+def test_a_disk_without_locks_is_told_and_a_run_there_is_not_called_killed(tmp_path, monkeypatch, caplog):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with alone_in(tmp_path):
+        write_status(tmp_path, "running")
+        assert read_status(tmp_path).state == "running"
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path}: its disk gives no locks (No locks available)")
+    assert read_status(tmp_path).state == "running"  # nobody knows better
 
 
 @pytest.mark.parametrize(

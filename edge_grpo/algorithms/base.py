@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from edge_grpo.algorithms.metrics import idle_shares
 from edge_grpo.algorithms.schedules import take_settings
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import run_loggers
@@ -29,6 +30,9 @@ from edge_grpo.types import Problem, Rollout, ScoredRollout, Step
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 MicrobatchLoss = Callable[[], Tensor]
+
+ALONE = ("rollout", "reward", "correction", "logprobs")
+"""stages in which a rank waits for no other"""
 
 REDUCTIONS: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max, "mean": statistics.fmean}
 """`Metric.ranks` -> how the values of several ranks become one"""
@@ -84,6 +88,7 @@ class PolicyModule(pl.LightningModule):
         self.strategy_metrics: Mapping[str, Metric] = {}
         """logged name -> definition, of what the strategies report"""
         self.timings: dict[str, float] = {}
+        self._alone_s = 0.0  # of this iteration's updates, before gradients are exchanged
         self.metrics: dict[str, float] = {}
         """all that was recorded since this iteration began, its evaluation too"""
         self.bad_steps = 0
@@ -204,10 +209,15 @@ class PolicyModule(pl.LightningModule):
     def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> float:
         """Add the gradient of one loss, which is returned; DDP averages the gradients of all at the last one."""
         optimizer: Any = self.optimizers()
+        start = time.perf_counter()
         with optimizer.toggle_model(sync_grad=sync):
             loss = microbatch_loss()
+            if sync:
+                self._alone_s += time.perf_counter() - start
             # The denominators count all ranks already.
             self.manual_backward(loss * self.trainer.world_size)
+        if not sync:
+            self._alone_s += time.perf_counter() - start
         return float(loss.detach())
 
     def _gradient_norm(self) -> float:
@@ -245,6 +255,16 @@ class PolicyModule(pl.LightningModule):
         """Seconds a stage of this iteration; they start anew."""
         seconds, self.timings = self.timings, {}
         return seconds
+
+    def idle_shares(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """`perf/idle_share` of this iteration's timings, of all ranks.
+
+        Args:
+            seconds: see `take_timings`.
+        """
+        alone = {stage: seconds[stage] for stage in (*ALONE, "total") if stage in seconds}
+        alone["update"], self._alone_s = self._alone_s, 0.0
+        return idle_shares(self.gathered(alone))
 
     def total_over_ranks(self, *counts: float) -> list[float]:
         """Sums over ranks."""

@@ -52,7 +52,9 @@ class GRPOModule(GRPOBase):
             sampled, corrected, update, steps, self.correction, self.generated[0], self.total_over_ranks
         )
         metrics |= verifier_metrics(graded_before, self.rewards.counts)
-        metrics |= timing_metrics(self.take_timings(), drawing.metrics["allocation/tokens_drawn"], update, steps)
+        seconds = self.take_timings()
+        metrics |= timing_metrics(seconds, drawing.metrics["allocation/tokens_drawn"], update, steps)
+        metrics |= self.idle_shares(seconds)
         metrics |= engine_metrics(self.rollout)
         metrics["perf/peak_memory_gb"] = self.peak_memory_gb()
         done = Iteration(

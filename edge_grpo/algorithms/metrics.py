@@ -202,6 +202,29 @@ def timing_metrics(
     }
 
 
+def idle_shares(ranks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What a rank waits for the slowest one, on the mean of the ranks, as a share of the iteration.
+
+    Args:
+        ranks: seconds by stage of each rank, of work that waits for no other rank, and of all as `total`.
+
+    Returns:
+        `perf/idle_share/<stage>`, and their sum; nothing for one rank.
+
+    >>> idle_shares([{"rollout": 4.0, "update": 1.0, "total": 8.0}, {"rollout": 2.0, "update": 3.0, "total": 8.0}])
+    {'perf/idle_share/rollout': 0.125, 'perf/idle_share/update': 0.125, 'perf/idle_share': 0.25}
+    """
+    if len(ranks) < 2:
+        return {}
+    whole, stages = max(rank["total"] for rank in ranks), list(dict.fromkeys(stage for rank in ranks for stage in rank))
+    shares = {}
+    for stage in stages:
+        if stage != "total":
+            seconds = [rank.get(stage, 0.0) for rank in ranks]
+            shares[f"perf/idle_share/{stage}"] = (max(seconds) - sum(seconds) / len(seconds)) / whole
+    return {**shares, "perf/idle_share": sum(shares.values())}
+
+
 def deviation(n: float, total: float, squares: float) -> float:
     """Standard deviation (N - 1) of N numbers by their sum and the sum of their squares; 0 of fewer than two.
 

@@ -45,12 +45,14 @@ class SFTModule(PolicyModule):
             with forward.on(self.model, training=True):
                 step = self.optimise([partial(cross_entropy, some) for some in microbatches])
             rate = self.step_scheduler()
+        seconds = self.take_timings()
         metrics = {
             "sft/loss": step.loss,
             "train/grad_norm": step.grad_norm,
             "train/skipped_steps": float(step.bad is not None),
             "train/learning_rate": rate,
-            **{f"timing_s/{stage}": seconds for stage, seconds in self.take_timings().items()},
+            **{f"timing_s/{stage}": value for stage, value in seconds.items()},
+            **self.idle_shares(seconds),
         }
         bad = sorted(row for i in step.bad or () for row in microbatches[i].tolist())
         done = Iteration(

@@ -234,6 +234,14 @@ METRICS: dict[str, Metric] = {
     "perf/update_tokens_per_s": Metric(
         "tokens/s", "response tokens computed (not skipped), times mu, over the update's time", "mean"
     ),
+    "perf/idle_share": Metric("share", "the sum of `perf/idle_share/*`; several ranks only", "mean"),
+    "perf/idle_share/*": Metric(
+        "share",
+        "of the iteration, that a rank waits for the slowest in this stage: (maximum - mean over ranks of its seconds) "
+        "over the iteration's; of the update the time before the last backward pass of each step, which exchanges "
+        "gradients; of all ranks",
+        "mean",
+    ),
     "perf/skipped_tokens": Metric(
         "tokens", "prompt and response tokens of rows without any loss, whose forward and backward were skipped", "mean"
     ),

@@ -20,7 +20,7 @@ from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
-from edge_grpo.ranks.lead import devices_of, log_to, on_ranks, share_cores
+from edge_grpo.ranks.lead import log_to, on_ranks, ranks_asked, share_cores
 from edge_grpo.runs.checkpoints import STATE, read_manifest
 from edge_grpo.runs.directory import alone_in, check_shared, holder
 from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
@@ -98,17 +98,16 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         settings.strategy,
         settings.precision,
     )
-    checkpoint, devices = left.checkpoint, devices_of(settings)
-    world = devices * int(settings.num_nodes)
+    checkpoint, asked = left.checkpoint, ranks_asked(settings)
     if checkpoint is not None:
-        check_ranks(checkpoint, world, allow_changes=cfg.resume.allow_changes)
-    parts = _parts(cfg, world)
+        check_ranks(checkpoint, asked.world, allow_changes=cfg.resume.allow_changes)
+    parts = _parts(cfg, asked.world)
     job = {
         "config": OmegaConf.to_yaml(cfg, resolve=True),
         "holder": holder(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),
     }
-    with on_ranks(settings, devices, job, on_loss=partial(write_status, folder, "failed")) as ranks:
+    with on_ranks(asked, job, on_loss=partial(write_status, folder, "failed")) as ranks:
         return _train(cfg, folder, checkpoint, ranks, parts)
 
 

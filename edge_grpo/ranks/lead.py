@@ -11,11 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments import LightningEnvironment
 
 from edge_grpo.errors import Stopped, UserError
+from edge_grpo.ranks.asked import Asked, asked_of, check_order, check_started
 from edge_grpo.ranks.group import LEAVE_S, JobOver, Ranks, Several
 from edge_grpo.ranks.meeting import JOB, Meeting
 from edge_grpo.ranks.place import Place
@@ -29,6 +28,22 @@ Follow = Callable[[Mapping[str, Any], Ranks], None]
 
 _met: list[Meeting] = []
 """the meeting of processes that a launcher has started"""
+
+
+def _place() -> Place | None:
+    """This process's, where a launcher has started it."""
+    return _met[0].place if _met else None
+
+
+def ranks_asked(settings: Any) -> Asked:
+    """How many ranks the trainer's settings ask for.
+
+    Raises:
+        UserError: the launcher has started more or fewer.
+    """
+    asked = asked_of(settings)
+    check_started(asked, settings, _place())
+    return asked
 
 
 @contextmanager
@@ -70,7 +85,7 @@ def _follow(meeting: Meeting, prefix: str, job: Mapping[str, Any], work: Follow)
     ranks = Several(meeting, prefix, rank, job["world"], children)
     try:
         with ranks.together():
-            _check_order(place, rank, devices)
+            check_order(place, rank, devices)
             work(job, ranks)
     except Stopped as error:
         return int(error.code or 0)
@@ -84,40 +99,23 @@ def _follow(meeting: Meeting, prefix: str, job: Mapping[str, Any], work: Follow)
     return 0
 
 
-def _check_order(place: Place, rank: int, devices: int) -> None:
-    """Lightning counts ranks node by node."""
-    if rank != place.node_rank * devices + place.local_rank:
-        raise UserError(
-            f"it is process {place.local_rank} of node {place.node_rank} with {devices} on each, but not rank "
-            f"{place.node_rank * devices + place.local_rank}: start {devices} on each node, node by node "
-            f"(srun --distribution=block --ntasks-per-node={devices})"
-        )
-
-
 @contextmanager
-def on_ranks(settings: Any, devices: int, job: Mapping[str, Any], on_loss: Callable[[str], None]) -> Iterator[Ranks]:
+def on_ranks(asked: Asked, job: Mapping[str, Any], on_loss: Callable[[str], None]) -> Iterator[Ranks]:
     """Inside, all processes of a run are at the same job; only rank 0 calls this.
 
     Args:
-        settings: of the trainer.
-        devices: of this node, see `devices_of`.
+        asked: how many there are, see `ranks_asked`.
         job: what the others get, JSON.
         on_loss: see `Watch`.
-
-    Raises:
-        UserError: the launcher has started more or fewer than the settings ask for.
     """
-    nodes = int(settings.num_nodes)
-    world = devices * nodes
-    place = _met[0].place if _met else None
-    _check_world(settings, devices, place)
+    devices, world, place = asked.devices, asked.world, _place()
     if world == 1:
         yield Ranks()
         return
     meeting = _met[0] if _met else Meeting(alone_on_this_machine(world))
     by_hand = place is None or place.world is None
     if by_hand:  # those that processes of ours have started leave without a word
-        meeting.followers = nodes - 1
+        meeting.followers = asked.nodes - 1
     children = start_others(meeting.place, devices, world, meeting.job) if by_hand else {}
     share_cores(devices)
     prefix = meeting.call({**job, "devices": devices, "world": world})
@@ -133,39 +131,10 @@ def on_ranks(settings: Any, devices: int, job: Mapping[str, Any], on_loss: Calla
         _end_children(children, seconds)
 
 
-def devices_of(settings: Any) -> int:
-    """Processes of a node, as Lightning counts them."""
-    trainer = pl.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        plugins=[LightningEnvironment()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    return int(trainer.num_devices)
-
-
 def share_cores(devices: int) -> None:
     """Each process of a node gets its part of the cores, where nobody has said how many."""
     if devices > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // devices))
-
-
-def _check_world(settings: Any, devices: int, place: Place | None) -> None:
-    nodes = int(settings.num_nodes)
-    asked = f"trainer.devices={settings.devices} ({devices} here) and trainer.num_nodes={nodes}"
-    if place is None and nodes > 1:
-        raise UserError(
-            f"{asked}, but this process was started alone: start it with srun or torchrun, or on every node with "
-            "NODE_RANK, MASTER_ADDR and MASTER_PORT"
-        )
-    if place is not None and place.world not in (None, devices * nodes):
-        raise UserError(
-            f"{asked} make {devices * nodes} ranks, but {place.launcher} has started {place.world}: let it start "
-            f"{devices} on each of {nodes} nodes, or set trainer.devices and trainer.num_nodes"
-        )
 
 
 def _end_children(children: Children, seconds: float) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def alone_in(folder: Path) -> Iterator[None]:
                 error.strerror,
             )
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        # The time makes it the only one: see `check_shared`.
+        file.write(f"process {os.getpid()} on {os.uname().nodename} since {datetime.now()}\n")
         file.flush()
         yield
 
