@@ -1,9 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test types pytest smoke chaos mutants slow format
+.PHONY: install train test types pytest smoke chaos cluster mutants slow format
 
 KILLS := 20
+RANKS := 1
 SAMPLE := 0
 SWEEPS := $(filter-out %/common.sh,$(wildcard multirun_scripts/*.sh))
 
@@ -50,9 +51,14 @@ multirun_scripts/cures.smoke: export ARMS = vanilla,sft,edge_grpo,dynamic_eda,hi
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 		PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 SMOKE=1 FOLDER="$$folder" bash $<
 
-# Minutes: a run that is killed KILLS times ends as the one that is not. ARM="advantage=ngrpo ...": of another arm.
+# Minutes: a run that is killed KILLS times ends as the one that is not. ARM="advantage=ngrpo ...": of another arm;
+# RANKS=2: of two ranks, of which one is killed.
 chaos: .venv/installed-test
-	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS) --arm "$(ARM)"
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills $(KILLS) --ranks $(RANKS) --arm "$(ARM)"
+
+# Minutes: every way to start a run of several ranks, and how it ends, on this machine. ONLY=kill: what is named so.
+cluster: .venv/installed-test
+	PYTHONPATH=tests $(BIN)/python tests/cluster.py --only "$(ONLY)"
 
 # Minutes: the share of the faults of tests/mutants.toml that the tests notice. Eight of them: make mutants SAMPLE=8
 mutants: .venv/installed-test

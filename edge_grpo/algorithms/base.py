@@ -197,14 +197,18 @@ class PolicyModule(pl.LightningModule):
             self.bad_steps += 1
             bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
             bad = bad or self._without_gradient(microbatch_losses)
-            optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients(optimizer)
             return Step(sum(losses), norm, tuple(bad))
         self.bad_steps = 0
         if self.max_grad_norm is not None:
             self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # their memory is the next rollout's
+        self._drop_gradients(optimizer)
         return Step(sum(losses), norm)
+
+    def _drop_gradients(self, optimizer: Any) -> None:
+        """Their memory is the next rollout's. On several ranks they lie in DDP's buckets, which stay."""
+        optimizer.zero_grad(set_to_none=self.trainer.world_size == 1)
 
     def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> float:
         """Add the gradient of one loss, which is returned; DDP averages the gradients of all at the last one."""

@@ -99,13 +99,11 @@ def _plan(run: RunSettings) -> Plan:
     step = optimizer_step(run.model, run.optimizer, on_gpu=run.on_gpu)
     parts = [
         _always("weights", of.bytes, f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
-        Part("gradients", dict.fromkeys((UPDATE, STEP), of.trained_bytes), f"{of.trained / 1e6:,.1f} M trained"),
+        _gradients(run, of),
         _always("optimizer", step.state),
     ]
     if run.reference and full:
         parts.append(_always("reference", of.bytes, "loss.beta > 0"))
-    if run.ranks > 1:
-        parts.append(_always("gradients in transit", of.trained_bytes, f"DDP over {run.ranks} ranks"))
     parts += _rollout(run, of) if run.engine_cache is None else _engine(run, of)
     parts += _update(run)
     parts.append(Part("work of the step", {STEP: 0 if run.fused_optimizer else step.moment}))
@@ -118,6 +116,14 @@ def _plan(run: RunSettings) -> Plan:
         checkpoint=(of.bytes if full else of.trained_bytes) + step.state,
         exported=of.bytes,
     )
+
+
+def _gradients(run: RunSettings, of: Weights) -> Part:
+    """On several ranks they lie in DDP's buckets, which stay."""
+    note = f"{of.trained / 1e6:,.1f} M trained"
+    if run.ranks > 1:
+        return _always("gradients", of.trained_bytes, f"{note}, in DDP's buckets")
+    return Part("gradients", dict.fromkeys((UPDATE, STEP), of.trained_bytes), note)
 
 
 def _always(name: str, size: int, note: str = "") -> Part:

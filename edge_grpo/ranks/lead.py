@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,8 @@ def follow(place: Place, work: Follow) -> int:
                 return code
         meeting.leave()
         return max(code, int(found[1]["failed"]))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except ConnectionError:
         print(f"error: rank {place.rank} has lost rank 0", file=sys.stderr)
     except UserError as error:
