@@ -12,6 +12,14 @@ Stored = list[tuple[Tensor, Tensor]]
 """keys and values [K, S, D] of one prefix, layer by layer"""
 
 
+def reads_transposed(key: Tensor) -> bool:
+    """Whether keys lie in memory as [D, tokens]: in the order in which a product with few queries reads them fastest.
+
+    In float32 on a CPU, where `RowsLayout` makes that product itself.
+    """
+    return key.device.type == "cpu" and key.dtype is torch.float32
+
+
 class RowCache:
     """Keys and values of up to `num_places` rows; nothing is concatenated or reallocated while rows grow.
 
@@ -49,8 +57,8 @@ class RowCache:
     ) -> tuple[Tensor, Tensor]:
         """See the class."""
         if layer_idx == len(self.keys):
-            self.keys.append(self._buffer(key_states))
-            self.values.append(self._buffer(value_states))
+            self.keys.append(self._buffer(key_states, transposed=reads_transposed(key_states)))
+            self.values.append(self._buffer(value_states, transposed=False))
         key, value = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
         if not self._decoding:
             key, value = key[self._source], value[self._source]
@@ -84,13 +92,18 @@ class RowCache:
         """Positions are always given, so models have no use for it."""
         return self._width if self._decoding else 0
 
-    def _buffer(self, states: Tensor) -> Tensor:
+    def _buffer(self, states: Tensor, *, transposed: bool) -> Tensor:
         """Zeros, because what stands behind a row is weighted by 0, and 0 times an old infinity is not 0.
 
         On the CPU they come from the system page by page as they are touched: a tail that few rows reach costs nothing.
         """
         _, heads, _, dim = states.shape
-        shape = (self.num_places, heads, self.num_tokens, dim)
+        if transposed:  # in memory alone
+            return self._zeros(states, (self.num_places, heads, dim, self.num_tokens)).transpose(2, 3)
+        return self._zeros(states, (self.num_places, heads, self.num_tokens, dim))
+
+    @staticmethod
+    def _zeros(states: Tensor, shape: tuple[int, ...]) -> Tensor:
         if states.device.type != "cpu":
             return states.new_zeros(shape)
         pages = np.zeros(math.prod(shape) * states.element_size(), dtype=np.uint8)

@@ -132,6 +132,19 @@ def attend(
     )
 
 
+def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """The same for few queries a row, [n, K, T, D] on [n, K, L, D], with a mask [n, 1, 1, L].
+
+    Two products that read keys and values where they lie; sdpa's kernel reads them in blocks that it copies first.
+    """
+    rows, heads, queries, dim = query.shape
+    scale = dim**-0.5 if scale is None else scale
+    k, v = key.flatten(0, 1), value.flatten(0, 1)
+    bias = mask[:, 0].expand(rows, heads, -1).reshape(rows * heads, 1, -1)
+    scores = torch.baddbmm(bias, query.reshape(rows * heads, queries, dim), k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v).view(rows, heads, queries, v.shape[-1])
+
+
 def _softcapped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
     assert options.softcap is not None
     repeats = query.shape[1] // key.shape[1]
@@ -159,7 +172,11 @@ class RowsLayout:
         """See `Layout`. The query heads of a KV head are folded into the sequence axis: no KV head is copied."""
         n, heads, dim = query.shape[2], query.shape[1], query.shape[3]
         folded = query[0].transpose(0, 1).reshape(n, key.shape[1], heads // key.shape[1], dim)
-        out = attend(folded, key, value, self._mask(options.window, query.dtype), options)
+        mask = self._mask(options.window, query.dtype)
+        if options.softcap is None and not options.dropout and key.stride(-1) != 1:
+            out = _products(folded, key, value, mask, options.scale)
+        else:
+            out = attend(folded, key, value, mask, options)
         return out.reshape(n, heads, value.shape[-1])
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:

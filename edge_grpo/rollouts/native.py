@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.fused_layers import fused_layers
 from edge_grpo.policy.kv_cache import RowCache, Stored
 from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
 from edge_grpo.policy.support import check_packed
@@ -31,7 +32,7 @@ class NativeRollout(SamplingEngine):
         check_packed(policy.model)
         n = len(rows.prefixes)
         places = min(self.max_batch_rows or n, n)
-        with packed_attention(policy.model):
+        with packed_attention(policy.model), fused_layers(policy.model):
             return _Decoding(policy, rows, Ends(policy, self.stop_strings), places).run()
 
 
