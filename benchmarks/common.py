@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +73,84 @@ def lengths(shape: str, n: int) -> list[int]:
     return [LONGEST, *drawn[1:]]
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, run in turn (A B A B ...)."""
+class Clock:
+    """Seconds of the wall, or of this process's processor time, which a busy neighbour disturbs less."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.now = {"wall": time.perf_counter, "cpu": time.process_time}[name]
+
+
+def alternate(
+    ways: Mapping[str, Callable[[], object]], rounds: int, clock: Clock | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each way, run in turn (A B A B ...); a way that returns a float has measured them itself."""
+    now = (clock or Clock("wall")).now
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
+            start = now()
+            own = way()
+            seconds[name].append(own if isinstance(own, float) else now() - start)
     return seconds
+
+
+@torch.no_grad()
+def matrix_products(model: Any, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> None:
+    """What of a rollout is linear layers, and nothing else: the floor of its time.
+
+    One prefill of each different prompt, and for each further token a product of every layer with as many rows as live.
+    """
+    layers = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    head = model.get_output_embeddings()
+    different = {tuple(prompt) for prompt in prompts}
+    first, steps = sum(map(len, different)), [sum(n > t for n in wanted) for t in range(1, max(wanted))]
+    inputs = {n: torch.zeros(max(first, *steps, 1), n) for n in {layer.in_features for layer in layers}}
+    for rows in (first, *steps):
+        for layer in layers:
+            x = inputs[layer.in_features][: len(different) if layer is head and rows == first else rows]
+            layer(x.to(layer.weight.dtype))
+
+
+class VllmPeer:
+    """vLLM in a process of its own, kept for all rounds.
+
+    Args:
+        python: of an environment with vLLM (`vllm_environment.sh`).
+        model: whose config and weights it gets.
+        longest: prompt and response, in tokens.
+        clock: which of its seconds are returned.
+    """
+
+    def __init__(self, python: str, model: Any, longest: int, clock: Clock) -> None:
+        self.clock, self.folder = clock, tempfile.TemporaryDirectory()
+        model.save_pretrained(self.folder.name)
+        # Without this repository's path: its packages are of another environment.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        worker = Path(__file__).with_name("vllm_worker.py")
+        self.process = subprocess.Popen(
+            [python, str(worker), self.folder.name, str(longest)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def __call__(self, prompts: Sequence[Sequence[int]], wanted: Sequence[int]) -> float:
+        """Seconds of one generation."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        asked = json.dumps({"prompts": [*map(list, prompts)], "budgets": list(wanted)})
+        print(asked, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"vLLM has ended with {self.process.wait()}; its messages are above")
+        return float(json.loads(answer)[self.clock.name])
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+        self.folder.cleanup()
 
 
 def median(values: list[float]) -> float:
@@ -91,6 +162,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="small shapes, under 50 s")
     made.add_argument("--json", type=Path, help="file for the figures; default outputs/benchmarks/<name>.json")
     return made
+
+
+def rollout_options(options: argparse.ArgumentParser) -> None:
+    """What `rollout.py` and `iteration.py` share."""
+    options.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM, to run it beside")
+    options.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what all times here are of")
 
 
 def machine() -> dict[str, Any]:

@@ -9,13 +9,14 @@ cuts its update into micro-batches of `--peer-batch` rows without gradient check
 its own fused head. A round trains each for three iterations, the first of which is not counted; the ratio is TRL's
 time over ours, the smallest over the model sizes in the last line. `gec_per_token` is the time of an iteration with
 guided error correction over one without, each divided by the response tokens that it trained on.
+
+`floor_share` and `ratio_vllm` are of the rollout stage, see `rollout.py`.
 """
 
 import itertools
 import logging
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +27,22 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "WANDB_
 
 import pytorch_lightning as pl
 import torch
-from common import LONGEST, SIZES, lengths, median, parser, prompts, qwen2, report
+from common import (
+    LONGEST,
+    PROMPT_TOKENS,
+    SIZES,
+    Clock,
+    VllmPeer,
+    alternate,
+    lengths,
+    matrix_products,
+    median,
+    parser,
+    prompts,
+    qwen2,
+    report,
+    rollout_options,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -70,10 +86,15 @@ class WantedLengths(native.NativeRollout):
     """Row i of a rollout gets exactly `wanted[i]` tokens; reflections keep their budgets."""
 
     wanted: list[int]
+    clock: Clock
+    seconds = 0.0
 
     def generate(self, policy: Any, prefixes: Any, budgets: Any, sampling: Any, generator: Any) -> Any:
+        start = self.clock.now()
         whole = len(prefixes) == len(self.wanted) and set(budgets) == {self.max_new_tokens}
-        return super().generate(policy, prefixes, self.wanted if whole else budgets, sampling, generator)
+        made = super().generate(policy, prefixes, self.wanted if whole else budgets, sampling, generator)
+        self.seconds += self.clock.now() - start
+        return made
 
 
 class Parity:
@@ -97,26 +118,33 @@ class Problems(pl.LightningDataModule):
         )
 
 
-class Clock(pl.Callback):
+class Stopwatch(pl.Callback):
     """Seconds and trained tokens of every iteration."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.now, self.start = clock.now, 0.0
         self.seconds: list[float] = []
-        self.stages: list[dict[str, float]] = []
+        self.rollouts: list[float] = []
         self.tokens: list[float] = []
+        self.engine: WantedLengths
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.start, self.engine.seconds = self.now(), 0.0
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.seconds.append(pl_module.metrics["timing_s/total"])
-        self.stages.append({k: v for k, v in pl_module.metrics.items() if k.startswith("timing_s/")})
+        self.seconds.append(self.now() - self.start)
+        self.rollouts.append(self.engine.seconds)
         self.tokens.append(pl_module.metrics["train/num_tokens"])
 
 
-def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: int, *, gec: bool = False) -> Clock:
+def ours(
+    size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: int, clock: Clock, *, gec: bool = False
+) -> Stopwatch:
     # No token ends a row.
     native.Ends = lambda policy, stops: lambda tokens, rows, counts: torch.zeros(len(rows), dtype=torch.bool)
     policy = Policy(qwen2(size, torch.float32), tokenizer(SIZES[size]["vocab_size"]))
     engine = WantedLengths(max(wanted), 1.0, 1.0, 0, 0.0, (), None)
-    engine.wanted = wanted
+    engine.wanted, engine.clock = wanted, clock
     reference = tuple(rows[0][i % len(rows[0])] for i in range(64))
     problems = [
         Problem(str(i), "?", ("t7",), "?", prompt_ids=row, solution_ids=reference) for i, row in enumerate(rows)
@@ -156,20 +184,21 @@ def ours(size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: 
         seed=0,
     )
     module.adopt(policy)
-    clock = Clock()
+    watch = Stopwatch(clock)
+    watch.engine = engine
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=iterations,
         limit_val_batches=0,
-        callbacks=[clock],
+        callbacks=[watch],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, Problems(problems))
-    return clock
+    return watch
 
 
 # --- TRL -----------------------------------------------------------------------------------------------------------
@@ -191,7 +220,7 @@ class ForcedLengths(LogitsProcessor):
 
 
 def trl(
-    size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: int, batch: int, bf16: bool
+    size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: int, batch: int, bf16: bool, clock: Clock
 ) -> list[float]:
     """Seconds of every iteration."""
     from datasets import Dataset
@@ -205,12 +234,12 @@ def trl(
     model.generate = lambda *args, **kwargs: generate(*args, logits_processor=processors, **kwargs)
     seconds: list[float] = []
 
-    class Stopwatch(TrainerCallback):
+    class StepTimes(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = clock.now()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
+            seconds.append(clock.now() - self.start)
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
@@ -245,7 +274,7 @@ def trl(
             args=config,
             train_dataset=Dataset.from_dict({"prompt": [" ".join(f"t{i}" for i in row) for row in rows]}),
             processing_class=tokenizer(vocab_size),
-            callbacks=[Stopwatch()],
+            callbacks=[StepTimes()],
         )
         trainer.train()
     return seconds
@@ -257,10 +286,12 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--peer-batch", type=int, default=32)
     options.add_argument("--peer-bf16", action="store_true", help="TRL in bf16 mixed precision")
+    rollout_options(options)
     args = options.parse_args()
     for name in ("pytorch_lightning", "lightning", "trl", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    clock = Clock(args.clock)
     groups, rounds = (8, 1) if args.quick else (32, args.rounds)
     iterations = 2 if args.quick else 3
     sizes = [args.size] if args.size else ["3M"] if args.quick else list(SIZES)
@@ -269,17 +300,29 @@ def main() -> None:
     gec: list[float] = []
     for size in sizes:
         rows = prompts(groups, SIZES[size]["vocab_size"] - 1)
+        model = qwen2(size, torch.float32)
+        prefixes = [row for row in rows for _ in range(G)]
+        peer = VllmPeer(args.vllm, model, PROMPT_TOKENS + LONGEST, clock) if args.vllm else None
         for name, shape in (("fixed_64", "64"), ("geometric", "geometric")):
             wanted = lengths(shape, groups * G)
             native_s: list[float] = []
             peer_s: list[float] = []
-            stages: list[dict[str, float]] = []
+            rollouts: list[float] = []
+            ways = {"floor_share": partial(matrix_products, model, prefixes, wanted)}
+            if peer is not None:
+                ways["ratio_vllm"] = partial(peer, prefixes, wanted)
+            others: dict[str, list[float]] = {way: [] for way in ways}
             for _ in range(rounds):
-                peer_s += trl(size, rows, wanted, iterations, args.peer_batch, args.peer_bf16)[1:]
-                clock = ours(size, rows, wanted, iterations)
-                native_s += clock.seconds[1:]
-                stages += clock.stages[1:]
-            ratios.setdefault(f"ratio_{name}", []).append(median(peer_s) / median(native_s))
+                peer_s += trl(size, rows, wanted, iterations, args.peer_batch, args.peer_bf16, clock)[1:]
+                watch = ours(size, rows, wanted, iterations, clock)
+                native_s += watch.seconds[1:]
+                rollouts += watch.rollouts[1:]
+                for way, seconds in alternate(ways, 2, clock).items():  # the first warms up
+                    others[way] += seconds[1:]
+            found = {f"ratio_{name}": median(peer_s) / median(native_s)}
+            found |= {way: median(seconds) / median(rollouts) for way, seconds in others.items()}
+            for key, value in found.items():
+                ratios.setdefault(key, []).append(value)
             table.append(
                 {
                     "model": size,
@@ -287,18 +330,20 @@ def main() -> None:
                     "responses": len(wanted),
                     "TRL s": median(peer_s),
                     "ours s": median(native_s),
-                    "of it rollout": median([s["timing_s/rollout"] for s in stages]),
-                    "of it update": median([s["timing_s/update"] for s in stages]),
-                    "ratio": median(peer_s) / median(native_s),
+                    "of it rollout": median(rollouts),
+                    "ratio": found.pop(f"ratio_{name}"),
+                    **found,
                 }
             )
+        if peer is not None:
+            peer.close()
         per_token: dict[bool, list[float]] = {False: [], True: []}
         wanted = lengths("64", groups * G)
         for _ in range(rounds):
             for with_gec in (False, True):
-                clock = ours(size, rows, wanted, iterations, gec=with_gec)
+                watch = ours(size, rows, wanted, iterations, clock, gec=with_gec)
                 per_token[with_gec] += [
-                    s / t for s, t in zip(clock.seconds[1:], _increments(clock.tokens), strict=True)
+                    s / t for s, t in zip(watch.seconds[1:], _increments(watch.tokens), strict=True)
                 ]
         gec.append(median(per_token[True]) / median(per_token[False]))
         table.append({"model": size, "lengths": "GEC, per token", "ratio": gec[-1]})

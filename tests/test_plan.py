@@ -18,12 +18,13 @@ from edge_grpo.planning import plan as plan_module
 from edge_grpo.planning.advice import lowered
 from edge_grpo.planning.live_memory import LiveMemory
 from edge_grpo.planning.model_config import SHAPES, read_config
-from edge_grpo.planning.passes import optimizer_step, rollout_pass, update_pass, weights
+from edge_grpo.planning.passes import copied_weights, optimizer_step, rollout_pass, update_pass, weights
 from edge_grpo.planning.plan import PHASES, ROLLOUT, STEP, UPDATE, make_plan
 from edge_grpo.planning.run_settings import RunSettings, run_settings
 from edge_grpo.planning.skeleton import Adapters, ModelPlan
 from edge_grpo.planning.stand_ins import Microbatch
 from edge_grpo.planning.text import summary, table, verdict
+from edge_grpo.policy import packed_linear
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.kv_cache import RowCache
@@ -240,7 +241,7 @@ def test_a_rollout_takes_what_was_planned(monkeypatch):
     assert (
         sum(cache.nbytes for cache in made if len(cache) == 28) == 28 * 204 * one.kv
     )  # numpy's, which torch does not count
-    assert one.activations == pytest.approx(decoding, rel=0.15)
+    assert one.activations + copied_weights(model_plan(MEDIUM)) == pytest.approx(decoding, rel=0.15)
 
 
 # The settings of a run
@@ -358,6 +359,22 @@ def test_parts_and_phases_by_hand():
     assert plan.disk == 3 * plan.checkpoint + 4 * p
     assert plan.total(UPDATE) == sum(part.bytes.get(UPDATE, 0) for part in plan.parts)
     assert plan.peak == max(map(plan.total, PHASES))
+
+
+def test_the_weights_that_a_rollout_copies_by_hand(monkeypatch):
+    monkeypatch.setattr(packed_linear, "_wins", lambda dtype: True)  # whatever this processor is
+    # q, k, v, gate and up of both layers; all others are too small to be packed.
+    assert copied_weights(model_plan()) == 2 * (64 + 2 * 32 + 2 * 96) * 4
+    # In bfloat16 o and down too, and the head, which has a copy of its own although it is tied.
+    assert copied_weights(model_plan(dtype="bfloat16")) == (2 * (2 * 64 + 2 * 32 + 3 * 96) + 800) * 2
+    # Adapters keep the layers as they are; what is under them is packed.
+    adapted = model_plan(dtype="bfloat16", adapters=Adapters(2, 0.0, None, "bfloat16"))
+    assert copied_weights(adapted) > (2 * (2 * 64 + 2 * 32 + 3 * 96) + 800) * 2
+    run = settings()
+    copied = copied_weights(run.model)
+    assert bytes_of(make_plan(run), "packed weights") == dict.fromkeys((ROLLOUT, "evaluation"), copied)
+    for changes in ("rollout=hf", "trainer.precision=bf16-mixed", "trainer.accelerator=gpu"):
+        assert not settings(changes).fused_layers, changes
 
 
 def test_a_reference_is_a_second_model_unless_it_is_the_adapter_switched_off():

@@ -12,6 +12,7 @@ from edge_grpo.planning.live_memory import LiveMemory
 from edge_grpo.planning.skeleton import ModelPlan, Skeleton, total_bytes
 from edge_grpo.planning.stand_ins import CountedHead, CountedLayout, HeadSettings, Microbatch
 from edge_grpo.policy.base import decoder
+from edge_grpo.policy.fused_layers import copied_bytes
 from edge_grpo.policy.packed_attention import packed_attention
 
 
@@ -75,6 +76,11 @@ def weights(plan: ModelPlan) -> Weights:
         trained_bytes=total_bytes(trained),
         vocabulary=len(parts.model.get_output_embeddings().weight),
     )
+
+
+def copied_weights(plan: ModelPlan) -> int:
+    """Bytes that a rollout on a CPU holds a second time."""
+    return copied_bytes(skeleton(replace(plan, autocast=False)).model)
 
 
 def update_pass(

@@ -10,6 +10,7 @@ import torch
 
 from edge_grpo.planning.passes import (
     Weights,
+    copied_weights,
     optimizer_step,
     rollout_pass,
     update_pass,
@@ -146,9 +147,11 @@ def _rollout(run: RunSettings, of: Weights) -> list[Part]:
         phase: n * of.vocabulary * 4 * DRAWING_COPIES if run.on_gpu else 0
         for phase, n in ((ROLLOUT, rows), (EVALUATION, evaluated))
     }
+    copied = copied_weights(run.model) if run.fused_layers else 0
     return [
         Part("KV cache", cache, f"{rows} rows of {run.row_tokens:,} tokens; evaluation {evaluated}"),
         Part("decoding", {phase: one.activations + drawn for phase, drawn in drawing.items()}),
+        Part("packed weights", dict.fromkeys((ROLLOUT, EVALUATION), copied)),
     ]
 
 

@@ -34,6 +34,7 @@ class RunSettings:
         max_batch_rows: see `SamplingEngine`.
         engine_cache: bytes of the cache of a rollout engine with weights of its own (`rollout.kv_cache_gb` GiB); None:
             the rollout uses the policy's weights. `engine_element`: bytes of one of its weights.
+        fused_layers: the rollout holds weights a second time, see `policy.fused_layers`.
         evaluated_rows: rows of the largest set that is evaluated at once, None where the config does not tell.
         evaluated_tokens: of an evaluated response.
         checkpoints: on the disk at once.
@@ -59,6 +60,7 @@ class RunSettings:
     max_batch_rows: int | None
     engine_cache: int | None
     engine_element: int
+    fused_layers: bool
     evaluated_rows: int | None
     evaluated_tokens: int
     checkpoints: int
@@ -140,6 +142,9 @@ def run_settings(cfg: DictConfig, config: Any) -> RunSettings:
         max_batch_rows=OmegaConf.select(cfg, "rollout.max_batch_rows"),
         engine_cache=None if engine_cache is None else int(engine_cache * GIB),
         engine_element=_engine_element(cfg, on_gpu=on_gpu),
+        fused_layers=not on_gpu
+        and cfg.trainer.precision != "bf16-mixed"
+        and cfg.rollout._target_.endswith(".NativeRollout"),
         evaluated_rows=_evaluated_rows(cfg, ranks),
         evaluated_tokens=int(cfg.evaluation.max_new_tokens),
         checkpoints=int(cfg.checkpoint.keep) + 1,

@@ -16,7 +16,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from edge_grpo.policy.kv_cache import RowCache
 from edge_grpo.policy.packed_attention import AttentionOptions, Layout
-from edge_grpo.policy.packed_linear import can_pack, is_packed, joined_map, linear_map
+from edge_grpo.policy.packed_linear import is_packed, joined_map, linear_map
 
 
 @contextmanager
@@ -25,32 +25,44 @@ def fused_layers(model: Any) -> Iterator[None]:
 
     On another device than a CPU, and under autocast, which casts weights in every call, nothing changes.
     """
-    device = next(model.parameters()).device
-    if not can_pack(device) or torch.is_autocast_enabled("cpu"):
+    if next(model.parameters()).device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         yield
         return
-    changed: list[nn.Module] = []
+    changed = list(_faster(model))
     try:
-        _change(model, changed)
+        for module in changed:
+            faster: Any = _FusedLayer(module) if _is_known(module) else linear_map(module.weight, module.bias)
+            module.forward = faster
         yield
     finally:
         for module in changed:
-            del module.forward
+            module.__dict__.pop("forward", None)
 
 
-def _change(model: nn.Module, changed: list[nn.Module]) -> None:
-    """Give the modules below `model` that can be faster another `forward`, and list them."""
+def copied_bytes(model: nn.Module) -> int:
+    """Bytes of the weights that `fused_layers` copies on a CPU."""
+    parts = [part for module in _faster(model) for part in (_copied(module) if _is_known(module) else [module])]
+    return sum(part.weight.numel() * part.weight.element_size() for part in parts)
+
+
+def _faster(model: nn.Module) -> Iterator[Any]:
+    """The modules that get another `forward`."""
     for module in model.children():
-        faster: Any = None
-        if _is_known(module):
-            faster = _FusedLayer(module)
-        elif type(module) is nn.Linear and is_packed(module.weight.numel(), module.weight.dtype):
-            faster = linear_map(module.weight, module.bias)
-        if faster is None:
-            _change(module, changed)
+        if _is_known(module) or (type(module) is nn.Linear and _is_packed(module)):
+            yield module
         else:
-            module.forward = faster
-            changed.append(module)
+            yield from _faster(module)
+
+
+def _copied(layer: Any) -> list[Any]:
+    """The linear layers of a known one that are joined or packed."""
+    attention, mlp = layer.self_attn, layer.mlp
+    joined = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
+    return joined + [part for part in (attention.o_proj, mlp.down_proj) if _is_packed(part)]
+
+
+def _is_packed(layer: nn.Linear) -> bool:
+    return is_packed(layer.weight.numel(), layer.weight.dtype)
 
 
 def _is_known(layer: nn.Module) -> bool:
@@ -87,7 +99,7 @@ class _FusedLayer:
         position_embeddings: tuple[Tensor, Tensor],
         layout: Layout,
         cache: RowCache | None = None,
-        past_key_values: RowCache | None = None,  # its name before transformers 5.2x
+        past_key_values: RowCache | None = None,  # what older releases of transformers call it
         **_: Any,
     ) -> Tensor:
         """[1, M, H] -> [1, M, H]"""

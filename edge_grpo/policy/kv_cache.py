@@ -13,7 +13,7 @@ Stored = list[tuple[Tensor, Tensor]]
 
 
 def reads_transposed(key: Tensor) -> bool:
-    """Whether keys lie in memory as [D, tokens]: in the order in which a product with few queries reads them fastest.
+    """Whether keys lie in memory as [D, tokens], the order in which a product with few queries reads them fastest.
 
     In float32 on a CPU, where `RowsLayout` makes that product itself.
     """
@@ -57,8 +57,11 @@ class RowCache:
     ) -> tuple[Tensor, Tensor]:
         """See the class."""
         if layer_idx == len(self.keys):
-            self.keys.append(self._buffer(key_states, transposed=reads_transposed(key_states)))
-            self.values.append(self._buffer(value_states, transposed=False))
+            keys = self._buffer(key_states)
+            if reads_transposed(key_states):
+                keys = keys.view(*keys.shape[:2], keys.shape[3], keys.shape[2]).transpose(2, 3)
+            self.keys.append(keys)
+            self.values.append(self._buffer(value_states))
         key, value = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
         if not self._decoding:
             key, value = key[self._source], value[self._source]
@@ -92,18 +95,13 @@ class RowCache:
         """Positions are always given, so models have no use for it."""
         return self._width if self._decoding else 0
 
-    def _buffer(self, states: Tensor, *, transposed: bool) -> Tensor:
+    def _buffer(self, states: Tensor) -> Tensor:
         """Zeros, because what stands behind a row is weighted by 0, and 0 times an old infinity is not 0.
 
         On the CPU they come from the system page by page as they are touched: a tail that few rows reach costs nothing.
         """
         _, heads, _, dim = states.shape
-        if transposed:  # in memory alone
-            return self._zeros(states, (self.num_places, heads, dim, self.num_tokens)).transpose(2, 3)
-        return self._zeros(states, (self.num_places, heads, self.num_tokens, dim))
-
-    @staticmethod
-    def _zeros(states: Tensor, shape: tuple[int, ...]) -> Tensor:
+        shape = (self.num_places, heads, self.num_tokens, dim)
         if states.device.type != "cpu":
             return states.new_zeros(shape)
         pages = np.zeros(math.prod(shape) * states.element_size(), dtype=np.uint8)
