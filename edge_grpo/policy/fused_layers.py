@@ -65,7 +65,7 @@ def _is_packed(layer: nn.Linear) -> bool:
     return is_packed(layer.weight.numel(), layer.weight.dtype)
 
 
-def _is_known(layer: nn.Module) -> bool:
+def _is_known(layer: Any) -> bool:
     """Whether it is a layer of these two kinds as transformers makes it: no adapters, no hooks, SwiGLU."""
     if type(layer) not in (LlamaDecoderLayer, Qwen2DecoderLayer):
         return False
