@@ -22,8 +22,10 @@ os.environ |= {
 
 def main() -> None:
     folder, longest = sys.argv[1], int(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what else is printed is no answer
+    # Neither what vLLM prints nor the processes that it starts may use these.
+    questions, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
     from vllm import LLM, SamplingParams
 
     engine = LLM(
@@ -35,7 +37,7 @@ def main() -> None:
         skip_tokenizer_init=True,
         disable_log_stats=True,
     )
-    for line in sys.stdin:
+    for line in questions:
         asked = json.loads(line)
         settings = [
             SamplingParams(max_tokens=budget, ignore_eos=True, logprobs=0, detokenize=False)
