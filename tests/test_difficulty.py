@@ -2,10 +2,14 @@
 
 import json
 
+import pytest
+import torch
 from small_runs import SMALL_MODEL, composed
 
 from edge_grpo.data.file import read_problems
+from edge_grpo.errors import UserError
 from edge_grpo.programs.difficulty_run import measure_difficulty
+from edge_grpo.rollouts.native import NativeRollout
 from edge_grpo.types import Turn
 
 SMALL = (
@@ -29,6 +33,45 @@ def test_writes_problems_with_their_rates(tmp_path):
     assert problems[0].solution.endswith(f"\\boxed{{{problems[0].answers[0]}}}")
     by_question = json.loads((tmp_path / "correctness_rates.json").read_text())
     assert by_question == {p.question: 0.0 for p in problems}
+
+
+def rates(folder, *settings):
+    """Of even first bytes: a random model's problems differ."""
+    mine = folder / "mine.py"
+    mine.parent.mkdir()
+    mine.write_text("def even(response):\n    return float(sum(map(ord, response)) % 2 == 0)\n")
+    own = ("reward=python", f"reward.function={mine}:even", f"paths.run_dir={folder}")
+    cfg, _ = composed("difficulty", *SMALL, *own, *settings)
+    measure_difficulty(cfg)
+    return list(json.loads((folder / "correctness_rates.json").read_text()).values())
+
+
+def test_rates_depend_on_no_batch_and_no_bound_on_the_cache(tmp_path):
+    together = rates(tmp_path / "a", "problems_per_batch=5")
+    assert 0 < sum(together) < 5
+    assert rates(tmp_path / "b", "problems_per_batch=2", "rollout.kv_cache_gb=1.0e-9") == together
+    assert rates(tmp_path / "c", "seed=1") != together
+
+
+def test_the_precision_is_that_of_the_samples(tmp_path, monkeypatch):
+    seen, draw = [], NativeRollout.generate
+
+    def noted(self, policy, *args):
+        seen.append((policy.model.dtype, torch.is_autocast_enabled("cpu")))
+        return draw(self, policy, *args)
+
+    monkeypatch.setattr(NativeRollout, "generate", noted)
+    expected = {
+        "32-true": (torch.float32, False),
+        "bf16-mixed": (torch.float32, True),
+        "bf16-true": (torch.bfloat16, False),
+    }
+    for precision, of in expected.items():
+        seen.clear()
+        rates(tmp_path / precision, f"precision={precision}")
+        assert set(seen) == {of}
+    with pytest.raises(UserError, match="precision=16-mixed is none of 32-true, 64-true, bf16-mixed, bf16-true"):
+        rates(tmp_path / "half", "precision=16-mixed")
 
 
 def test_chats_and_other_columns_come_back(tmp_path):

@@ -200,6 +200,43 @@ def test_completions_of_other_weights_are_not_taken_for_the_runs(trained, tmp_pa
         evaluate(tmp_path / "out", *args)
 
 
+def test_the_bound_on_the_cache_changes_no_completion(finished, tmp_path):
+    evaluate(tmp_path, *small("chain2", "chain5"), "rollout.kv_cache_gb=1.0e-9")
+    compared = [name for name in SCHEMA.names if name != "entropy"]
+    whole, bounded = (read_completions(folder)[compared] for folder in (finished[0], tmp_path))
+    pd.testing.assert_frame_equal(whole, bounded)
+
+
+@pytest.mark.parametrize(
+    ("given", "weights", "autocast"),
+    [("null", "bfloat16", False), ("bf16-mixed", "float32", True), ("32-true", "float32", False)],
+)
+def test_a_run_is_evaluated_in_its_own_precision_unless_another_is_given(
+    trained, tmp_path, monkeypatch, given, weights, autocast
+):
+    """The recorded one is changed: the run itself was float32 throughout."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = OmegaConf.load(run / "config.yaml")
+    config.trainer.precision = "bf16-true"
+    OmegaConf.save(config, run / "config.yaml")
+    seen, draw = [], NativeRollout.generate
+
+    def noted(self, policy, *args):
+        seen.append((str(policy.model.dtype), torch.is_autocast_enabled("cpu")))
+        return draw(self, policy, *args)
+
+    monkeypatch.setattr(NativeRollout, "generate", noted)
+    args = ("evaluation.limit=1", "evaluation.max_new_tokens=2", "evaluation.num_samples=1", f"precision={given}")
+    evaluate(tmp_path / "out", f"run={run}", *args)
+    assert set(seen) == {(f"torch.{weights}", autocast)}
+    recorded = OmegaConf.load(tmp_path / "out" / "config.yaml").precision
+    assert recorded == ("bf16-true" if given == "null" else given)
+    other = "32-true" if given != "32-true" else "bf16-mixed"
+    with pytest.raises(UserError, match=f"under other settings:\n  precision: {recorded} -> {other}"):
+        evaluate(tmp_path / "out", f"run={run}", *args[:-1], f"precision={other}")
+
+
 def test_samples_do_not_depend_on_their_batch(policy):
     problems = [problem(policy, f"p{i}", f"{i} + {i} = ?") for i in range(4)]
     settings = {"num_samples": 2, "sampling": Sampling(), "max_new_tokens": 6, "seed": 3}
@@ -406,6 +443,7 @@ def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):
         (("run=nowhere", "from_file=x"), "run and from_file are given: one evaluation has one of them"),
         (("model=tiny", "grade_golds=true"), "model and grade_golds are given"),
         (("run=nowhere",), "run=nowhere: no run there"),
+        (("model=tiny", "precision=16-mixed"), "precision=16-mixed is none of 32-true, 64-true, bf16-mixed, bf16-true"),
         (("model=tiny", "accelerator=tpu"), "accelerator=tpu is none of auto, cpu, gpu"),
         (("model=tiny", "evaluation=greedy"), "evaluation=greedy holds no benchmark"),
         (("model=tiny", "evaluation.average=[chain]"), "no benchmark chain; did you mean chain"),

@@ -71,6 +71,14 @@ def test_held_out_benchmarks_and_their_total_are_logged_at_every_evaluation(run)
     assert float(rows[0]["eval/total/mean_length"]) == pytest.approx(sum(both) / 2)
 
 
+def test_the_bound_on_the_cache_changes_no_metric(run, tmp_path):
+    bounded = run_small(tmp_path / "run", *BENCHMARKS, "rollout.kv_cache_gb=1.0e-9")
+    for ours, theirs in zip(metrics_rows(bounded), metrics_rows(run), strict=True):
+        for name in ours:
+            if name.startswith("eval/"):
+                assert ours[name] == theirs[name]
+
+
 def test_what_has_changed_since_step_0_by_hand():
     """Four problems, two samples each; the first evaluation solves a and b, the second b, c and d."""
     cfg, _ = composed("train", *SMALL_GRPO, "evaluation.num_samples=2", "evaluation.temperature=1.0")

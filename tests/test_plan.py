@@ -19,7 +19,7 @@ from edge_grpo.planning.advice import lowered
 from edge_grpo.planning.live_memory import LiveMemory
 from edge_grpo.planning.model_config import SHAPES, read_config
 from edge_grpo.planning.passes import copied_weights, optimizer_step, rollout_pass, update_pass, weights
-from edge_grpo.planning.plan import PHASES, ROLLOUT, STEP, UPDATE, make_plan
+from edge_grpo.planning.plan import PHASES, ROLLOUT, STEP, UPDATE, decoded_at_once, make_plan
 from edge_grpo.planning.run_settings import RunSettings, run_settings
 from edge_grpo.planning.skeleton import Adapters, ModelPlan
 from edge_grpo.planning.stand_ins import Microbatch
@@ -27,7 +27,7 @@ from edge_grpo.planning.text import summary, table, verdict
 from edge_grpo.policy import packed_linear
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
-from edge_grpo.policy.kv_cache import RowCache
+from edge_grpo.policy.kv_cache import RowCache, token_bytes
 from edge_grpo.policy.tiny import byte_tokenizer
 from edge_grpo.programs import plan_run
 from edge_grpo.programs.train import INJECTED
@@ -250,9 +250,9 @@ GPU = ("trainer=gpu", "data=file", "data.path=problems.jsonl", "model=qwen2.5_ma
 FULL = (*GPU, "trainer.precision=32-true")  # on the meta device, which is faster than fake tensors
 
 
-def settings(*overrides: str, config=CONFIG) -> RunSettings:
+def settings(*overrides: str, config=CONFIG, memory=None) -> RunSettings:
     cfg, _ = composed("plan", *overrides)
-    return run_settings(cfg, config)
+    return run_settings(cfg, config, memory)
 
 
 def test_lengths_and_rows_follow_from_the_config():
@@ -322,7 +322,7 @@ def test_lora_of_the_config():
 
 def test_supervised_fine_tuning_has_no_groups():
     cfg, _ = composed("plan", "experiment=sft")
-    run = run_settings(cfg, CONFIG)
+    run = run_settings(cfg, CONFIG, None)
     assert (run.generations, run.rows, run.reference, run.whole_groups) == (1, 16, False, False)
 
 
@@ -332,8 +332,31 @@ def test_what_evaluation_decodes_at_once():
     assert settings("evaluation=arithmetic").evaluated_rows == 256 * 4  # held out more than a benchmark
     unknown = settings("evaluation=file", "evaluation.benchmarks.file.path=x.jsonl")
     assert unknown.evaluated_rows is None
-    assert "set rollout.max_batch_rows" in table(make_plan(unknown), "")
-    assert "set rollout.max_batch_rows" not in table(make_plan(replace(unknown, max_batch_rows=8)), "")
+    assert "give plan.memory_gb, or set rollout.kv_cache_gb" in table(make_plan(unknown), "")
+    assert "rollout.kv_cache_gb" not in table(make_plan(replace(unknown, max_batch_rows=8)), "")
+
+
+def test_the_bound_on_the_cache_bounds_rollout_and_evaluation():
+    lengths = ("rollout.max_new_tokens=64", "correction=none", "evaluation.max_new_tokens=192", "trainer=cpu")
+    file = ("evaluation=file", "evaluation.benchmarks.file.path=x.jsonl")
+    # A token takes 2 layers * 2 heads * 2 * 8 bytes: 6,400 tokens of cache. A row has 64 + 64 or 64 + 192 tokens.
+    assert settings(*lengths, "rollout.kv_cache_gb=null", memory=4 * 6400 * 64).cache_bound == 6400 * 64
+    for memory, given in ((4 * 6400 * 64, "null"), (None, 6400 * 64 / 2**30)):
+        run = settings(*lengths, *file, f"rollout.kv_cache_gb={given}", memory=memory)
+        assert decoded_at_once(run) == (50, 25)
+        assert bytes_of(make_plan(run), "KV cache")["evaluation"] == 25 * 256 * 64
+        assert "give plan.memory_gb" not in table(make_plan(run), "")
+    assert decoded_at_once(replace(run, max_batch_rows=30)) == (30, 25)
+    assert decoded_at_once(replace(run, evaluated_rows=10, problems=2)) == (16, 10)
+    assert decoded_at_once(replace(run, problems=1)) == (8, 25)
+    assert decoded_at_once(replace(run, cache_bound=1)) == (1, 1)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_engine_counts_a_token_of_the_cache_as_the_plan_does(autocast):
+    model = Qwen2ForCausalLM(CONFIG).eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert token_bytes(model) == rollout_pass(model_plan(autocast=autocast), 1, 1).kv
 
 
 # The plan
@@ -387,7 +410,7 @@ def test_a_reference_is_a_second_model_unless_it_is_the_adapter_switched_off():
 
 
 def test_an_engine_of_its_own_sleeps_while_the_policy_is_trained():
-    run = settings(*FULL, "++rollout.kv_cache_gb=2.5")
+    run = settings(*FULL, "rollout=vllm", "rollout.kv_cache_gb=2.5")
     plan = make_plan(run)
     assert bytes_of(plan, "engine: KV cache") == dict.fromkeys((ROLLOUT, "evaluation"), 5 * 2**29)
     assert bytes_of(plan, "engine: weights")[ROLLOUT] == 2 * PARAMETERS

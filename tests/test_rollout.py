@@ -7,8 +7,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.finite import NotFiniteError
+from edge_grpo.policy.kv_cache import RowCache, token_bytes
 from edge_grpo.policy.support import check_head, check_packed
-from edge_grpo.rollouts.base import Sampling, check_rows, choose, token_distribution
+from edge_grpo.rollouts import base
+from edge_grpo.rollouts.base import Rows, Sampling, check_rows, choose, token_distribution
 from edge_grpo.rollouts.hf import HFRollout
 from edge_grpo.rollouts.native import NativeRollout, _Decoding
 from edge_grpo.seeding import stage_generator
@@ -177,13 +179,52 @@ def test_a_long_finished_row_leaves_nothing_behind_for_the_row_that_takes_its_pl
     assert both[1].token_ids.tolist() == alone[0].token_ids.tolist()
 
 
+@pytest.mark.parametrize("kind", [NativeRollout, HFRollout])
+def test_the_bound_on_the_cache_bounds_the_rows_at_once_and_changes_no_row(policy, kind, monkeypatch):
+    """Ten prompts of 4 to 13 tokens with 12 new ones at most: a row of the call may have 25."""
+    prefixes = [list(range(65, 65 + n)) for n in range(4, 14)]
+    runs, at_once = [], []
+    forward = type(policy.model).forward
+
+    def noted(self, *args, **kwargs):
+        at_once.append(_rows_of(kwargs))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(policy.model), "forward", noted)
+    token = token_bytes(policy.model)
+    for rows in (10, 3, 1, 0):  # one row is decoded however little there is
+        bounded = kind(12, 1.0, 1.0, 0, 0.0, (), None, kv_cache_gb=(25 * token * rows + 100) / 2**30)
+        assert bounded._places(policy.model, Rows(prefixes, [12] * 10, None, Sampling())) == max(rows, 1)
+        at_once.clear()
+        runs.append(bounded.generate(policy, prefixes, [12] * 10, Sampling(), stage_generator(0, "test")))
+        assert max(at_once) == max(rows, 1)
+    for other in runs[1:]:
+        assert [r.token_ids.tolist() for r in other] == [r.token_ids.tolist() for r in runs[0]]
+
+
+def _rows_of(inputs):
+    """Rows of a decoding step: flat tokens on a cache of their own, or a batch."""
+    cache, ids = inputs.get("past_key_values"), inputs["input_ids"]
+    return ids.shape[1] if isinstance(cache, RowCache) and cache._decoding else ids.shape[0]
+
+
+def test_without_a_bound_the_cache_may_take_a_quarter_of_the_memory(policy, monkeypatch):
+    monkeypatch.setattr(base, "device_memory", lambda device: 4 * 5 * 20 * token_bytes(policy.model))
+    prefixes, budgets = [[65] * 8, [65] * 2] * 4, [2, 18] * 4  # no row is longer than 20
+    rows = Rows(prefixes, budgets, None, Sampling())
+    assert engine()._places(policy.model, rows) == 5
+    assert engine(max_batch_rows=3)._places(policy.model, rows) == 3
+    with pytest.raises(UserError, match=r"rollout\.kv_cache_gb=0 must be above 0"):
+        NativeRollout(12, 1.0, 1.0, 0, 0.0, (), None, kv_cache_gb=0)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_out_of_memory_names_the_settings_that_lower_it(policy, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(_Decoding, "_step", fail)
-    with pytest.raises(UserError, match=r"rollout\.max_batch_rows, rollout\.max_new_tokens, algorithm\.num_gener"):
+    with pytest.raises(UserError, match=r"rollout\.kv_cache_gb, rollout\.max_batch_rows, rollout\.max_new_tok"):
         engine().generate(policy, [[65]], [12], Sampling(), stage_generator(0, "test"))
 
 

@@ -21,8 +21,9 @@ def sample(
     max_new_tokens: int,
     seed: int,
     step: int = 0,
+    stage: str = "evaluation",
 ) -> Rollout:
-    """Sample j of a problem depends on (seed, step, the problem's id, j) and on nothing else.
+    """Sample j of a problem depends on (seed, stage, step, the problem's id, j) and on nothing else.
 
     So it is the same in whatever batch, on whatever rank and after whatever kill it is drawn, up to floating-point
     rounding. A response is as long as the model's context allows; without room for one token it is empty.
@@ -34,6 +35,7 @@ def sample(
         sampling, max_new_tokens: of a response.
         seed: of the evaluation.
         step: updates that the policy has had.
+        stage: what the samples are for.
     """
     rows = [(p, j) for p in problems for j in range(num_samples)]
     budgets = [room(p, policy, max_new_tokens) for p, _ in rows]
@@ -44,7 +46,7 @@ def sample(
         [rows[i][0].prompt_ids for i in able],
         [budgets[i] for i in able],
         sampling,
-        [row_generator(seed, *rows[i], step=step) for i in able],
+        [row_generator(seed, *rows[i], step=step, stage=stage) for i in able],
     )
     for i, response in zip(able, sampled, strict=True):
         responses[i] = response

@@ -15,6 +15,7 @@ from edge_grpo.command_line.check import check_config, instantiate
 from edge_grpo.data.base import PromptTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.precision import cast_weights, check_precision
 from edge_grpo.runs.checkpoints import MANIFEST, STATE, damage, iteration_of, read_manifest
 from edge_grpo.runs.settings import check_frozen, portable
 
@@ -75,25 +76,44 @@ def reward_functions(run: Path) -> str | list[str] | None:
     return reward.get("function") if isinstance(reward, Mapping) else None
 
 
-def load_subject(cfg: DictConfig, *, own_template: bool) -> Subject:
+def load_subject(cfg: DictConfig, *, own_template: bool, precision: str) -> Subject:
     """Load what `identify` has found.
 
     Args:
         cfg: of the program: `run`, `model`, `data.template`, `accelerator`, `allowed_targets`.
         own_template: whether the user chose `data.template`; if not, a run keeps the template of its training.
+        precision: of the weights, see `policy.precision`.
 
     Raises:
         UserError: it cannot be loaded, or the accelerator is not there.
     """
     template = instantiate(cfg.data.template)
     if cfg.run is None:
-        return Subject(on_device(instantiate(cfg.model), cfg.accelerator), template)
+        return Subject(on_device(instantiate(cfg.model), cfg.accelerator, precision), template)
     where, allowed = Path(cfg.run), list(cfg.allowed_targets)
-    config = _config_of_run(where.parent.parent if _is_checkpoint(where) else where)
+    config = _training_config(where)
     load = _checkpointed if _is_checkpoint(where) else _exported
     if not own_template:
         template = _built(config["data"], "template", allowed, where)
-    return Subject(on_device(load(where, config, allowed), cfg.accelerator), template)
+    return Subject(on_device(load(where, config, allowed), cfg.accelerator, precision), template)
+
+
+def precision_of(cfg: DictConfig) -> str:
+    """`precision` as it is given; null is the run's own, and 32-true for another model.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    given: str | None = cfg.precision
+    if given is None:
+        given = "32-true" if cfg.run is None else _training_config(Path(cfg.run))["trainer"]["precision"]
+    check_precision("precision", given)
+    return given
+
+
+def _training_config(run: Path) -> Mapping[str, Any]:
+    """Of a run, or of the run that a checkpoint is of."""
+    return _config_of_run(run.parent.parent if _is_checkpoint(run) else run)
 
 
 def _iterations(run: Path) -> int:
@@ -120,11 +140,12 @@ def _sha256(folder: Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def on_device(policy: Policy, accelerator: str) -> Policy:
-    """The policy, moved to where it shall generate.
+def on_device(policy: Policy, accelerator: str, precision: str) -> Policy:
+    """The policy, moved to where it shall generate, with the weights of this precision.
 
     Args:
         accelerator: cpu, gpu, or auto, which takes the GPU where there is one.
+        precision: see `policy.precision`.
 
     Raises:
         UserError: an unknown or absent accelerator.
@@ -134,6 +155,7 @@ def on_device(policy: Policy, accelerator: str) -> Policy:
     there = torch.cuda.is_available()
     if accelerator == "gpu" and not there:
         raise UserError("accelerator=gpu but torch sees no GPU: set accelerator=cpu or accelerator=auto")
+    cast_weights(policy, precision)
     policy.model.to("cuda" if accelerator != "cpu" and there else "cpu")
     return policy
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from edge_grpo.planning.plan import PHASES, Plan, make_plan
-from edge_grpo.planning.run_settings import GIB, RunSettings
+from edge_grpo.planning.plan import PHASES, Plan, decoded_at_once, make_plan
+from edge_grpo.planning.run_settings import RunSettings
 from edge_grpo.planning.skeleton import Adapters
+from edge_grpo.policy.memory import GIB
 
 LEAST_ROWS, LEAST_CHUNK, LEAST_CACHE = 8, 64, GIB // 2
 RANK = 16
@@ -92,8 +93,7 @@ def _halves(value: int, least: int) -> Iterator[int]:
 def _rows(run: RunSettings) -> Iterator[Offer]:
     if run.engine_cache is not None:
         return
-    now = max(run.rows, run.evaluated_rows or 0) if run.max_batch_rows is None else run.max_batch_rows
-    for rows in _halves(now, LEAST_ROWS):
+    for rows in _halves(max(decoded_at_once(run)), LEAST_ROWS):
         yield f"rollout.max_batch_rows={rows}", partial(replace, max_batch_rows=rows)
 
 

@@ -133,7 +133,7 @@ def _always(name: str, size: int, note: str = "") -> Part:
 
 def _rollout(run: RunSettings, of: Weights) -> list[Part]:
     """The cache of the rows that are decoded at once, as long as they may become, and the passes that fill it."""
-    rows, evaluated = _at_once(run, run.rows), _at_once(run, run.evaluated_rows or run.rows)
+    rows, evaluated = decoded_at_once(run)
     prompts = (
         run.rows * run.row_tokens if run.response_tokens > run.sampled_tokens else run.problems * run.prompt_tokens
     )
@@ -155,8 +155,22 @@ def _rollout(run: RunSettings, of: Weights) -> list[Part]:
     ]
 
 
-def _at_once(run: RunSettings, rows: int) -> int:
-    return rows if run.max_batch_rows is None else min(rows, run.max_batch_rows)
+def decoded_at_once(run: RunSettings) -> tuple[int, int]:
+    """Rows in a rollout and in an evaluation, as the engine bounds them; a file of unknown length fills the bound."""
+    held = _held(run, run.row_tokens), _held(run, run.prompt_tokens + run.evaluated_tokens)
+    evaluated = held[1] if run.evaluated_rows is None else run.evaluated_rows
+    return _least(run.rows, held[0], run.max_batch_rows), _least(evaluated or run.rows, held[1], run.max_batch_rows)
+
+
+def _held(run: RunSettings, tokens: int) -> int | None:
+    """Rows of so many tokens that the bound on the cache holds; None without one."""
+    if run.cache_bound is None:
+        return None
+    return max(run.cache_bound // (tokens * rollout_pass(run.model, 1, 1).kv), 1)
+
+
+def _least(*counts: int | None) -> int:
+    return min(count for count in counts if count is not None)
 
 
 def _engine(run: RunSettings, of: Weights) -> list[Part]:

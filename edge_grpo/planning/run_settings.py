@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.planning.skeleton import Adapters, ModelPlan
 from edge_grpo.planning.stand_ins import Microbatch
+from edge_grpo.policy.kv_cache import cache_bytes
+from edge_grpo.policy.memory import GIB
 
-GIB = 2**30
 PHRASE_TOKENS = 32
 """of what a correction writes before a reflection, at most"""
 
@@ -31,7 +33,8 @@ class RunSettings:
         microbatch_tokens, chunk_tokens, packing: see `PolicyModule`.
         whole_groups: a micro-batch holds a group however long it is.
         reference: a frozen copy of the model answers for the KL term.
-        max_batch_rows: see `SamplingEngine`.
+        max_batch_rows: see `SamplingEngine`. cache_bound: bytes that the KV cache of the rows which are decoded at once
+            may take; None where it is a share of a device that is not known.
         engine_cache: bytes of the cache of a rollout engine with weights of its own (`rollout.kv_cache_gb` GiB); None:
             the rollout uses the policy's weights. `engine_element`: bytes of one of its weights.
         fused_layers: the rollout holds weights a second time, see `policy.fused_layers`.
@@ -58,6 +61,7 @@ class RunSettings:
     whole_groups: bool
     reference: bool
     max_batch_rows: int | None
+    cache_bound: int | None
     engine_cache: int | None
     engine_element: int
     fused_layers: bool
@@ -98,19 +102,24 @@ class RunSettings:
         return self.tokens_of(self.step_rows) > self.microbatch.tokens
 
 
-def run_settings(cfg: DictConfig, config: Any) -> RunSettings:
+def computes_on_gpu(cfg: DictConfig) -> bool:
+    """Where the run computes."""
+    accelerator: str = cfg.trainer.accelerator
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def run_settings(cfg: DictConfig, config: Any, memory: int | None) -> RunSettings:
     """The settings of a composed config of `edge-grpo-train`.
 
     Args:
         cfg: resolved.
         config: the model's `PretrainedConfig`.
+        memory: bytes of a device; None where it is not known.
 
     Raises:
         UserError: a value that a constructor refuses.
     """
-    on_gpu = cfg.trainer.accelerator in ("gpu", "cuda") or (
-        cfg.trainer.accelerator == "auto" and torch.cuda.is_available()
-    )
+    on_gpu = computes_on_gpu(cfg)
     ranks = _ranks(cfg.trainer, on_gpu=on_gpu)
     grpo = cfg.get("loss") is not None
     loss: Any = instantiate(cfg.loss) if grpo else None
@@ -120,7 +129,8 @@ def run_settings(cfg: DictConfig, config: Any) -> RunSettings:
     step_rows = OmegaConf.select(cfg, "algorithm.minibatch_rows")
     sampled = int(cfg.rollout.max_new_tokens)
     prompt, response = _lengths(cfg, sampled, getattr(config.get_text_config(), "max_position_embeddings", None))
-    engine_cache = OmegaConf.select(cfg, "rollout.kv_cache_gb")
+    cache = OmegaConf.select(cfg, "rollout.kv_cache_gb")
+    own_weights = getattr(get_class(cfg.rollout._target_), "own_weights", False)
     return RunSettings(
         model=_model_plan(cfg, config),
         can_adapt="lora" in cfg.model,
@@ -140,7 +150,8 @@ def run_settings(cfg: DictConfig, config: Any) -> RunSettings:
         whole_groups=grpo and bool(getattr(loss, "needs_whole_groups", False) or advantage.inside_update),
         reference=grpo and loss.beta > 0,
         max_batch_rows=OmegaConf.select(cfg, "rollout.max_batch_rows"),
-        engine_cache=None if engine_cache is None else int(engine_cache * GIB),
+        cache_bound=int(cache * GIB) if cache is not None else None if memory is None else cache_bytes(memory),
+        engine_cache=int(cache * GIB) if own_weights else None,
         engine_element=_engine_element(cfg, on_gpu=on_gpu),
         fused_layers=not on_gpu
         and cfg.trainer.precision != "bf16-mixed"

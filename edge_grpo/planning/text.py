@@ -33,10 +33,10 @@ def table(plan: Plan, source: str) -> str:
         f"disk       {_gb(plan.checkpoint)} GB a checkpoint, {run.checkpoints} at once, "
         f"{_gb(plan.exported)} GB exported: {_gb(plan.disk)} GB",
     ]
-    if run.evaluated_rows is None and run.max_batch_rows is None and run.engine_cache is None:
+    if run.cache_bound is None and run.max_batch_rows is None and run.engine_cache is None:
         lines.append(
-            "evaluation decodes all rows of a set at once, and how many a file has is not known here: "
-            "set rollout.max_batch_rows"
+            "rollout    rollout.kv_cache_gb=null bounds the KV cache by a quarter of the card, and none is known here: "
+            "give plan.memory_gb, or set rollout.kv_cache_gb"
         )
     return "\n".join(lines)
 

@@ -11,6 +11,27 @@ from torch import Tensor
 Stored = list[tuple[Tensor, Tensor]]
 """keys and values [K, S, D] of one prefix, layer by layer"""
 
+SHARE = 4
+"""the cache may take one part in so many of a device's memory, where nothing else is asked"""
+
+
+def cache_bytes(memory: int) -> int:
+    """What the cache may take of a device with so many bytes. Of all and not of those that are free: a call then
+    decodes the same rows together whenever it is made."""
+    return memory // SHARE
+
+
+@torch.no_grad()
+def token_bytes(model: Any) -> int:
+    """Bytes of the keys and values of one token in all layers, as the model makes them now (under autocast, say).
+
+    At least 1, for models that keep no keys and values.
+    """
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    made = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    tensors = [getattr(layer, name, None) for layer in getattr(made, "layers", ()) for name in ("keys", "values")]
+    return max(sum(x.numel() * x.element_size() for x in tensors if x is not None), 1)
+
 
 def reads_transposed(key: Tensor) -> bool:
     """Whether keys lie in memory as [D, tokens], the order in which a product with few queries reads them fastest.

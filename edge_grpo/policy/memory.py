@@ -1,11 +1,21 @@
-"""Running out of memory, said in words that help."""
+"""How much memory there is, and running out of it, said in words that help."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from edge_grpo.errors import UserError
+
+GIB = 2**30
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a GPU, or of this machine's RAM."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.bad_rows import report_bad_rows
 from edge_grpo.errors import UserError
+from edge_grpo.evaluation.sampling import sample
 from edge_grpo.evaluation.subject import on_device
+from edge_grpo.policy.precision import check_precision, computing_in
 from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.rewards.base import score_rollout
 from edge_grpo.runs.quiet import silence_expected_warnings
-from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, Rollout, Turn
+from edge_grpo.types import Problem, Turn
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +26,22 @@ def measure_difficulty(cfg: DictConfig) -> float:
     Writes `<run_dir>/problems.jsonl`, which `data=file` reads (columns id, question, answer, solution,
     correctness_rate), and `<run_dir>/correctness_rates.json`, question -> rate.
 
+    A problem's samples depend on the seed, its id and nothing else: not on `problems_per_batch`, say.
+
     Returns:
         Share of problems without a right response.
 
     Raises:
-        UserError: fewer than one sample or problem a batch.
+        UserError: fewer than one sample or problem a batch, or no such precision.
     """
     if cfg.num_samples < 1 or cfg.problems_per_batch < 1:
         raise UserError(
             f"num_samples={cfg.num_samples} and problems_per_batch={cfg.problems_per_batch} must be at least 1"
         )
+    check_precision("precision", cfg.precision)
     silence_expected_warnings()
     data, engine, rewards = instantiate(cfg.data), instantiate(cfg.rollout), instantiate(cfg.reward)
-    policy = on_device(instantiate(cfg.model), cfg.accelerator)
+    policy = on_device(instantiate(cfg.model), cfg.accelerator, cfg.precision)
     data.load_prepared(
         policy.tokenizer,
         required_fields=frozenset(),
@@ -56,10 +60,17 @@ def measure_difficulty(cfg: DictConfig) -> float:
     rates: list[float] = []
     for start in range(0, len(problems), cfg.problems_per_batch):
         batch = problems[start : start + cfg.problems_per_batch]
-        prefixes = [p.prompt_ids for p in batch for _ in range(cfg.num_samples)]
-        generator = stage_generator(cfg.seed, "difficulty", iteration=start)
-        responses = engine.generate(policy, prefixes, [budget] * len(prefixes), engine.sampling, generator)
-        rollout = Rollout(batch, tuple(responses), cfg.num_samples)
+        with computing_in(cfg.precision, policy.model.device):
+            rollout = sample(
+                engine,
+                policy,
+                batch,
+                num_samples=cfg.num_samples,
+                sampling=engine.sampling,
+                max_new_tokens=budget,
+                seed=cfg.seed,
+                stage="difficulty",
+            )
         right = score_rollout(rollout, rewards, policy.decode).scores.correct
         rates += right.view(-1, cfg.num_samples).float().mean(1).tolist()
         log.info("%d/%d problems", start + len(batch), len(problems))

@@ -16,8 +16,9 @@ from edge_grpo.evaluation.golds import grade_golds
 from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.reflection import spontaneous
 from edge_grpo.evaluation.results import reflection_line, results_markdown, summarise
-from edge_grpo.evaluation.subject import identify, load_subject, reward_functions
+from edge_grpo.evaluation.subject import identify, load_subject, precision_of, reward_functions
 from edge_grpo.evaluation.suite import Evaluation
+from edge_grpo.policy.precision import computing_in
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.runs.directory import alone_in
 from edge_grpo.runs.provenance import run_info
@@ -33,7 +34,8 @@ RESULTS, TABLE, CONFIG, POLICY = "results.json", "results.md", "config.yaml", "p
 # Settings that change no completion: how fast they are made, and what is computed from them.
 FREE = (
     *("paths", "run", "accelerator", "problems_per_batch", "bootstrap", "allowed_targets", "name"),
-    *("evaluation.average", "entropy.microbatch_tokens", "entropy.chunk_tokens", "rollout.max_batch_rows"),
+    *("evaluation.average", "entropy.microbatch_tokens", "entropy.chunk_tokens"),
+    *("rollout.max_batch_rows", "rollout.kv_cache_gb"),
 )
 
 
@@ -75,6 +77,7 @@ class _Run:
 
     def run(self) -> float:
         cfg, about = self.cfg, identify(self.cfg)
+        cfg.precision = precision_of(cfg)
         self.evaluation: Evaluation = instantiate(cfg.evaluation)
         if self.own_template:
             self.evaluation.template = None
@@ -87,7 +90,7 @@ class _Run:
         self.reflection = None if cfg.get("reflection") is None else instantiate(cfg.reflection)
         self.entropy = None if cfg.get("entropy") is None else instantiate(cfg.entropy)
         self.evaluation.read()
-        self.policy, template = load_subject(cfg, own_template=self.own_template)
+        self.policy, template = load_subject(cfg, own_template=self.own_template, precision=cfg.precision)
         if self.entropy is not None:
             self.entropy.check(self.policy)
         self.evaluation.load(self.policy, template)
@@ -95,7 +98,8 @@ class _Run:
         self._tell_own_reward(about["run"])
         (self.folder / POLICY).write_text(json.dumps(about | {"info": run_info()}, indent=1) + "\n")
         OmegaConf.save(cfg, self.folder / CONFIG, resolve=True)
-        self._sample()
+        with computing_in(cfg.precision, self.policy.model.device):
+            self._sample()
         sets = self.evaluation.sets
         completions = self.store.finish([(name, p.id) for name, problems in sets.items() for p in problems])
         return _write(completions, cfg, self.folder, about)

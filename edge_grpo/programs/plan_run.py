@@ -10,7 +10,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.planning.advice import lowered
 from edge_grpo.planning.model_config import ModelConfig, read_config
 from edge_grpo.planning.plan import Plan, device_memory, make_plan
-from edge_grpo.planning.run_settings import run_settings
+from edge_grpo.planning.run_settings import computes_on_gpu, run_settings
 from edge_grpo.planning.text import summary, table, verdict
 from edge_grpo.runs.quiet import silence_expected_warnings
 
@@ -31,8 +31,8 @@ def print_plan(cfg: DictConfig) -> float:
     if given is not None and given <= 0:
         raise UserError(f"plan.memory_gb={given} must be above 0")
     read = _read(cfg.model) or ModelConfig(instantiate(cfg.model).model.config, "as its loader makes it")
-    plan = make_plan(run_settings(cfg, read.config))
-    memory = device_memory(on_gpu=plan.settings.on_gpu) if given is None else int(given * 1e9)
+    memory = device_memory(on_gpu=computes_on_gpu(cfg)) if given is None else int(given * 1e9)
+    plan = make_plan(run_settings(cfg, read.config, memory))
     changes, smaller = ([], plan) if memory is None or plan.peak <= memory else lowered(plan, memory)
     print(table(plan, read.source), verdict(plan, memory, changes, smaller), sep="\n", flush=True)
     return plan.peak / 1e9
@@ -55,11 +55,11 @@ def tell_plan(cfg: DictConfig, config: Any | None = None) -> bool:
         read = ModelConfig(config, "") if config is not None else _read(cfg.model)
         if read is None:
             return False
-        plan = make_plan(run_settings(cfg, read.config))
+        memory = device_memory(on_gpu=computes_on_gpu(cfg))
+        plan = make_plan(run_settings(cfg, read.config, memory))
     except Exception as error:  # a model of somebody else's code, which may well train all the same
         log.debug("no plan of the memory: %s", error)
         return config is not None
-    memory = device_memory(on_gpu=plan.settings.on_gpu)
     _refuse_hopeless(plan, memory)
     if memory is None or plan.peak <= memory:
         log.info("%s", summary(plan, memory))

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, eval_mode
 from edge_grpo.policy.finite import check_finite, finite_logits
 from edge_grpo.policy.generation_settings import refuse_settings
-from edge_grpo.policy.memory import out_of_memory
+from edge_grpo.policy.kv_cache import cache_bytes, token_bytes
+from edge_grpo.policy.memory import GIB, device_memory, out_of_memory
 from edge_grpo.types import FinishReason, Provenance, Response
 
 
@@ -65,7 +66,8 @@ class RolloutEngine(Protocol):
     """Continues token prefixes with the policy.
 
     Optional: `records_entropies`, false where its responses have none; `max_model_len`, where it takes less than the
-    model's context; the method `take_metrics`, what it tells of itself since the last time, by logged name.
+    model's context; `own_weights`, true where it holds the model a second time; the method `take_metrics`, what it
+    tells of itself since the last time, by logged name.
     """
 
     sampling: Sampling
@@ -116,7 +118,9 @@ class SamplingEngine(ABC):
         max_new_tokens: budget of a fresh response, in tokens.
         temperature, top_p, top_k, min_p: see `Sampling`.
         stop_strings: a response ends with the token that completes one of them, as it does with an EOS token.
-        max_batch_rows: rows decoded at once, a bound on KV-cache memory; null decodes all together.
+        max_batch_rows: rows decoded at once; null for as many as `kv_cache_gb` holds.
+        kv_cache_gb: bound on the memory of the KV cache, GiB: rows decoded at once, each as long as the longest of the
+            call may become; one row always is. null for a quarter of the device's memory.
 
     Raises:
         UserError: a value out of range.
@@ -131,12 +135,15 @@ class SamplingEngine(ABC):
         min_p: float,
         stop_strings: Sequence[str],
         max_batch_rows: int | None,
+        kv_cache_gb: float | None = None,
     ) -> None:
         check_sampling_settings(max_new_tokens, stop_strings, max_batch_rows)
+        if kv_cache_gb is not None and not kv_cache_gb > 0:
+            raise UserError(f"rollout.kv_cache_gb={kv_cache_gb} must be above 0")
         self.sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
         self.max_new_tokens = max_new_tokens
         self.stop_strings = tuple(stop_strings)
-        self.max_batch_rows = max_batch_rows
+        self.max_batch_rows, self.kv_cache_gb = max_batch_rows, kv_cache_gb
 
     @torch.no_grad()
     def generate(
@@ -153,9 +160,19 @@ class SamplingEngine(ABC):
         refuse_settings(policy.model)
         check_rows(policy, prefixes, budgets)
         uniforms = _uniforms(len(prefixes), max(budgets), generator)
-        settings = ("rollout.max_batch_rows", "rollout.max_new_tokens", "algorithm.num_generations")
+        settings = ("rollout.kv_cache_gb", "rollout.max_batch_rows", "rollout.max_new_tokens")
         with eval_mode(policy.model), out_of_memory(*settings), finite_logits(policy.model):
             return self._decode(policy, Rows(prefixes, budgets, uniforms, sampling))
+
+    def _places(self, model: Any, rows: Rows) -> int:
+        """How many of the rows may be decoded at once, at least 1."""
+        fewest = min(len(rows.prefixes), self.max_batch_rows or len(rows.prefixes))
+        if fewest == 1:
+            return 1
+        longest = max(len(prefix) + budget for prefix, budget in zip(rows.prefixes, rows.budgets, strict=True))
+        given = self.kv_cache_gb
+        bound = cache_bytes(device_memory(model.device)) if given is None else int(given * GIB)
+        return max(min(fewest, bound // (longest * token_bytes(model))), 1)
 
     @abstractmethod
     def _decode(self, policy: Policy, rows: Rows) -> list[Response]:

@@ -25,10 +25,9 @@ class HFRollout(SamplingEngine):
     def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
         """See `SamplingEngine._decode`."""
         causal_head(policy.model)
-        n = len(rows.prefixes)
-        size = self.max_batch_rows or n
+        size = self._places(policy.model, rows)
         responses: list[Response] = []
-        for start in range(0, n, size):
+        for start in range(0, len(rows.prefixes), size):
             some = slice(start, start + size)
             responses += self._batch(
                 policy, Rows(rows.prefixes[some], rows.budgets[some], rows.uniforms[some], rows.sampling)

@@ -21,8 +21,8 @@ class NativeRollout(SamplingEngine):
     """Batched decoding for any Hugging Face decoder whose attention is full or sliding-window softmax attention.
 
     Each unique prefix is prefilled once and its keys and values are shared by its rows. Rows that end leave the
-    batch at once (the last live row moves into the hole), and where `max_batch_rows` bounds the batch, waiting rows
-    are admitted into freed places.
+    batch at once (the last live row moves into the hole), and where not all have room at once, waiting rows are
+    admitted into freed places.
 
     Args: as `SamplingEngine`.
     """
@@ -30,8 +30,7 @@ class NativeRollout(SamplingEngine):
     def _decode(self, policy: Policy, rows: Rows) -> list[Response]:
         """See `SamplingEngine._decode`."""
         check_packed(policy.model)
-        n = len(rows.prefixes)
-        places = min(self.max_batch_rows or n, n)
+        places = self._places(policy.model, rows)
         with packed_attention(policy.model), fused_layers(policy.model):
             return _Decoding(policy, rows, Ends(policy, self.stop_strings), places).run()
 

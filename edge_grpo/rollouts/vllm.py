@@ -36,6 +36,7 @@ class VLLMRollout:
     """
 
     records_entropies = False
+    own_weights = True
 
     def __init__(
         self,

@@ -8,12 +8,11 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 
 from edge_grpo.errors import UserError
+from edge_grpo.policy.precision import check_precision
 from edge_grpo.runs.stopping import TokenBudget
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 STRATEGIES = ("auto", "ddp")
-# Not 16-mixed: its loss scaling hides a gradient that is not finite, and clipping would see scaled ones.
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
 
 def build_trainer(
@@ -39,7 +38,7 @@ def build_trainer(
         max_generated_tokens: see `TokenBudget`.
         accelerator: "auto" takes the GPU where there is one.
         strategy: one of `STRATEGIES`; "auto" is DDP for several ranks.
-        precision: one of `PRECISIONS`.
+        precision: see `policy.precision`.
         devices, num_nodes, deterministic: as Lightning's.
         plugins: of the ranks, see `ranks.group.Ranks`.
 
@@ -86,8 +85,7 @@ def check_trainer(
             "rollouts read and exports write, so strategies that shard it (fsdp, deepspeed) do not work here, nor do "
             "those that start ranks without this command line (ddp_spawn, ddp_fork, ddp_notebook)"
         )
-    if precision not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision} is none of {', '.join(PRECISIONS)}")
+    check_precision("trainer.precision", precision)
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
     TokenBudget(max_generated_tokens)
