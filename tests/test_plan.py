@@ -111,8 +111,11 @@ def test_a_chunk_of_logits_is_what_the_head_adds():
 
 def test_the_masks_are_of_one_group_or_of_every_row():
     one, two = Microbatch(8, 1, 10, 6, False), Microbatch(8, 2, 10, 6, False)
-    assert one.mask_bytes(4) == 4 * (10 * 10 + 6 * 16)
-    assert two.mask_bytes(4) == 4 * (10 * 10 + 8 * 6 * 16)
+    assert one.mask_bytes(4, softcap=False) == 4 * (10 * 10 + 6 * 16)
+    assert two.mask_bytes(4, softcap=False) == 4 * (10 * 10 + 8 * 6 * 16)
+    on_gpu = replace(one, on_gpu=True)
+    assert on_gpu.mask_bytes(2, softcap=False) == 0  # in half precision sequences are told apart without
+    assert on_gpu.mask_bytes(4, softcap=False) == 2 * on_gpu.mask_bytes(2, softcap=True) > 0
     assert (one.tokens, one.keys) == (10 + 48, 10 + 8 * 16)
 
 

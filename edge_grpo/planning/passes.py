@@ -106,7 +106,8 @@ def _update_pass(
 ) -> UpdatePass:
     parts, memory = skeleton(plan), LiveMemory()
     model, trained = parts.model, parts.trainable
-    settings = HeadSettings(chunk_tokens, in_place, microbatch.on_gpu, memory)
+    half = microbatch.on_gpu and parts.element_size == 2
+    settings = HeadSettings(chunk_tokens, in_place, microbatch.on_gpu, half, memory)
     model.train()
     try:
         with parts.calls(), packed_attention(model), memory:
@@ -114,7 +115,8 @@ def _update_pass(
             for p in trained if later else ():
                 p.grad = torch.empty_like(p)
             standing = memory.restart() + (0 if later else total_bytes(trained))
-            masks = torch.empty(microbatch.mask_bytes(parts.element_size), dtype=torch.uint8)
+            softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+            masks = torch.empty(microbatch.mask_bytes(parts.element_size, softcap=softcap), dtype=torch.uint8)
             ids, position = torch.empty(2, 1, microbatch.tokens, dtype=torch.long)
             hidden = decoder(model)(
                 input_ids=ids, position_ids=position, use_cache=False, layout=CountedLayout(microbatch)

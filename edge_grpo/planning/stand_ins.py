@@ -22,7 +22,8 @@ class Microbatch:
         rows: responses.
         prompts: prompts, each shared by rows / prompts responses.
         prompt_tokens: S of each prompt; `response_tokens`: T of each response.
-        on_gpu: where attention copies keys and values for every query head that reads them.
+        on_gpu: where attention in half precision needs no masks (`VarlenLayout`), and any other copies keys and values
+            for every query head that reads them.
     """
 
     rows: int
@@ -41,12 +42,14 @@ class Microbatch:
         """Keys that queries attend to: those of the prompts, and for each response its prompt's and its own."""
         return self.prompts * self.prompt_tokens + self.rows * (self.prompt_tokens + self.response_tokens)
 
-    def mask_bytes(self, element_size: int) -> int:
-        """The additive masks, made once for all layers.
+    def mask_bytes(self, element_size: int, *, softcap: bool) -> int:
+        """The additive masks, made once for all layers; none where `VarlenLayout` needs none.
 
         [S, S] of the prompts, [T, S + T] of the responses: one for all where prompts are equally long, which only those
         of one group surely are.
         """
+        if self.on_gpu and element_size == 2 and not softcap:
+            return 0
         s, t = self.prompt_tokens, self.response_tokens
         return element_size * (s * s + (1 if self.prompts == 1 else self.rows) * t * (s + t))
 
@@ -66,7 +69,7 @@ class CountedLayout:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
         """See `Layout.attend`."""
         self.kv_bytes += sum(x.shape[1] * x.shape[3] * x.element_size() for x in (key, value))
-        out: Tensor = _Attention.apply(query, key, value, self.microbatch)
+        out: Tensor = _Attention.apply(query, key, value, self.microbatch, options.softcap is not None)
         return out
 
 
@@ -74,12 +77,15 @@ class _Attention(torch.autograd.Function):
     """A fused kernel: of its scores it keeps one number a query and head."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, microbatch: Microbatch | None) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, microbatch: Microbatch | None, softcap: bool
+    ) -> Tensor:
         dtype = _autocast_dtype(query)
         _, heads, tokens, _ = query.shape
         keys, copies = tokens, key.shape[1]
         if microbatch is not None:
-            keys, copies = microbatch.keys, heads if microbatch.on_gpu else copies
+            copied = microbatch.on_gpu and (dtype.itemsize != 2 or softcap)
+            keys, copies = microbatch.keys, heads if copied else copies
         asked = query.to(dtype)
         of_rows = [x.new_empty(keys, copies, x.shape[3], dtype=dtype) for x in (key, value)]
         out = query.new_empty(tokens, heads, value.shape[3], dtype=dtype)
@@ -94,7 +100,7 @@ class _Attention(torch.autograd.Function):
         of_kernel = [torch.empty_like(x) for x in kept[:3]]
         gradients = [grad.new_empty(shape, dtype=dtype) for shape, dtype in ctx.like]
         del of_kernel
-        return (*gradients, None)
+        return (*gradients, None, None)
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -106,7 +112,7 @@ def _autocast_dtype(tensor: Tensor) -> torch.dtype:
 
 
 _BLOCK = 1 << 20
-"""entries of logits that `Head` works on at once, with three results of that size"""
+"""entries of logits that `Head` works on at once on the CPU, with three results of that size; a whole chunk on a GPU"""
 
 
 class CountedHead(torch.autograd.Function):
@@ -115,7 +121,9 @@ class CountedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, settings: "HeadSettings") -> Tensor:
         with settings.memory.apart():
-            _logits(states, weight, settings.chunk_tokens)
+            cast = settings.cast(states, weight)
+            _logits(states, weight, settings)
+            del cast
         ctx.save_for_backward(states, weight)
         ctx.settings = settings
         return states.new_empty(len(states), dtype=torch.float32)
@@ -129,10 +137,11 @@ class CountedHead(torch.autograd.Function):
         if ctx.needs_input_grad[1] and not there:
             made = weight.new_empty(weight.shape, dtype=wide)
         with settings.memory.apart():
-            logits = _logits(states, weight, settings.chunk_tokens)
-            if settings.on_gpu and states.dtype != wide:  # products of half precision have results of their own
-                _ = logits.to(states.dtype), weight.new_empty(weight.shape, dtype=wide)
-            del logits
+            cast = settings.cast(states, weight)
+            logits = _logits(states, weight, settings)
+            if settings.half:  # products of half precision have results of their own
+                _ = logits.new_empty(logits.shape, dtype=torch.bfloat16), weight.new_empty(weight.shape, dtype=wide)
+            del logits, cast
         return for_states, None if made is None else made.to(weight.dtype), None
 
 
@@ -142,20 +151,26 @@ class HeadSettings:
 
     Args:
         chunk_tokens, in_place: see `Head`.
-        on_gpu: where it computes.
+        on_gpu: where it computes; `half`: there with operands of half precision.
         memory: that counts.
     """
 
     chunk_tokens: int
     in_place: bool
     on_gpu: bool
+    half: bool
     memory: LiveMemory
 
+    def cast(self, *tensors: Tensor) -> list[Tensor]:
+        """The operands that are not of half precision, in it."""
+        wide = [x for x in tensors if self.half and x.dtype.itemsize != 2]
+        return [x.new_empty(x.shape, dtype=torch.bfloat16) for x in wide]
 
-def _logits(states: Tensor, weight: Tensor, chunk: int) -> Tensor:
+
+def _logits(states: Tensor, weight: Tensor, settings: HeadSettings) -> Tensor:
     """The buffer of one chunk, after the blocks have been worked on."""
-    logits = states.new_empty(min(chunk, len(states)), len(weight), dtype=_wide(weight))
-    logits.new_empty(3, min(_BLOCK, logits.numel()))
+    logits = states.new_empty(min(settings.chunk_tokens, len(states)), len(weight), dtype=_wide(weight))
+    logits.new_empty(3, logits.numel() if settings.on_gpu else min(_BLOCK, logits.numel()))
     return logits
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import causal_head
 
-# Entries of a block that is worked on at once: small enough to stay in the processor's cache.
+# Entries of a block that is worked on at once: small enough to stay in the processor's cache. A GPU takes a chunk.
 _BLOCK = 1 << 20
 
 
@@ -97,18 +97,19 @@ class _HeadStats(torch.autograd.Function):
         entropy_grad: bool,
         in_place: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = _accumulation_dtype(weight)
+        dtype, half = _accumulation_dtype(weight), _half(states, weight)
         logprobs, entropies, normalisers = torch.empty(3, len(ids), dtype=dtype, device=states.device)
         buffer = _buffer(head, states, weight, dtype)
         with torch.autocast(states.device.type, enabled=False):
+            x, w = (states, weight) if half is None else (states.to(half), weight.to(half))
             for start in range(0, len(ids), head.chunk_tokens):
                 part = slice(start, start + head.chunk_tokens)
-                logits = head.logits(states[part], weight, bias, buffer[: len(ids[part])])
+                logits = head.logits(x[part], w, bias, buffer[: len(ids[part])])
                 chosen = logits.gather(-1, ids[part, None]).squeeze(-1)
                 _normalise(logits, normalisers[part], entropies[part])
                 logprobs[part] = chosen - normalisers[part]
         ctx.save_for_backward(states, weight, bias, ids, normalisers, entropies)
-        ctx.head, ctx.entropy_grad, ctx.in_place = head, entropy_grad, in_place
+        ctx.head, ctx.entropy_grad, ctx.in_place, ctx.half = head, entropy_grad, in_place, half
         if not entropy_grad:
             ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
@@ -116,7 +117,7 @@ class _HeadStats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Any, ...]:
         states, weight, bias, ids, normalisers, entropies = ctx.saved_tensors
-        head, dtype = ctx.head, _accumulation_dtype(weight)
+        head, dtype, half = ctx.head, _accumulation_dtype(weight), ctx.half
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_states = torch.empty_like(states) if wants_states else None
         grad_weight, returned = _weight_gradient(weight, dtype, in_place=ctx.in_place) if wants_weight else (None, None)
@@ -124,9 +125,10 @@ class _HeadStats(torch.autograd.Function):
         buffer = _buffer(head, states, weight, dtype)
         through_entropy = ctx.entropy_grad
         with torch.autocast(states.device.type, enabled=False):
+            x, w = (states, weight) if half is None else (states.to(half), weight.to(half))
             for start in range(0, len(ids), head.chunk_tokens):
                 part = slice(start, start + head.chunk_tokens)
-                grad = head.logits(states[part], weight, bias, buffer[: len(ids[part])])
+                grad = head.logits(x[part], w, bias, buffer[: len(ids[part])])
                 _to_gradient(
                     grad,
                     ids[part],
@@ -135,12 +137,13 @@ class _HeadStats(torch.autograd.Function):
                     (grad_entropies[part], entropies[part]) if through_entropy else None,
                     head,
                 )
-                if grad_states is not None:
-                    _matmul_into(grad, weight, grad_states[part])
-                if grad_weight is not None:
-                    _add_outer(grad, states[part], grad_weight)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
+                grad = grad if half is None else grad.to(half)
+                if grad_states is not None:
+                    _matmul_into(grad, w, grad_states[part])
+                if grad_weight is not None:
+                    _add_outer(grad, x[part], grad_weight)
         if grad_bias is not None:
             grad_bias = grad_bias.to(bias.dtype)
         if returned is not None and returned.dtype != weight.dtype:
@@ -168,8 +171,24 @@ def _weight_gradient(weight: Tensor, dtype: torch.dtype, *, in_place: bool) -> t
     return fresh, fresh
 
 
+def _half(states: Tensor, weight: Tensor) -> torch.dtype | None:
+    """The type of the operands of matrix products where tensor cores sum them in float32; None for those they have.
+
+    It is autocast's, as for every other layer, or that of half-precision weights.
+    """
+    if not _on_gpu(states):
+        return None
+    if torch.is_autocast_enabled(states.device.type):
+        return torch.get_autocast_dtype(states.device.type)
+    return next((x.dtype for x in (weight, states) if x.dtype.itemsize == 2), None)
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
 def _blocks(logits: Tensor) -> list[slice]:
-    rows = max(_BLOCK // logits.shape[1], 1)
+    rows = len(logits) if _on_gpu(logits) else max(_BLOCK // logits.shape[1], 1)
     return [slice(start, start + rows) for start in range(0, len(logits), rows)]
 
 
@@ -212,17 +231,22 @@ def _to_gradient(
         logits[block] = grad
 
 
-# Half-precision operands are multiplied in float32: on a GPU by the tensor cores' own accumulators (in the type of the
-# hidden states, as autocast would), on the CPU a block of the vocabulary at a time.
+# Half-precision operands are multiplied in float32: on a GPU by the tensor cores' own accumulators (see `_half`), on the
+# CPU a block of the vocabulary at a time.
 _VOCABULARY_BLOCK = 8192
+
+
+def _mm(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b, with operands of half precision and sums and results of single; on CUDA alone."""
+    torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def _matmul(states: Tensor, weight: Tensor, out: Tensor) -> None:
     """out = states @ weight.T"""
     if states.dtype == weight.dtype == out.dtype:
         torch.mm(states, weight.T, out=out)
-    elif states.is_cuda:
-        torch.mm(states, weight.to(states.dtype).T, out_dtype=out.dtype, out=out)
+    elif _on_gpu(states):
+        _mm(states, weight.T, out)
     else:
         wide = states.to(out.dtype)
         for start in range(0, len(weight), _VOCABULARY_BLOCK):
@@ -234,8 +258,10 @@ def _matmul_into(grad: Tensor, weight: Tensor, out: Tensor) -> None:
     """out = grad @ weight"""
     if grad.dtype == weight.dtype == out.dtype:
         torch.mm(grad, weight, out=out)
-    elif grad.is_cuda:
-        out.copy_(torch.mm(grad.to(out.dtype), weight.to(out.dtype), out_dtype=grad.dtype))
+    elif _on_gpu(grad):
+        wide = torch.empty(out.shape, dtype=torch.float32, device=out.device)
+        _mm(grad, weight, wide)
+        out.copy_(wide)
     else:
         total = torch.zeros(out.shape, dtype=grad.dtype)
         for start in range(0, len(weight), _VOCABULARY_BLOCK):
@@ -246,7 +272,9 @@ def _matmul_into(grad: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def _add_outer(grad: Tensor, states: Tensor, out: Tensor) -> None:
     """out += grad.T @ states"""
-    if states.is_cuda and states.dtype != grad.dtype:
-        out += torch.mm(grad.to(states.dtype).T, states, out_dtype=out.dtype)
+    if grad.dtype != out.dtype:
+        added = torch.empty_like(out)
+        _mm(grad.T, states, added)
+        out += added
     else:
         out.addmm_(grad.T, states.to(out.dtype))

@@ -1,5 +1,6 @@
 """Whether a model can run on flat tokens: tried once on a few tokens before any work, not guessed from its name."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -11,7 +12,8 @@ from edge_grpo.policy.base import causal_head, decoder, eval_mode
 from edge_grpo.policy.finite import check_finite, finite_logits
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.kv_cache import RowCache
-from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
+from edge_grpo.policy.packed_attention import RowsLayout, packed_attention
+from edge_grpo.policy.varlen_attention import kernel, trees_layout
 
 _WAY_OUT = "use rollout=hf algorithm.packing=false for this model"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -35,17 +37,25 @@ def check_packed(model: Any) -> None:
     odd = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LAYER_TYPES
     if odd:
         raise UserError(f"{name} has layers of type {', '.join(sorted(odd))}: {_WAY_OUT}")
-    try:
-        with eval_mode(model):
-            expected, packed = _own_logits(model), _packed_logits(model)
-    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise UserError(f"{name} does not run on flat tokens ({error}): {_WAY_OUT}") from error
-    with finite_logits(model):
-        check_finite(expected.amax(-1))
-    difference = float((packed - expected).abs().max() / expected.std().clamp(min=1e-6))
-    if not difference < _tolerance(expected):
-        raise UserError(f"{name} gives other logits on flat tokens (off by {difference:.2g}): {_WAY_OUT}")
+    for computing in _precisions(model):
+        try:
+            with eval_mode(model), computing:
+                expected, packed = _own_logits(model), _packed_logits(model)
+        except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(f"{name} does not run on flat tokens ({error}): {_WAY_OUT}") from error
+        with finite_logits(model):
+            check_finite(expected.amax(-1))
+        difference = float((packed - expected).abs().max() / expected.std().clamp(min=1e-6))
+        if not difference < _tolerance(expected):
+            raise UserError(f"{name} gives other logits on flat tokens (off by {difference:.2g}): {_WAY_OUT}")
     _checked.add(model)
+
+
+def _precisions(model: Any) -> list[AbstractContextManager[Any]]:
+    """As the caller computes, and under autocast too where attention has another kernel there."""
+    device = model.device
+    as_it_is: list[AbstractContextManager[Any]] = [nullcontext()]
+    return as_it_is if kernel(device) is None else [*as_it_is, torch.autocast(device.type, torch.bfloat16)]
 
 
 @torch.no_grad()
@@ -57,19 +67,20 @@ def check_head(model: Any, chunk_tokens: int) -> None:
     """
     head = Head.of(model, temperature=1.0, chunk_tokens=chunk_tokens)
     ids = torch.tensor([[1, 5, 3, 2]], device=model.device)
-    with eval_mode(model):
-        states = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-        logits = model(input_ids=ids).logits[0]
-    with finite_logits(model):
-        check_finite(logits.amax(-1))
-    logprobs, _ = head(states, ids[0], entropy_grad=False, in_place=False)
-    expected = logits.to(logprobs.dtype).log_softmax(-1).gather(-1, ids.T).squeeze(-1)
-    difference = float((logprobs - expected).abs().max())
-    if not difference < _tolerance(logits) * max(float(expected.abs().max()), 1.0):
-        raise UserError(
-            f"{type(model).__name__} does more to its logits than a linear map, a factor and a soft cap: its log-probs "
-            f"come out wrong by {difference:.2g} nats, so it cannot be trained here"
-        )
+    for computing in _precisions(model):
+        with eval_mode(model), computing:
+            states = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+            logits = model(input_ids=ids).logits[0]
+            logprobs, _ = head(states, ids[0], entropy_grad=False, in_place=False)
+        with finite_logits(model):
+            check_finite(logits.amax(-1))
+        expected = logits.to(logprobs.dtype).log_softmax(-1).gather(-1, ids.T).squeeze(-1)
+        difference = float((logprobs - expected).abs().max())
+        if not difference < _tolerance(logits) * max(float(expected.abs().max()), 1.0):
+            raise UserError(
+                f"{type(model).__name__} does more to its logits than a linear map, a factor and a soft cap: its "
+                f"log-probs come out wrong by {difference:.2g} nats, so it cannot be trained here"
+            )
 
 
 def _tolerance(logits: Tensor) -> float:
@@ -110,11 +121,11 @@ def _packed_logits(model: Any) -> Tensor:
         return model(input_ids=rows[:1], position_ids=rows[1:], layout=layout, **more).logits[0]
 
     with packed_attention(model):
-        trained = forward(ids, positions, TreesLayout(lengths, own, _PROMPT_OF, device), use_cache=False)
+        trained = forward(ids, positions, trees_layout(lengths, own, _PROMPT_OF, device), use_cache=False)
         flat = torch.arange(len(prompt_ids), device=device)
         place = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
         cache.prefill_at(flat, place, torch.tensor(prompt_positions, device=device))
-        prefill = TreesLayout(lengths, [], [], device)
+        prefill = trees_layout(lengths, [], [], device)
         forward(prompt_ids, prompt_positions, prefill, past_key_values=cache, use_cache=True)
         grown = torch.tensor(lengths, device=device)
         cache.decode_at(grown, max(lengths) + 1)

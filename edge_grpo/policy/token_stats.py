@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edge_grpo.policy.base import decoder
 from edge_grpo.policy.head import Head
-from edge_grpo.policy.packed_attention import TreesLayout
+from edge_grpo.policy.varlen_attention import trees_layout
 from edge_grpo.types import UpdateBatch
 
 
@@ -102,7 +102,7 @@ def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     starts = [0, *torch.tensor([len(piece) for piece in pieces]).cumsum(0).tolist()]
     last_of = {p: starts[i + 1] - 1 for i, p in enumerate(prompts)}
     own = dict(zip(inputs, starts[len(prompts) :], strict=False))
-    layout = TreesLayout(
+    layout = trees_layout(
         [prompt_lengths[first[p]] for p in prompts],
         [response_lengths[row] - 1 for row in inputs],
         [prompts.index(keys[row]) for row in inputs],

@@ -8,8 +8,9 @@ from torch import Tensor
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.fused_layers import fused_layers
 from edge_grpo.policy.kv_cache import RowCache, Stored
-from edge_grpo.policy.packed_attention import RowsLayout, TreesLayout, packed_attention
+from edge_grpo.policy.packed_attention import Layout, RowsLayout, packed_attention
 from edge_grpo.policy.support import check_packed
+from edge_grpo.policy.varlen_attention import trees_layout
 from edge_grpo.rollouts.base import Ends, Rows, SamplingEngine, choose, sampled_response
 from edge_grpo.types import Response
 
@@ -107,7 +108,7 @@ class _Decoding:
         )
         self.cache.prefill_at(source.to(self.device), place.to(self.device), position[source].to(self.device))
         last = torch.tensor(lengths).cumsum(0) - 1
-        return self._forward(ids, position, TreesLayout(lengths, [], [], self.device), last.to(self.device))
+        return self._forward(ids, position, trees_layout(lengths, [], [], self.device), last.to(self.device))
 
     def _step(self) -> Tensor:
         """The newest token of every live row through the model; [n, V] logits."""
@@ -118,7 +119,7 @@ class _Decoding:
         layout = RowsLayout((position + 1).to(self.device), width)
         return self._forward(self.tokens[self.rows, counts - 1], position, layout, slice(None))
 
-    def _forward(self, ids: Tensor, position: Tensor, layout: RowsLayout | TreesLayout, keep: Tensor | slice) -> Tensor:
+    def _forward(self, ids: Tensor, position: Tensor, layout: Layout, keep: Tensor | slice) -> Tensor:
         """Flat tokens [M] -> logits [kept, V]."""
         out = self.model(
             input_ids=ids[None].to(self.device),
