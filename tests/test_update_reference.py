@@ -1,5 +1,6 @@
 """The whole update against loops over rows and tokens that share no code with it: losses, gradients and reports."""
 
+import functools
 import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -93,7 +94,14 @@ def statistics(model, row):
     logits = model(torch.tensor([[*prompt, *response]])).logits[0] / TEMPERATURE
     logp = logits.log_softmax(-1)[len(prompt) - 1 : -1]
     chosen = [logp[t, token] for t, token in enumerate(response)]
-    return chosen, [float(-(p.exp() * p).sum()) for p in logp.detach()]
+    return chosen, (-(logp.exp() * logp).sum(-1)).tolist()
+
+
+@functools.cache
+def statistics_before():
+    """Log-probs and entropies of every row before any step, by the policy and by its reference, which never moves."""
+    with torch.no_grad():
+        return [[statistics(model, row) for row in range(len(WROTE))] for model in models()]
 
 
 def reference_advantages(entropies, entropy_of):
@@ -141,18 +149,17 @@ def reference_weights(old, case):
     return found
 
 
-def reference_loss(model, frozen, old, advantages, aggregation, case, microbatches, chosen):
+def reference_loss(model, old, advantages, aggregation, case, microbatches, chosen):
     """The loss of the chosen rows with graph, and counts over trained tokens: clipped below, above, KL, below where
     A = 0."""
-    weights = reference_weights(old, case)
+    weights, (_, frozen) = reference_weights(old, case), statistics_before()
     rows, told = [], {"tokens": 0, "low": 0, "high": 0, "kl": 0.0, "idle": 0, "clippable": 0}
     for row in range(len(WROTE)):
         if row not in chosen:
             rows.append([])
             continue
         logprobs, _ = statistics(model, row)
-        with torch.no_grad():
-            ref, _ = statistics(frozen, row)
+        ref, _ = frozen[row]
         terms = []
         for t, logprob in enumerate(logprobs):
             weight, w = WEIGHTS[Provenance(int(WROTE[row][t]))], weights[row][t]
@@ -186,14 +193,13 @@ def reference_loss(model, frozen, old, advantages, aggregation, case, microbatch
     return total / (len(trained) * MAX_TOKENS), told
 
 
-def reference_run(model, frozen, aggregation, case, steps):
-    """(loss, gradient, counts) of each optimiser step; the model is moved down the gradient.
+def reference_run(model, aggregation, case, steps):
+    """(loss, gradient, counts) of each optimiser step; the model is moved down the gradient from what `models` made.
 
     Args:
         steps: (rows, micro-batches) of each step of an epoch.
     """
-    with torch.no_grad():
-        before = [statistics(model, row) for row in range(len(WROTE))]
+    before, _ = statistics_before()
     old = [[float(x) for x in logprobs] for logprobs, _ in before]
     advantages = reference_advantages([entropies for _, entropies in before], case.entropy_of)
     found = []
@@ -202,7 +208,7 @@ def reference_run(model, frozen, aggregation, case, steps):
             with torch.no_grad():
                 entropies = [statistics(model, row)[1] for row in range(len(WROTE))]
             advantages = reference_advantages(entropies, case.entropy_of)
-        loss, told = reference_loss(model, frozen, old, advantages, aggregation, case, microbatches, chosen)
+        loss, told = reference_loss(model, old, advantages, aggregation, case, microbatches, chosen)
         model.zero_grad()
         loss.backward()
         found.append((float(loss.detach()), descend(model), told))
@@ -300,7 +306,7 @@ def test_losses_gradients_and_reports_of_two_epochs(aggregation, case):
     steps, gradients = project_run(update)
     # bnpo depends on the cut by definition, so the reference is told it: all rows, or those of the groups that differ.
     cut = [rows.tolist() for rows in update.microbatches]
-    expected = reference_run(model, frozen, aggregation, case, [(range(12), cut)])
+    expected = reference_run(model, aggregation, case, [(range(12), cut)])
     assert (len(cut) > 1) == (case.microbatch_tokens != ONE)
     assert sorted(row for rows in cut for row in rows) == list(range(12 if case.beta or aggregation == "bnpo" else 6))
     for step, gradient, (loss, reference, _) in zip(steps, gradients, expected, strict=True):
@@ -330,7 +336,7 @@ def test_losses_gradients_and_reports_of_minibatches(aggregation, case, groups):
     steps, gradients = project_run(update)
     cuts = [[rows.tolist() for rows in step] for step in update.steps]
     chosen = [range(first * G, min(first + groups, 4) * G) for first in range(0, 4, groups)]
-    expected = reference_run(model, frozen, aggregation, case, list(zip(chosen, cuts, strict=True)))
+    expected = reference_run(model, aggregation, case, list(zip(chosen, cuts, strict=True)))
     assert len(steps) == EPOCHS * len(chosen)
     for step, gradient, (loss, reference, _) in zip(steps, gradients, expected, strict=True):
         assert step.loss == pytest.approx(loss, abs=1e-10)
@@ -348,9 +354,7 @@ def test_losses_gradients_and_reports_of_minibatches(aggregation, case, groups):
 
 @pytest.mark.parametrize("name", ["kl, truncated, off-policy", "no kl, masked by response, one micro-batch"])
 def test_weights_of_the_reference_are_within_their_bounds_and_at_them(name):
-    model, _ = models()
-    with torch.no_grad():
-        old = [[float(x) for x in statistics(model, row)[0]] for row in range(len(WROTE))]
+    old = [[float(x) for x in logprobs] for logprobs, _ in statistics_before()[0]]
     weights = reference_weights(old, CASES[name])
     if CASES[name].off_policy:
         assert all(weights[row] == [1.0] * len(WROTE[row]) for row in OFF_POLICY)
