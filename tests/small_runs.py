@@ -1,6 +1,7 @@
 """Configs composed as the command line composes them, and the smallest runs that still do everything."""
 
 import csv
+import functools
 import json
 import os
 import subprocess
@@ -15,12 +16,14 @@ from unittest.mock import patch
 import torch
 from forks import Forks, Program
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from safetensors.torch import load_file
 from wandb.proto import wandb_internal_pb2
 
 from edge_grpo.command_line.check import check_config
+from edge_grpo.command_line.compose import key_of, parse
 from edge_grpo.command_line.run import config_dir
 from edge_grpo.programs import train_reports
 from edge_grpo.programs.train import INJECTED
@@ -65,10 +68,24 @@ SMALL_GRPO = (*SMALL, "algorithm.num_generations=2")
 SHORT = ("correction.reflection_tokens=8", "correction.max_response_tokens=128")
 
 
+@functools.cache
+def _of_choices(config_name: str, choices: tuple[str, ...]) -> DictConfig:
+    """The config of these options of groups, composed once: that is nearly all of what composing costs."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(config_name, list(choices), return_hydra_config=True)
+
+
+def _chooses(override: str) -> bool:
+    """Whether it is about an option of a group, or about Hydra, and not about a setting."""
+    group = key_of(override).partition("@")[0]
+    return group.startswith("hydra") or (config_dir() / group).is_dir()
+
+
 def composed(config_name: str, *overrides: str) -> tuple[DictConfig, dict[str, str]]:
     """The resolved config as a task gets it, and which option of each group it chose."""
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose(config_name, list(overrides), return_hydra_config=True)
+    cfg = _of_choices(config_name, tuple(filter(_chooses, overrides))).copy()
+    settings = parse([override for override in overrides if not _chooses(override)])
+    ConfigLoaderImpl._apply_overrides_to_config(settings, cfg)  # as `compose` does, after the options
     with read_write(cfg.hydra), open_dict(cfg.hydra):
         cfg.hydra.runtime.output_dir = "run"
         cfg.hydra.job.update(num=0, id="0", name=config_name)

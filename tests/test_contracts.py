@@ -251,14 +251,16 @@ def targets(node, key=""):
 
 @every("experiment")
 def test_a_key_that_no_constructor_takes_is_refused_wherever_it_stands(option):
-    cfg = experiment(option)
+    cfg = experiment(option).copy()
+    OmegaConf.set_struct(cfg, False)
     keys = list(targets(to_dict(cfg)))
     assert {"data", "model", "reward", "trainer", "evaluation"} <= set(keys)
     for key in keys:
-        bad = cfg.copy()
-        OmegaConf.update(bad, f"{key}.nothing_reads_this", 1, force_add=True)
+        node = OmegaConf.select(cfg, key)
+        node.nothing_reads_this = 1
         with pytest.raises(UserError, match=rf"^{re.escape(key)}\.nothing_reads_this: .* has no argument"):
-            check_config(bad, INJECTED)
+            check_config(cfg, INJECTED)
+        del node.nothing_reads_this
 
 
 @every("experiment")
