@@ -1,20 +1,27 @@
-"""Everything runs offline, on one thread (a busy neighbour slows a 2-thread decode tenfold) and in float32."""
+"""Everything runs offline, on one thread (a busy neighbour slows a 2-thread decode tenfold) and in float32.
+
+torch is imported by what needs it and not here: the process that hands the tests to workers needs none.
+"""
 
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from edge_grpo.policy.base import Policy
-from edge_grpo.policy.tiny import random_tiny_policy
-
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from edge_grpo.policy.base import Policy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +33,8 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def policy() -> Policy:
+def policy() -> "Policy":
     """An untrained policy, small enough to decode in milliseconds."""
+    from edge_grpo.policy.tiny import random_tiny_policy
+
     return random_tiny_policy(seed=0, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=64)
