@@ -110,35 +110,35 @@ def test_each_job_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, la
 TAKE = """
 import sys
 from omegaconf import OmegaConf
-from edge_grpo.command_line.resources import take_gpu
+from edge_grpo.command_line.resources import take_gpus
 launcher = OmegaConf.create({"_target_": sys.argv[1]})
-print(take_gpu(launcher), flush=True)
+print(*take_gpus(launcher, int(sys.argv[2])), flush=True)
 sys.stdin.read()
 """
 
 
 def test_jobs_on_one_machine_spread_over_its_gpus(tmp_path: Path) -> None:
-    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "2,5", "TMPDIR": str(tmp_path)}
+    environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "2,5,7", "TMPDIR": str(tmp_path)}
+    jobs: list[subprocess.Popen[str]] = []
 
-    def start(target: str) -> tuple[subprocess.Popen[str], str]:
-        argv = [sys.executable, "-c", TAKE, target]
+    def start(target: str, count: int = 1) -> str:
+        argv = [sys.executable, "-c", TAKE, target, str(count)]
         job = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        jobs.append(job)
         assert job.stdout is not None
-        return job, job.stdout.readline().strip()
+        return job.stdout.readline().strip()
 
-    jobs = [start(JOBLIB) for _ in range(3)]
     try:
-        assert [gpu for _, gpu in jobs] == ["2", "5", "2"]
-        jobs[1][0].communicate("")  # its GPU is free again, and has fewer jobs than the other
-        jobs.append(start(JOBLIB))
-        jobs.append(start(SLURM))  # which gives GPUs itself
-        assert [gpu for _, gpu in jobs[3:]] == ["5", "None"]
+        assert [start(JOBLIB), start(JOBLIB, 2), start(LOCAL)] == ["2", "5 7", "2"]
+        jobs[1].communicate("")  # its GPUs are free again, and have fewer jobs than the other
+        assert [start(JOBLIB), start(JOBLIB, 2)] == ["5", "7 2"]
+        assert [start(SLURM), start(JOBLIB, 3), start(JOBLIB, 0)] == ["", "", ""]  # given by Slurm; all there are
     finally:
-        for job, _ in jobs:
+        for job in jobs:
             job.kill()
 
 
 def test_one_visible_gpu_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert resources.take_gpu(OmegaConf.create({"_target_": JOBLIB})) is None
+    assert resources.take_gpus(OmegaConf.create({"_target_": JOBLIB}), 1) == []
     assert resources.os.environ["CUDA_VISIBLE_DEVICES"] == "3"

@@ -1,6 +1,7 @@
 """Cores and a GPU for each job of a sweep whose jobs run beside each other; before torch is imported, it reads them."""
 
 import fcntl
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -46,38 +47,48 @@ def take_cores(launcher: Any) -> int | None:
     return threads
 
 
-def take_gpu(launcher: Any) -> str | None:
-    """Leave this process one GPU of this machine, by CUDA_VISIBLE_DEVICES, that fewest other jobs of this user have.
+def take_gpus(launcher: Any, count: int) -> list[str]:
+    """Leave this process so many GPUs of this machine, by CUDA_VISIBLE_DEVICES: those that fewest other jobs have.
 
-    Jobs that are more than the GPUs share them evenly. A process keeps its GPU until it ends, so the workers of a
-    launcher take one each for all their jobs. Slurm and Ray give their jobs GPUs themselves.
+    Jobs that want more than the GPUs there are share them evenly. A process keeps its GPUs until it ends, so the workers
+    of a launcher take theirs once for all their jobs. Slurm and Ray give their jobs GPUs themselves.
 
     Args:
         launcher: `hydra.launcher`.
+        count: GPUs of the job.
 
     Returns:
-        The GPU, as CUDA_VISIBLE_DEVICES names it; None where there is no choice.
+        The GPUs, as CUDA_VISIBLE_DEVICES names them; none where there is no choice.
     """
     gpus = visible_gpus()
-    if len(gpus) < 2 or str(launcher._target_).rpartition(".")[2] not in ("JoblibLauncher", "LocalLauncher"):
-        return None
-    gpu = _first_free(gpus, Path(tempfile.gettempdir()) / f"edge_grpo-gpus-{os.getuid()}")
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    return gpu
+    chosen = str(launcher._target_).rpartition(".")[2] in ("JoblibLauncher", "LocalLauncher")
+    if not chosen or not 0 < count < len(gpus):
+        return []
+    taken = _freest(gpus, count, Path(tempfile.gettempdir()) / f"edge_grpo-gpus-{os.getuid()}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+    return taken
 
 
-def _first_free(gpus: Sequence[str], folder: Path) -> str:
-    """Hold the lock of a place on a GPU: of the first, the second, ... place on any of them."""
+def _freest(gpus: Sequence[str], count: int, folder: Path) -> list[str]:
+    """Hold the lock of a place on so many GPUs: of the first place on any of them, then the second, ..."""
     folder.mkdir(exist_ok=True)
-    place = 0
-    while True:
+    taken: list[str] = []
+    for place in itertools.count():
         for gpu in gpus:
-            lock = os.open(folder / f"{gpu}.{place}".replace("/", "-"), os.O_CREAT | os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                continue
-            _held.append(lock)
-            return gpu
-        place += 1
+            if len(taken) < count and gpu not in taken and _locked(folder / f"{gpu}.{place}"):
+                taken.append(gpu)
+        if len(taken) == count:
+            break
+    return taken
+
+
+def _locked(path: Path) -> bool:
+    """Whether this process holds the lock from now on."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return False
+    _held.append(lock)
+    return True

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from edge_grpo.command_line.check import NOTHING_INJECTED, check_config
 from edge_grpo.command_line.compose import BASIC_LAUNCHER, Checked, check_command_line, key_of, parse
 from edge_grpo.command_line.jobs import Job, Jobs, JobState
-from edge_grpo.command_line.resources import take_cores, take_gpu
+from edge_grpo.command_line.resources import take_cores, take_gpus
 from edge_grpo.errors import UserError, message_of
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class _Job:
         if str(launcher._target_) != BASIC_LAUNCHER:
             _leave_terminal()
             take_cores(launcher)
-            take_gpu(launcher)
+            take_gpus(launcher, _devices(cfg))
         self._say("running")
         try:
             value = self._run(cfg)
@@ -246,6 +246,12 @@ class _Job:
         assert self.jobs is not None
         self.jobs.say(job)
         return job
+
+
+def _devices(cfg: DictConfig) -> int:
+    """Devices that the job asks for; 0 where it takes what there is."""
+    devices = OmegaConf.select(cfg, "trainer.devices", default=1)
+    return devices if isinstance(devices, int) and devices > 0 else 0
 
 
 def _leave_terminal() -> None:
