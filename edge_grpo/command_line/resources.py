@@ -50,8 +50,8 @@ def take_cores(launcher: Any) -> int | None:
 def take_gpus(launcher: Any, count: int) -> list[str]:
     """Leave this process so many GPUs of this machine, by CUDA_VISIBLE_DEVICES: those that fewest other jobs have.
 
-    Jobs that want more than the GPUs there are share them evenly. A process keeps its GPUs until it ends, so the workers
-    of a launcher take theirs once for all their jobs. Slurm and Ray give their jobs GPUs themselves.
+    Jobs that want more than there are share them evenly. A process keeps its GPUs until it ends, so the workers of a
+    launcher take theirs once for all their jobs. Slurm and Ray give their jobs GPUs themselves.
 
     Args:
         launcher: `hydra.launcher`.

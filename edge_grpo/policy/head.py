@@ -231,8 +231,8 @@ def _to_gradient(
         logits[block] = grad
 
 
-# Half-precision operands are multiplied in float32: on a GPU by the tensor cores' own accumulators (see `_half`), on the
-# CPU a block of the vocabulary at a time.
+# Half-precision operands are multiplied in float32: on a GPU by the tensor cores' own accumulators (see `_half`), on
+# the CPU a block of the vocabulary at a time.
 _VOCABULARY_BLOCK = 8192
 
 

@@ -47,9 +47,9 @@ def _varlen_attn() -> Callable[..., Tensor] | None:
 class VarlenLayout:
     """As `TreesLayout`, by a kernel that knows where sequences begin and end.
 
-    The keys of a response are its prompt's and its own, gathered by index: G * S * K * D entries, a layer at a time. The
-    kernel aligns the causal mask to the last key, which is what a response that continues its prompt wants. Layers that
-    it does not know (soft caps, dropout, odd heads, float32 outside autocast) go through a `TreesLayout`.
+    The keys of a response are its prompt's and its own, gathered by index: G * S * K * D entries, a layer at a time.
+    The kernel aligns the causal mask to the last key, which is what a response that continues its prompt wants.
+    Layers that it does not know (soft caps, dropout, odd heads, float32 outside autocast) go through a `TreesLayout`.
 
     Args: as `TreesLayout`. All that is asked of lengths is asked on the CPU.
     """
