@@ -4,8 +4,9 @@
 # Overrides go to training. Stopped and called again it goes on.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
-model="model.path='${MODEL:?the folder of SmolLM2-135M-Instruct}'"
-arm() { train "hydra.sweep.subdir='\${name},seed=\${seed}'" "$model" trainer=cpu "$@" < /dev/null; }
+[[ "${SMOKE:-0}" != 1 ]] || { MODEL='${asset:tiny_base}' settings+=(data.max_prompt_tokens=400); } # its tokens are bytes
+settings+=("model.path='${MODEL:?the folder of SmolLM2-135M-Instruct}'" trainer=cpu)
+arm() { train "hydra.sweep.subdir='\${name},seed=\${seed}'" "$@" < /dev/null; }
 for seed in ${seeds//,/ }; do
   arm name=vanilla 'experiment=[smollm2,vanilla]' seed="$seed" "$@"
   arm name=edge_grpo 'experiment=[smollm2,edge_grpo]' correction.reflection_tokens=36 seed="$seed" "$@"
