@@ -4,11 +4,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from edge_grpo.errors import UserError
+from edge_grpo.policy import fused_layers as fused_module
 from edge_grpo.policy import packed_linear
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.fused_layers import copied_bytes, fused_layers
 from edge_grpo.policy.kv_cache import RowCache
 from edge_grpo.policy.packed_attention import AttentionOptions, RowsLayout, TreesLayout, packed_attention
+from edge_grpo.policy.support import check_packed
 from edge_grpo.policy.tiny import byte_tokenizer
 from edge_grpo.rollouts.native import NativeRollout
 
@@ -164,3 +167,10 @@ def test_keys_may_lie_in_either_order(window):
     cache.update(torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8), 0)
     assert cache.keys[0].shape == (2, 2, 5, 8)
     assert cache.keys[0].stride()[2:] == (1, 5)
+
+
+def test_the_models_self_check_runs_the_faster_layers(monkeypatch):
+    faster = fused_module._FusedLayer.__call__
+    monkeypatch.setattr(fused_module._FusedLayer, "__call__", lambda self, x, **more: 1.1 * faster(self, x, **more))
+    with pytest.raises(UserError, match="gives other logits on flat tokens"):
+        check_packed(model_of("llama"))

@@ -10,6 +10,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import causal_head, decoder, eval_mode
 from edge_grpo.policy.finite import check_finite, finite_logits
+from edge_grpo.policy.fused_layers import fused_layers
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.kv_cache import RowCache
 from edge_grpo.policy.packed_attention import RowsLayout, packed_attention
@@ -122,13 +123,14 @@ def _packed_logits(model: Any) -> Tensor:
 
     with packed_attention(model):
         trained = forward(ids, positions, trees_layout(lengths, own, _PROMPT_OF, device), use_cache=False)
-        flat = torch.arange(len(prompt_ids), device=device)
-        place = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
-        cache.prefill_at(flat, place, torch.tensor(prompt_positions, device=device))
-        prefill = trees_layout(lengths, [], [], device)
-        forward(prompt_ids, prompt_positions, prefill, past_key_values=cache, use_cache=True)
-        grown = torch.tensor(lengths, device=device)
-        cache.decode_at(grown, max(lengths) + 1)
-        layout = RowsLayout(grown + 1, max(lengths) + 1)
-        decoded = forward([1] * len(lengths), lengths, layout, past_key_values=cache, use_cache=True)
+        with fused_layers(model):  # as a rollout runs it
+            flat = torch.arange(len(prompt_ids), device=device)
+            place = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+            cache.prefill_at(flat, place, torch.tensor(prompt_positions, device=device))
+            prefill = trees_layout(lengths, [], [], device)
+            forward(prompt_ids, prompt_positions, prefill, past_key_values=cache, use_cache=True)
+            grown = torch.tensor(lengths, device=device)
+            cache.decode_at(grown, max(lengths) + 1)
+            layout = RowsLayout(grown + 1, max(lengths) + 1)
+            decoded = forward([1] * len(lengths), lengths, layout, past_key_values=cache, use_cache=True)
     return torch.cat([trained[len(prompt_ids) :], decoded])
