@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test types pytest smoke chaos cluster mutants slow format
+.PHONY: install train test types pytest smoke chaos cluster mutants gpu slow format
 
 KILLS := 20
 RANKS := 1
@@ -65,6 +65,10 @@ cluster: .venv/installed-test
 # Minutes: the share of the faults of tests/mutants.toml that the tests notice. Eight of them: make mutants SAMPLE=8
 mutants: .venv/installed-test
 	$(BIN)/python tests/mutants.py --sample $(SAMPLE)
+
+# At most 8 minutes on one GPU, without a network: layouts, engines, the plan, and the speed of a 1.5B model.
+gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 # Minutes: the tests marked slow: the recipe of the tiny base model reproduces the one that ships; two ranks resume.
 slow: .venv/installed-test

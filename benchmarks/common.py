@@ -39,9 +39,8 @@ LONGEST = 256
 
 def qwen2(size: str, dtype: torch.dtype) -> Qwen2ForCausalLM:
     """A randomly initialised model that `generate` decodes without an EOS."""
-    config = Qwen2Config(
-        **SIZES[size], max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, pad_token_id=0
-    )
+    fixed = {"max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": None, "pad_token_id": 0}
+    config = Qwen2Config(**(fixed | SIZES[size]))
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config).to(dtype)
     model.generation_config.eos_token_id = None
@@ -160,6 +159,8 @@ def median(values: list[float]) -> float:
 def parser(doc: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="small shapes, under 50 s")
+    made.add_argument("--gpu", action="store_true", help="a random Qwen2.5-1.5B in bfloat16 on a GPU (see gpu.py)")
+    made.add_argument("--rehearse", action="store_true", help="with --gpu: the same at a tiny size on the CPU")
     made.add_argument("--json", type=Path, help="file for the figures; default outputs/benchmarks/<name>.json")
     return made
 

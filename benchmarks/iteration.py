@@ -25,6 +25,7 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "WANDB_MODE": "offline"}
 
+import on_gpu
 import pytorch_lightning as pl
 import torch
 from common import (
@@ -125,6 +126,7 @@ class Stopwatch(pl.Callback):
         self.now, self.start = clock.now, 0.0
         self.seconds: list[float] = []
         self.rollouts: list[float] = []
+        self.stages: list[dict[str, float]] = []
         self.tokens: list[float] = []
         self.engine: WantedLengths
 
@@ -134,11 +136,22 @@ class Stopwatch(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.seconds.append(self.now() - self.start)
         self.rollouts.append(self.engine.seconds)
+        self.stages.append(dict(pl_module.metrics))
         self.tokens.append(pl_module.metrics["train/num_tokens"])
 
 
 def ours(
-    size: str, rows: list[tuple[int, ...]], wanted: list[int], iterations: int, clock: Clock, *, gec: bool = False
+    size: str,
+    rows: list[tuple[int, ...]],
+    wanted: list[int],
+    iterations: int,
+    clock: Clock,
+    *,
+    gec: bool = False,
+    accelerator: str = "cpu",
+    precision: str = "32-true",
+    microbatch_tokens: int = 4096,
+    chunk_tokens: int = 512,
 ) -> Stopwatch:
     # No token ends a row.
     native.Ends = lambda policy, stops: lambda tokens, rows, counts: torch.zeros(len(rows), dtype=torch.bool)
@@ -178,8 +191,8 @@ def ours(
         optimizer=partial(torch.optim.AdamW, lr=LEARNING_RATE),
         scheduler=partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
         max_grad_norm=1.0,
-        microbatch_tokens=4096,
-        chunk_tokens=512,
+        microbatch_tokens=microbatch_tokens,
+        chunk_tokens=chunk_tokens,
         packing=True,
         seed=0,
     )
@@ -187,7 +200,8 @@ def ours(
     watch = Stopwatch(clock)
     watch.engine = engine
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
+        precision=precision,
         devices=1,
         max_epochs=iterations,
         limit_val_batches=0,
@@ -291,6 +305,9 @@ def main() -> None:
     for name in ("pytorch_lightning", "lightning", "trl", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    if args.gpu:
+        on_gpu.iteration(on_gpu.Setting(rehearse=args.rehearse), ours, trl, args.json)
+        return
     clock = Clock(args.clock)
     groups, rounds = (8, 1) if args.quick else (32, args.rounds)
     iterations = 2 if args.quick else 3

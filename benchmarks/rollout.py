@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import on_gpu
 import torch
 from common import (
     LONGEST,
@@ -77,6 +78,9 @@ def main() -> None:
     options.add_argument("--skip-generate", action="store_true", help="native and its floor alone")
     rollout_options(options)
     args = options.parse_args()
+    if args.gpu:
+        on_gpu.rollout(on_gpu.Setting(rehearse=args.rehearse), generate, args.json)
+        return
     groups, rounds = args.groups or (16 if args.quick else 32), 1 if args.quick else args.rounds
     sizes = [str(args.model)] if args.model else [args.size] if args.size else ["3M"] if args.quick else list(SIZES)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import on_gpu
 import torch
 from common import median, parser, report
 from torch import Tensor
@@ -114,6 +115,9 @@ def main() -> None:
     options.add_argument("--way", choices=WAYS, help="measure in this process and print JSON")
     options.add_argument("--later", action="store_true")
     args = options.parse_args()
+    if args.gpu:
+        on_gpu.update_memory(on_gpu.Setting(rehearse=args.rehearse), RUN, args.json)
+        return
     tokens = args.tokens or (256 if args.quick else 2048)
     if args.way:
         print(json.dumps(measure(args.way, tokens, args.chunk_tokens, args.later)))

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import fake_bitsandbytes
 import fake_vllm
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_every_callback_and_logger_is_built(group, tmp_path):
 @every("scheduler")
 def test_every_scheduler_starts_at_a_rate_above_zero_and_is_never_negative(option):
     cfg = chosen("scheduler", option)
-    optimizer = instantiate(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optimizer.lr)
     scheduler = instantiate(cfg.scheduler)(optimizer)
     rates = []
     for _ in range(50):
@@ -184,7 +185,9 @@ def test_every_scheduler_starts_at_a_rate_above_zero_and_is_never_negative(optio
 
 
 @every("optimizer")
-def test_every_optimizer_descends(option):
+def test_every_optimizer_descends(option, monkeypatch):
+    fake_bitsandbytes.install(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # for paged state
     # The gradient of x is 1 everywhere, so any descent lowers x; one step of lr at most for a normalised one.
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = instantiate(chosen("optimizer", option).optimizer)([parameter])

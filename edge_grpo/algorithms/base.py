@@ -47,7 +47,7 @@ class PolicyModule(pl.LightningModule):
     Args:
         rollout: engine for training and evaluation.
         rewards: grading for training and evaluation.
-        optimizer: parameters -> optimiser.
+        optimizer: parameters -> optimiser; where it has a method `check`, that refuses what is not installed.
         scheduler: optimiser -> learning-rate scheduler, stepped once an iteration.
         max_grad_norm: gradients are clipped to this global norm; null for none.
         microbatch_tokens: bound on the tokens of one forward and backward.
@@ -79,6 +79,8 @@ class PolicyModule(pl.LightningModule):
         for name, value in bounds.items():
             if value is not None and value <= 0:
                 raise UserError(f"algorithm.{name}={value} must be above 0")
+        if hasattr(optimizer, "check"):
+            optimizer.check()
         self.automatic_optimization = False
         self.rollout, self.rewards = rollout, rewards
         self.strict_loading = False  # frozen weights are in no checkpoint; `on_load_checkpoint` holds all other names

@@ -171,11 +171,13 @@ def optimizer_step(plan: ModelPlan, make: Callable[..., Any], *, on_gpu: bool) -
     """What the optimiser keeps and needs: one step on tensors of the trained weights' shapes.
 
     Args:
-        make: parameters -> optimiser.
+        make: parameters -> optimiser; where it has a method `state_bytes`, that tells what it will keep of them.
         on_gpu: torch's optimisers step all weights together there, and hold results of all, unless they are fused.
     """
     with torch.device("meta"), LiveMemory() as memory:
         shapes = skeleton(replace(plan, autocast=False)).trainable
+        if hasattr(make, "state_bytes"):  # kernels that know no tensors without data
+            return OptimizerStep(make.state_bytes(shapes), 0)
         trained = [torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for p in shapes]
         for p in trained:
             p.grad = torch.empty_like(p)
