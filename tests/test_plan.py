@@ -380,6 +380,7 @@ def test_parts_and_phases_by_hand():
     # a row takes 2 layers * 2 heads * 2 * (4 + 2) bytes under autocast.
     assert bytes_of(plan, "KV cache")[ROLLOUT] == (4 * 1568 + 2 * 1152) * 48
     assert bytes_of(plan, "KV cache")["evaluation"] == 4 * (1152 + 128) * 48
+    assert bytes_of(plan, "weights in bfloat16") == dict.fromkeys((ROLLOUT, "evaluation"), 2 * p)
     assert plan.tokens == 2 * 1152 + 16 * 416
     assert plan.checkpoint == 4 * p + state
     assert plan.disk == 3 * plan.checkpoint + 4 * p

@@ -1,7 +1,10 @@
 """Both engines against `generate`, the sampler against the softmax, and what is refused."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from edge_grpo.errors import UserError
@@ -206,6 +209,42 @@ def _rows_of(inputs):
     """Rows of a decoding step: flat tokens on a cache of their own, or a batch."""
     cache, ids = inputs.get("past_key_values"), inputs["input_ids"]
     return ids.shape[1] if isinstance(cache, RowCache) and cache._decoding else ids.shape[0]
+
+
+class Casts(TorchDispatchMode):
+    """Counts what becomes of half precision, by shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.dtype == torch.bfloat16:
+            self.shapes[tuple(out.shape)] += 1
+        return out
+
+
+def test_under_autocast_a_weight_is_cast_once_a_rollout_and_the_next_one_has_the_new_weight(policy):
+    down = policy.model.model.layers[0].mlp.down_proj.weight
+    layers, draws = len(policy.model.model.layers), lambda: stage_generator(0, "test")
+    check_packed(policy.model)
+
+    def generate():
+        with Casts() as casts, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            out = engine(max_batch_rows=1).generate(policy, [[65, 66]] * 2, [6] * 2, Sampling(), draws())
+            product = torch.nn.functional.linear(torch.ones(1, down.shape[1]), down)
+        return out, casts.shapes[tuple(down.shape)], product
+
+    before, casts, _ = generate()
+    assert casts == layers + 1  # and one after it, which finds no copy
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.mul_(3)
+    after, _, product = generate()
+    assert any(not torch.equal(a.sampling_logprobs, b.sampling_logprobs) for a, b in zip(before, after, strict=True))
+    (product.sum()).backward()
+    assert down.grad is not None  # no copy without a graph is left behind
 
 
 def test_without_a_bound_the_cache_may_take_a_quarter_of_the_memory(policy, monkeypatch):

@@ -148,7 +148,9 @@ def _rollout(run: RunSettings, of: Weights) -> list[Part]:
         for phase, n in ((ROLLOUT, rows), (EVALUATION, evaluated))
     }
     copied = copied_weights(run.model) if run.fused_layers else 0
+    cast = of.trained_bytes // 2 if run.model.autocast else 0  # one copy in half precision, of what is float32
     return [
+        Part("weights in bfloat16", dict.fromkeys((ROLLOUT, EVALUATION), cast), "while rows are decoded"),
         Part("KV cache", cache, f"{rows} rows of {run.row_tokens:,} tokens; evaluation {evaluated}"),
         Part("decoding", {phase: one.activations + drawn for phase, drawn in drawing.items()}),
         Part("packed weights", dict.fromkeys((ROLLOUT, EVALUATION), copied)),

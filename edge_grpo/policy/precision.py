@@ -1,6 +1,7 @@
 """In which numbers a policy computes outside a trainer: the names are Lightning's, and so is what they mean."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -31,3 +32,20 @@ def cast_weights(policy: Policy, precision: str) -> None:
 def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Inside, matrix products are in bfloat16 where the precision is bf16-mixed."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
+
+
+@contextmanager
+def weights_cast_once(device: torch.device) -> Iterator[None]:
+    """Inside, and under autocast, a float32 weight is cast at its first product; that copy serves all others.
+
+    Lightning's autocast keeps no copy, because an optimiser step would leave an old one behind: nothing may change the
+    weights inside. The copies are gone afterwards.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    with torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True):
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()

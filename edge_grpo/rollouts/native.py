@@ -9,6 +9,7 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.policy.fused_layers import fused_layers
 from edge_grpo.policy.kv_cache import RowCache, Stored
 from edge_grpo.policy.packed_attention import Layout, RowsLayout, packed_attention
+from edge_grpo.policy.precision import weights_cast_once
 from edge_grpo.policy.support import check_packed
 from edge_grpo.policy.varlen_attention import trees_layout
 from edge_grpo.rollouts.base import Ends, Rows, SamplingEngine, choose, sampled_response
@@ -32,7 +33,8 @@ class NativeRollout(SamplingEngine):
         """See `SamplingEngine._decode`."""
         check_packed(policy.model)
         places = self._places(policy.model, rows)
-        with packed_attention(policy.model), fused_layers(policy.model):
+        model = policy.model
+        with packed_attention(model), fused_layers(model), weights_cast_once(model.device):
             return _Decoding(policy, rows, Ends(policy, self.stop_strings), places).run()
 
 
