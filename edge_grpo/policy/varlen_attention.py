@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ def trees_layout(
     prompt_lengths: Sequence[int], response_lengths: Sequence[int], prompt_of: Sequence[int], device: torch.device
 ) -> Layout:
     """The fastest layout of these trees on the device; arguments as `TreesLayout`'s."""
-    layout = TreesLayout if kernel(device) is None else VarlenLayout
-    return layout(prompt_lengths, response_lengths, prompt_of, device)
+    if kernel(device) is None:
+        return TreesLayout(prompt_lengths, response_lengths, prompt_of, device)
+    return VarlenLayout(prompt_lengths, response_lengths, prompt_of, device)
 
 
 def kernel(device: torch.device) -> Callable[..., Tensor] | None:
@@ -41,7 +43,8 @@ def _varlen_attn() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn if inspect.signature(varlen_attn).parameters.keys() >= _NEEDED else None
+    found: Any = varlen_attn
+    return found if inspect.signature(varlen_attn).parameters.keys() >= _NEEDED else None
 
 
 class VarlenLayout:
@@ -71,7 +74,7 @@ class VarlenLayout:
             torch.cat([runs[prompt], own]) for prompt, own in zip(prompt_of, runs[first:], strict=True)
         ]
         self._longest = max(lengths), max(map(len, seen))
-        key_ends = accumulate(map(len, seen))
+        key_ends = list(accumulate(map(len, seen)))
         self._bounds = tuple(
             torch.tensor([0, *some], dtype=torch.int32).to(device, non_blocking=True) for some in (ends, key_ends)
         )
