@@ -17,7 +17,9 @@ The last line is `gpu=N ok=N`. Written without a GPU at hand: only the rehearsal
 """
 
 import argparse
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -54,14 +56,18 @@ def steps(*, cpu: bool) -> dict[str, tuple[list[str], int]]:
 
 def run(command: list[str], seconds: float) -> tuple[bool, str]:
     """Whether it ended well in time, and the last line that it printed."""
+    # A session of its own, so that what it has started ends with it and leaves the card.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, check=False
-        )
+        output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return False, f"not done in {seconds:.0f} s"
-    lines = done.stdout.strip().splitlines() or [""]
-    return done.returncode == 0, lines[-1].strip()
+    lines = output.strip().splitlines() or [""]
+    return process.returncode == 0, lines[-1].strip()
 
 
 def judged(name: str, ok: bool, line: str, *, cpu: bool) -> tuple[bool, str]:
