@@ -13,7 +13,7 @@ not, and the last line of its output. What needs a package that is not installed
 
 `--cpu` rehearses every step at a tiny size on the CPU, so that the script is known to work; its figures mean nothing.
 Without CUDA and without `--cpu` nothing runs and the status is 2; it is 1 where a step failed.
-The last line is `gpu=N ok=N`. Written without a GPU at hand: only the rehearsal has run.
+The last line is `gpu=N ok=N`. Written without a GPU at hand: only rehearsals of its steps have run.
 """
 
 import argparse
