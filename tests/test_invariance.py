@@ -59,6 +59,13 @@ def test_one_two_or_seven_micro_batches_one_or_two_ranks(runs):
             assert difference(found, one[*case, 1][0]) < tolerance, case
 
 
+def test_several_micro_batches_on_each_of_two_ranks(on_two_ranks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, count = on_two_ranks["cut"]
+    assert count > 1
+    assert difference(found, gradient("grpo", "vanilla", 1, "64-true", BOUNDS[1])[0]) < TOLERANCE["64-true"]
+
+
 @pytest.mark.parametrize("case", ["whole", "dropped"])
 def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
     # Groups 0 and 1 are rank 0's, 2 and 3 rank 1's: a step takes 0 and 2, then 1 and 3. Where group 2 is dropped, rank

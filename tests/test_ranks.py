@@ -198,6 +198,25 @@ def test_a_process_that_is_done_may_be_silent(two, monkeypatch):
     assert both(two, work) == (None, None)
 
 
+def test_rank_0_ends_after_all_others(two):
+    def work(ranks):
+        time.sleep(0.5 * ranks.rank)
+
+    began = time.monotonic()
+    prefix = two[0].call({})
+    other = threading.Thread(target=_at_work, args=(Several(two[1], prefix, 1, 2, {}), work))
+    other.start()
+    _at_work(Several(two[0], prefix, 0, 2, {}), work)
+    assert two[0].has(f"{prefix}done/1")
+    assert time.monotonic() - began >= 0.5
+    other.join(10)
+
+
+def _at_work(ranks, work):
+    with ranks.together():
+        work(ranks)
+
+
 def test_followers_do_what_they_are_called_to_until_nothing_comes():
     place = alone_on_this_machine(2)._replace(launcher="torchrun")
     jobs, codes = [], []

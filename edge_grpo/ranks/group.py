@@ -114,6 +114,11 @@ class Several(Ranks):
                 raise UserError(f"rank {self.rank} waited {REPORT_S:.0f} s for {key} of another rank")
             time.sleep(POLL_S)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether rank 0 tells why the job is over."""
+        return self._watch.is_told
+
     def _loss(self) -> Exception:
         return UserError(self._watch.lost) if self.is_first else JobOver(self._watch.lost)
 
@@ -140,7 +145,7 @@ class Several(Ranks):
         """This process has done its part; rank 0 waits for the others."""
         self._meeting.store.set(f"{self._job}done/{self.rank}", "")
         if self.is_first:
-            done = (f"{self._job}done/{rank}" for rank in range(self.world))
+            done = [f"{self._job}done/{rank}" for rank in range(self.world)]
             self._wait_until(lambda: all(map(self._meeting.has, done)), LEAVE_S)
 
     def _end_job(self, why: str) -> None:

@@ -92,7 +92,11 @@ def _follow(meeting: Meeting, prefix: str, job: Mapping[str, Any], work: Follow)
             work(job, ranks)
     except Stopped as error:
         return int(error.code or 0)
-    except (JobOver, UserError):  # rank 0 tells
+    except JobOver as error:
+        if not ranks.is_told:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except UserError:  # rank 0 tells
         return 1
     except Exception:
         traceback.print_exc()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from edge_grpo.errors import UserError
@@ -71,9 +72,11 @@ class Watch(threading.Thread):
                 if self._over.wait(BEAT_S):
                     return
         except (RuntimeError, OSError, UserError) as error:  # of the connection
-            self.lost = self.lost or f"rank 0 is gone ({str(error).splitlines()[0]})"
+            gone = "rank 0" if self.rank else "the launcher's store"
+            self.lost = self.lost or f"{gone} is gone ({str(error).splitlines()[0]})"
         if self.rank == 0 and store is not None:
-            store.set(f"{self._job}stop", self.lost)
+            with suppress(RuntimeError):
+                store.set(f"{self._job}stop", self.lost)
         if not self._over.wait(GRACE_S):
             self._end(self.lost)
 
