@@ -20,7 +20,7 @@ from edge_grpo.ranks.group import LEAVE_S, JobOver, Ranks, Several
 from edge_grpo.ranks.meeting import JOB, Meeting
 from edge_grpo.ranks.place import Place
 from edge_grpo.ranks.start import Children, alone_on_this_machine, start_others
-from edge_grpo.ranks.watch import GRACE_S
+from edge_grpo.ranks.watch import BEAT_S, GRACE_S
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,10 @@ def leading(place: Place) -> Iterator[None]:
         failed = False
     finally:
         _met.clear()
+        # After a job that failed those that live leave at once; before the first one some still import.
+        seconds = 2 * BEAT_S if failed and meeting.job else LEAVE_S
         meeting.end(failed=failed)
-        meeting.await_leaving(LEAVE_S)
+        meeting.await_leaving(seconds)
 
 
 def follow(place: Place, work: Follow) -> int:

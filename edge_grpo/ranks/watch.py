@@ -14,7 +14,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.ranks.meeting import ARRIVAL_S, Meeting
 
 BEAT_S = 1.0
-SILENCE_S = 20.0
+SILENCE_S = 15.0
 """so long without a sign of life is death: a thread of its own gives them, whatever else the process does"""
 GRACE_S = 4.0
 """in which a process that knows can end by itself"""
