@@ -15,7 +15,7 @@ $(BIN)/pip:
 
 # pip compiles on one core, which takes as long as the rest of it. Some packages hold files of other Pythons. What is left
 # out, two fifths of the whole, is hardly ever imported.
-RARE := /(tests|testing/_internal|pip|setuptools|networkx)/|/transformers/models/(?!auto/|qwen2/)
+RARE := /(tests|testing/_internal|pip|setuptools|networkx)/|/transformers/models/(?!auto/|qwen2/|llama/)
 install = $(BIN)/pip install --quiet --no-compile --editable $(1) && \
 	{ $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(RARE)' .venv/lib || true; }
 

@@ -1,4 +1,4 @@
-"""`make cluster`: every way to start a run of two ranks, on this machine; minutes.
+"""`make cluster`: every way to start a run of two ranks or a sweep of four jobs, on this machine; minutes.
 
 What ends as it shall says `ok`; else the reason is told. All ways give the same weights, bit for bit, in one run
 folder. Nodes are simulated: processes with a host name of their own (`unshare --uts`, where that is permitted), and
@@ -10,6 +10,7 @@ variables as srun and torchrun set them. The last line is `cluster=N ok=N`; anyt
 import argparse
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -285,6 +286,46 @@ def two_jobs_of_a_sweep_under_torchrun(folder):
     runs = sorted(path.parent for path in folder.rglob("metrics.csv"))
     if len(runs) != 2 or digest(runs[0]) != whole():
         raise Wrong(f"runs in {runs}")
+
+
+ALONE = (*SMALL_GRPO, *SHORT, "trainer.max_iterations=3")
+
+
+@functools.cache
+def alone() -> str:
+    """The weights of a run of one rank, by itself."""
+    with temporary() as folder, Started(folder, [((*TRAIN, *ALONE, "seed=0"), {})]) as started:
+        started.must_end()
+        return digest(run_folder(folder))
+
+
+def sweep_of_four(folder: Path, *launcher: str) -> None:
+    """Four jobs beside each other, one process each; the first gives the same weights as it would alone."""
+    with Started(folder, [((*TRAIN, "-m", *ALONE, *launcher, "seed=0,1,2,3", "hydra.sweep.dir=sweep"), {})]) as started:
+        started.must_end()
+        said = started.output()
+    runs = sorted(path.parent for path in folder.rglob("metrics.csv"))
+    if len(runs) != 4 or {run.parent for run in runs} != {folder / "sweep"} or digest(runs[0]) != alone():
+        raise Wrong(f"runs in {runs}\n{said}")
+    if " of 4 jobs finished" not in said or "compare: edge-grpo-report runs=sweep" not in said:
+        raise Wrong(said)
+
+
+@case
+def sweep_joblib(folder):
+    sweep_of_four(folder, "hydra/launcher=side_by_side")
+
+
+@case
+def sweep_submitit_local(folder):
+    sweep_of_four(folder, "hydra/launcher=submitit_local")
+
+
+@case
+def sweep_ray(folder):
+    if not (importlib.util.find_spec("ray") and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher")):
+        raise Wrong("Ray is not installed: pip install 'edge-grpo[ray]'")
+    sweep_of_four(folder, "hydra/launcher=ray", "+hydra.launcher.ray.remote.num_cpus=1")
 
 
 @contextmanager
