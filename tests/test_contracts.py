@@ -111,7 +111,8 @@ def strategy(group: str, option: str):
 
 def test_no_group_is_forgotten():
     folders = {str(p.parent.relative_to(config_dir())) for p in config_dir().rglob("*.yaml")}
-    assert folders - set(GROUPS) - {".", "experiment", "paths", "hydra", "resume", "debug", "hparams_search"} == set()
+    others = {".", "experiment", "paths", "hydra", "hydra/launcher", "resume", "debug", "hparams_search"}
+    assert folders - set(GROUPS) - others == set()
 
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
@@ -227,7 +228,8 @@ def test_the_random_model_is_as_large_as_its_config_says():
 def experiment(option: str, config_name: str = "train"):
     text = (config_dir() / "experiment" / f"{option}.yaml").read_text()
     model = () if "override /model:" in text else ("model=tiny_random",)  # settings of its model belong to that
-    return composed(config_name, f"experiment={option}", *model, "logger=csv")[0]
+    path = ("model.path=model",) if "override /model: hf\n" in text else ()  # of the user's
+    return composed(config_name, f"experiment={option}", *model, *path, "logger=csv")[0]
 
 
 @every("experiment")

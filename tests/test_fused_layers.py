@@ -113,6 +113,9 @@ def test_what_changes_in_the_numbers_of_others_is_left_alone():
         logits_of(model)
         assert ["forward" in vars(layer) for layer in model.model.layers] == [False, True]
     assert seen == [0, 0]
+    model.model.layers[1].input_layernorm = torch.nn.RMSNorm(32)
+    with fused_layers(model):
+        assert not any("forward" in vars(layer) for layer in model.model.layers)
     with torch.autocast("cpu", torch.bfloat16), fused_layers(model):  # would be computed in float32
         assert not any("forward" in vars(module) for module in model.modules())
 

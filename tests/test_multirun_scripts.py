@@ -38,7 +38,7 @@ def sweep(tmp_path: Path) -> Sweep:
         stub.chmod(0o755)
 
     def run(script: Path, *argv: str, **variables: str) -> tuple[int, list[Call]]:
-        env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", **variables}
+        env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "MODEL": "model", **variables}
         done = subprocess.run(["bash", script, *argv], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.stderr == ""
         calls = (tmp_path / "calls").read_text().split("\n\n")[:-1]

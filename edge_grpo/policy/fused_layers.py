@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from edge_grpo.policy.kv_cache import RowCache
 from edge_grpo.policy.packed_attention import AttentionOptions, Layout
@@ -71,8 +71,10 @@ def _is_known(layer: Any) -> bool:
         return False
     parts = list(layer.modules())
     linear = [part for name, part in layer.named_modules() if name.endswith("_proj")]
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
     return (
         all(type(part) is nn.Linear for part in linear)
+        and all(type(norm) in (LlamaRMSNorm, Qwen2RMSNorm) for norm in norms)
         and layer.self_attn.config.hidden_act == "silu"
         and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
     )
