@@ -301,7 +301,8 @@ def alone() -> str:
 
 def sweep_of_four(folder: Path, *launcher: str) -> None:
     """Four jobs beside each other, one process each; the first gives the same weights as it would alone."""
-    with Started(folder, [((*TRAIN, "-m", *ALONE, *launcher, "seed=0,1,2,3", "hydra.sweep.dir=sweep"), {})]) as started:
+    named = ("hydra.sweep.dir=sweep", "hydra.sweep.subdir='${seed}'")
+    with Started(folder, [((*TRAIN, "-m", *ALONE, *launcher, "seed=0,1,2,3", *named), {})]) as started:
         started.must_end()
         said = started.output()
     runs = sorted(path.parent for path in folder.rglob("metrics.csv"))
