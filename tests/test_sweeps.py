@@ -46,6 +46,15 @@ def test_jobs_side_by_side_are_all_named_if_they_fail_and_leave_the_terminal_alo
     ]
 
 
+def test_two_commands_in_one_folder_do_not_mix_their_jobs(tmp_path: Path) -> None:
+    ours, theirs = Jobs(tmp_path), Jobs(tmp_path)
+    ours.say(Job(0, "failed", ["seed=13"], "", "boom"))
+    theirs.say(Job(0, "finished", ["seed=2"], ""))
+    theirs.forget()
+    assert [job.error for job in ours.read()] == ["boom"]
+    assert theirs.read() == []
+
+
 def test_a_sweep_forgets_the_failures_of_one_before_it_in_its_folder(app: App) -> None:
     for argv, code in ((["seed=13,2"], 1), (["seed=3,2"], 0)):
         done = app("-m", *argv, "hydra.sweep.dir=again")
@@ -112,7 +121,7 @@ import sys
 from omegaconf import OmegaConf
 from edge_grpo.command_line.resources import take_gpus
 launcher = OmegaConf.create({"_target_": sys.argv[1]})
-print(*take_gpus(launcher, int(sys.argv[2])), flush=True)
+print(*(gpu for count in sys.argv[2:] for gpu in take_gpus(launcher, int(count))), flush=True)
 sys.stdin.read()
 """
 
@@ -121,15 +130,15 @@ def test_jobs_on_one_machine_spread_over_its_gpus(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "2,5,7", "TMPDIR": str(tmp_path)}
     jobs: list[subprocess.Popen[str]] = []
 
-    def start(target: str, count: int = 1) -> str:
-        argv = [sys.executable, "-c", TAKE, target, str(count)]
+    def start(target: str, *counts: int) -> str:
+        argv = [sys.executable, "-c", TAKE, target, *map(str, counts or (1,))]
         job = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         jobs.append(job)
         assert job.stdout is not None
         return job.stdout.readline().strip()
 
     try:
-        assert [start(JOBLIB), start(JOBLIB, 2), start(LOCAL)] == ["2", "5 7", "2"]
+        assert [start(JOBLIB), start(JOBLIB, 2, 1), start(LOCAL)] == ["2", "5 7", "2"]  # the next job keeps them
         jobs[1].communicate("")  # its GPUs are free again, and have fewer jobs than the other
         assert [start(JOBLIB), start(JOBLIB, 2)] == ["5", "7 5"]
         assert [start(SLURM), start(JOBLIB, 3), start(JOBLIB, 0)] == ["", "", ""]  # given by Slurm; all there are

@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
-
-FOLDER = ".jobs"
 
 JobState = Literal["running", "finished", "failed"]
 
@@ -36,7 +35,7 @@ class Job(NamedTuple):
 
 
 class Jobs:
-    """The jobs of one sweep, a small file each in its folder.
+    """The jobs that one command runs, a small file each in the folder of the sweep, which other commands may share.
 
     Args:
         sweep: the folder of the sweep.
@@ -44,14 +43,15 @@ class Jobs:
 
     def __init__(self, sweep: Path) -> None:
         self.sweep = sweep.absolute()
+        self._files = self.sweep / f".jobs-{uuid.uuid4().hex[:8]}"
 
     def forget(self) -> None:
         """Remove the files, which are of use while the sweep runs."""
-        shutil.rmtree(self.sweep / FOLDER, ignore_errors=True)
+        shutil.rmtree(self._files, ignore_errors=True)
 
     def say(self, job: Job) -> None:
         """Put the job's state down; where the disk is full it stays as it was, as the job itself matters more."""
-        path = self.sweep / FOLDER / f"{job.num}.json"
+        path = self._files / f"{job.num}.json"
         whole = path.with_suffix(f".{os.getpid()}")  # a reader never meets half a file
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,5 +60,5 @@ class Jobs:
 
     def read(self) -> list[Job]:
         """All jobs that have begun, by number."""
-        found = [Job(**json.loads(path.read_text("utf-8"))) for path in self.sweep.glob(f"{FOLDER}/*.json")]
+        found = [Job(**json.loads(path.read_text("utf-8"))) for path in self._files.glob("*.json")]
         return sorted(found, key=lambda job: job.num)

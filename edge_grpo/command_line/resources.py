@@ -31,7 +31,7 @@ def take_cores(launcher: Any) -> int | None:
     name = str(launcher._target_).rpartition(".")[2]
     if name == "JoblibLauncher":
         jobs, cores = int(launcher.n_jobs), len(os.sched_getaffinity(0))
-        share = 1 if jobs < 1 else max(1, cores // jobs)
+        share = 1 if jobs < 1 else cores // jobs
     elif name == "LocalLauncher":  # starts all jobs at once
         share = launcher.cpus_per_task or 1
     elif name == "SlurmLauncher":
@@ -58,11 +58,11 @@ def take_gpus(launcher: Any, count: int) -> list[str]:
         count: GPUs of the job.
 
     Returns:
-        The GPUs, as CUDA_VISIBLE_DEVICES names them; none where there is no choice.
+        The GPUs, as CUDA_VISIBLE_DEVICES names them; none where there is no choice, or no longer one.
     """
     gpus = visible_gpus()
     chosen = str(launcher._target_).rpartition(".")[2] in ("JoblibLauncher", "LocalLauncher")
-    if not chosen or not 0 < count < len(gpus):
+    if _held or not chosen or not 0 < count < len(gpus):
         return []
     taken = _freest(gpus, count, Path(tempfile.gettempdir()) / f"edge_grpo-gpus-{os.getuid()}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)

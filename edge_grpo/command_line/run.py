@@ -167,7 +167,6 @@ def run(
         _type(args, [*args.overrides, f"{key}={_quoted(checked.folder)}"])
         if checked.sweep:
             job.jobs = Jobs(Path(checked.folder))
-            job.jobs.forget()  # those of a sweep in this folder that was killed
             around = around_sweep(job.jobs, checked) if around_sweep is not None else around
     try:
         with around:

@@ -44,8 +44,9 @@ def around_sweep(jobs: Jobs, checked: Checked) -> Iterator[None]:
 def _watch(jobs: Jobs, total: int | None, begun: float, over: threading.Event) -> None:
     console, said = terminal(), ""
     while not over.wait(POLL_S):
-        line = progress_line(jobs.read(), total)
-        left = time_left(jobs.read(), total, time.monotonic() - begun)
+        begun_jobs = jobs.read()
+        line = progress_line(begun_jobs, total)
+        left = time_left(begun_jobs, total, time.monotonic() - begun)
         if console is not None:
             console.print(Text(f"{line}{left}"), end="\r", overflow="ellipsis", no_wrap=True)
         elif line != said:
