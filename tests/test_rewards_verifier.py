@@ -282,3 +282,14 @@ def test_a_reply_that_is_no_verdict_is_wrong_counted_and_not_remembered(monkeypa
     assert verifier.counts["error"] == 1
     assert verifier.known([(r"\frac{1}{2}", ("0.5",))]) == [None]
     verifier.close()
+
+
+def test_the_question_is_no_answer_where_plain_numbers_are_asked_for(verifier: MathVerifier) -> None:
+    pairs = [(answer, ("13",)) for answer in ("5 + 8", "26/2", "13 km", " 13.0 ", "+13", "12")]
+    assert verifier(pairs) == [True, True, True, True, True, False]
+    plain = MathVerifier(workers=1, plain_numbers=True)
+    assert plain(pairs) == [False, False, False, True, True, False]
+    assert plain.counts["fast"] == 6, "no worker is asked"
+    # a gold answer that is no plain number has no plain answer
+    assert plain([("2/4", (r"\frac{1}{2}",)), ("5 + 8", ("13", "x"))]) == [True, True]
+    plain.close()

@@ -45,6 +45,8 @@ class MathVerifier:
         memory_limit_gb: address space of a worker in GiB (Linux).
         decimal_tolerance: relative difference from the gold answer that is forgiven where one of two numbers is
             written as a decimal (0.01: 3.14 is pi); None: none, 0.33 is not 1/3.
+        plain_numbers: where the gold answer is a plain decimal number, an answer that is none is wrong: 5 + 8 is not
+            13, nor is 26/2. Else a policy may be rewarded for putting the question into the box.
 
     Raises:
         UserError: an argument that is not positive.
@@ -60,12 +62,13 @@ class MathVerifier:
         max_answer_chars: int = 1000,
         memory_limit_gb: float = 2.0,
         decimal_tolerance: float | None = None,
+        plain_numbers: bool = False,
     ) -> None:
         if max_answer_chars <= 0:
             raise UserError(f"max_answer_chars must be positive, got {max_answer_chars}")
         if decimal_tolerance is not None and not 0 < decimal_tolerance < 1:
             raise UserError(f"decimal_tolerance must lie between 0 and 1 (null: exact), got {decimal_tolerance}")
-        self.decimal_tolerance = decimal_tolerance
+        self.decimal_tolerance, self.plain_numbers = decimal_tolerance, plain_numbers
         self.max_answer_chars = max_answer_chars
         self._pool = KillablePool(
             workers, timeout_s, memory_limit_gb, self._items_per_process, preload=(self._grade.__module__,)
@@ -152,10 +155,9 @@ class MathVerifier:
             return "unparsed"
         if _without_spaces(answer) in {_without_spaces(gold) for gold in golds}:
             return "right"
-        value = _number(answer)
+        value, gold_values = _number(answer), [_number(gold) for gold in golds]
         if value is None:
-            return None
-        gold_values = [_number(gold) for gold in golds]
+            return "wrong" if self.plain_numbers and None not in gold_values else None
         if value in gold_values:
             return "right"
         return None if None in gold_values or self.decimal_tolerance is not None else "wrong"
