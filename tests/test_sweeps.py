@@ -64,7 +64,7 @@ def test_a_sweep_forgets_the_failures_of_one_before_it_in_its_folder(app: App) -
 def test_a_launcher_that_is_not_installed_or_has_no_slurm_is_refused_before_anything_runs(app: App) -> None:
     done = app("-m", "hydra/launcher=submitit_slurm", "seed=1,2")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: hydra/launcher: there is no srun here")
+    assert done.stderr.removeprefix("loading ...\n").startswith("error: hydra/launcher: there is no srun here")
     assert "ran" not in done.stdout
 
 

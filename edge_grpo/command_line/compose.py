@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,8 @@ def check_command_line(
             return None
         for cfg in variants:  # all of what is cheap comes before the first import of a target
             to_dict(_as_job(cfg))
+        if "torch" not in sys.modules:  # which a constructor's module will most likely import, for seconds
+            print("loading ...", file=sys.stderr, flush=True)
         for cfg in variants:
             check_config(_as_job(cfg), injected)
         first = variants[0]
