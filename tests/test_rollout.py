@@ -207,7 +207,7 @@ def test_the_bound_on_the_cache_bounds_the_rows_at_once_and_changes_no_row(polic
 
 def _rows_of(inputs):
     """Rows of a decoding step: flat tokens on a cache of their own, or a batch."""
-    cache, ids = inputs.get("past_key_values"), inputs["input_ids"]
+    cache, ids = inputs.get("cache", inputs.get("past_key_values")), inputs["input_ids"]
     return ids.shape[1] if isinstance(cache, RowCache) and cache._decoding else ids.shape[0]
 
 

@@ -1,5 +1,6 @@
 """A preallocated KV cache with one place a row, which models take for transformers' own."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +29,17 @@ def token_bytes(model: Any) -> int:
     At least 1, for models that keep no keys and values.
     """
     ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    made = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    made = getattr(model(input_ids=ids, use_cache=True), cache_name(model), None)
     tensors = [getattr(layer, name, None) for layer in getattr(made, "layers", ()) for name in ("keys", "values")]
     return max(sum(x.numel() * x.element_size() for x in tensors if x is not None), 1)
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its cache, as an argument and in its output: older releases of transformers have another
+    name, and newer ones will not know that."""
+    adapted = getattr(model, "get_base_model", None)  # peft's forward takes anything
+    forward = (adapted() if adapted is not None else model).forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def reads_transposed(key: Tensor) -> bool:

@@ -12,7 +12,7 @@ from edge_grpo.policy.base import causal_head, decoder, eval_mode
 from edge_grpo.policy.finite import check_finite, finite_logits
 from edge_grpo.policy.fused_layers import fused_layers
 from edge_grpo.policy.head import Head
-from edge_grpo.policy.kv_cache import RowCache
+from edge_grpo.policy.kv_cache import RowCache, cache_name
 from edge_grpo.policy.packed_attention import RowsLayout, packed_attention
 from edge_grpo.policy.varlen_attention import kernel, trees_layout
 
@@ -116,6 +116,7 @@ def _packed_logits(model: Any) -> Tensor:
     prompt_ids = [token for prompt in _PROMPTS for token in prompt]
     ids = prompt_ids + [token for response in _RESPONSES for token in response]
     cache = RowCache(len(lengths), max(lengths) + 1)
+    kept = {cache_name(model): cache}
 
     def forward(ids: list[int], positions: list[int], layout: Any, **more: Any) -> Tensor:
         rows = torch.tensor([ids, positions], device=device)
@@ -128,9 +129,9 @@ def _packed_logits(model: Any) -> Tensor:
             place = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
             cache.prefill_at(flat, place, torch.tensor(prompt_positions, device=device))
             prefill = trees_layout(lengths, [], [], device)
-            forward(prompt_ids, prompt_positions, prefill, past_key_values=cache, use_cache=True)
+            forward(prompt_ids, prompt_positions, prefill, use_cache=True, **kept)
             grown = torch.tensor(lengths, device=device)
             cache.decode_at(grown, max(lengths) + 1)
             layout = RowsLayout(grown + 1, max(lengths) + 1)
-            decoded = forward([1] * len(lengths), lengths, layout, past_key_values=cache, use_cache=True)
+            decoded = forward([1] * len(lengths), lengths, layout, use_cache=True, **kept)
     return torch.cat([trained[len(prompt_ids) :], decoded])

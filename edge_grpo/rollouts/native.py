@@ -7,7 +7,7 @@ from torch import Tensor
 
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.fused_layers import fused_layers
-from edge_grpo.policy.kv_cache import RowCache, Stored
+from edge_grpo.policy.kv_cache import RowCache, Stored, cache_name
 from edge_grpo.policy.packed_attention import Layout, RowsLayout, packed_attention
 from edge_grpo.policy.precision import weights_cast_once
 from edge_grpo.policy.support import check_packed
@@ -47,6 +47,7 @@ class _Decoding:
 
     def __init__(self, policy: Policy, rows: Rows, ends: Ends, num_places: int) -> None:
         self.model, self.sampling, self.ends = policy.model, rows.sampling, ends
+        self.cache_name = cache_name(policy.model)
         self.device = policy.model.device
         self.prefixes = [tuple(prefix) for prefix in rows.prefixes]
         self.prefix_lengths = torch.tensor([len(prefix) for prefix in self.prefixes])
@@ -126,10 +127,10 @@ class _Decoding:
         out = self.model(
             input_ids=ids[None].to(self.device),
             position_ids=position[None].to(self.device),
-            past_key_values=self.cache,
             use_cache=True,
             layout=layout,
             logits_to_keep=0 if isinstance(keep, slice) else keep,
+            **{self.cache_name: self.cache},
         )
         return out.logits[0]
 

@@ -17,7 +17,5 @@ def silence_expected_warnings() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # An iteration whose groups are all dropped takes no optimiser step, but the schedule goes on.
     warnings.filterwarnings("ignore", message=".*`lr_scheduler.step.+ before `optimizer.step.*")
-    # Newer releases of transformers call it `cache`; the oldest that the project admits does not know that name.
-    warnings.filterwarnings("ignore", message=".*`past_key_values` is deprecated.*")
     # peft 0.21 asks a model by the old name whether it checkpoints activations.
     warnings.filterwarnings("ignore", message=".*`is_gradient_checkpointing` is deprecated.*")
