@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from edge_grpo.errors import Stopped, UserError
-from edge_grpo.ranks import group, start, watch
+from edge_grpo.ranks import group, lead, start, watch
 from edge_grpo.ranks.asked import Asked, asked_of, check_order, check_started
 from edge_grpo.ranks.group import JobOver, Ranks, Several, differing
 from edge_grpo.ranks.lead import follow, leading, on_ranks
@@ -246,6 +246,27 @@ def test_a_program_that_is_refused_sends_the_others_home():
         raise SystemExit(2)
     other.join(10)
     assert codes == [1]
+
+
+@pytest.mark.parametrize("ended", [[], [1]])
+def test_that_rank_0_is_gone_is_told_once(monkeypatch, capsys, ended):
+    """By the job that ended with it, or by who waits for one."""
+    codes = iter(ended)
+
+    class Lost:
+        def __init__(self, place):
+            pass
+
+        def await_job(self):
+            if next(jobs, None) is None:
+                raise ConnectionError
+            return "1/", {"devices": 1}
+
+    jobs = iter(ended)
+    monkeypatch.setattr(lead, "Meeting", Lost)
+    monkeypatch.setattr(lead, "_follow", lambda *_: next(codes))
+    assert follow(Place("srun", 1, 2, 0, 1, "a", 1), print) == 1
+    assert capsys.readouterr().err == ("" if ended else "error: rank 1 has lost rank 0\n")
 
 
 @pytest.mark.parametrize(

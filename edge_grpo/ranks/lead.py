@@ -65,8 +65,9 @@ def leading(place: Place) -> Iterator[None]:
 
 def follow(place: Place, work: Follow) -> int:
     """Do what rank 0 says until it says that nothing more comes; the exit code."""
+    code = 0
     try:
-        meeting, code = Meeting(place), 0
+        meeting = Meeting(place)
         while "failed" not in (found := meeting.await_job())[1]:
             code = max(code, _follow(meeting, *found, work))
             if JOB in os.environ or code > 1:
@@ -76,7 +77,8 @@ def follow(place: Place, work: Follow) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except ConnectionError:
-        print(f"error: rank {place.rank} has lost rank 0", file=sys.stderr)
+        if not code:  # else it was told when the job ended
+            print(f"error: rank {place.rank} has lost rank 0", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     return 1

@@ -35,6 +35,7 @@ def run_on_ranks(
     if place is None:
         run(task, config_name, injected, check_directory, around_sweep)
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in a line, without frames of C++
     # Imported here: only several ranks need torch before the command line is read.
     from edge_grpo.ranks import lead
 
