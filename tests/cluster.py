@@ -258,6 +258,21 @@ def slurm_variables(folder):
 
 
 @case
+def fsdp2_two_ranks(folder):
+    """The weights of DDP, and after an interruption the same bits."""
+    command, path = (*TRAIN, *RUN, TWO, "trainer.strategy=fsdp2"), f"hydra.run.dir={folder}/run"
+    with Started(folder, [((*command, path), {})]) as started:
+        started.must_end()
+    same(folder)
+    with temporary() as other:
+        for iterations in (1, 3):
+            parts = (f"hydra.run.dir={other}/run", f"trainer.max_iterations={iterations}")
+            with Started(other, [((*command, *parts), {})]) as started:
+                started.must_end()
+        same(other)
+
+
+@case
 def one_process_a_node(folder):
     port = str(free_port())
     nodes = [

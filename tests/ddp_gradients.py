@@ -8,10 +8,12 @@ import sys
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from small_runs import SMALL_MODEL, composed
 from torch import nn
 
 from edge_grpo.command_line.check import instantiate
+from edge_grpo.policy.sharding import full
 from edge_grpo.programs.train_run import build_module
 from edge_grpo.runs.trainer import build_trainer
 
@@ -57,9 +59,16 @@ class Gradients(pl.Callback):
         self.microbatches += 1
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.gradient = torch.cat([p.grad.flatten() for p in module.model.parameters()]).clone()
+        self.gradient = torch.cat([full(p.grad).flatten() for p in module.model.parameters()]).clone()
         self.gradients.append(self.gradient)
         self.ranks = module.gathered(module.global_rank)
+
+
+class TwoRanks(LightningEnvironment):
+    """Lightning's own way to start them; how many is asked before that."""
+
+    def world_size(self):
+        return 2
 
 
 class OfFourGroups:
@@ -82,8 +91,9 @@ def exact(module):
             module.model.set_submodule(name, norm)
 
 
-def gradient(loss, advantage, devices, precision, bound):
-    kept = fitted(devices, precision, bound, f"loss={loss}", f"advantage={advantage}")
+def gradient(loss, advantage, devices, precision, bound, *overrides, sharded=False):
+    chosen = (f"loss={loss}", f"advantage={advantage}", *overrides)
+    kept = fitted(devices, precision, bound, *chosen, sharded=sharded)
     return kept.gradient, kept.microbatches
 
 
@@ -93,11 +103,11 @@ def minibatch_gradients(devices, **stages):
     return kept.gradients
 
 
-def fitted(devices, precision, bound, *overrides, **stages):
+def fitted(devices, precision, bound, *overrides, sharded=False, **stages):
     """The callback after one iteration. A plain gradient step of size 1, which rounding moves by rounding."""
     cfg, _ = composed("train", *SETTINGS, *overrides)
     cfg.optimizer = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 1.0}
-    cfg.algorithm.microbatch_tokens = bound
+    cfg.algorithm.microbatch_tokens = BOUNDS[1] if sharded and os.environ.get("LOCAL_RANK") == "1" else bound
     cfg.rollout = {"_target_": "scripted.Scripted", "max_new_tokens": 64, "texts": TEXTS}
     pl.seed_everything(0, verbose=False)
     module, data = build_module(cfg), instantiate(cfg.data)
@@ -111,8 +121,9 @@ def fitted(devices, precision, bound, *overrides, **stages):
         ungradable=module.ungradable,
     )
     kept = Gradients()
-    strategy = "ddp" if devices > 1 else "auto"
-    trainer = build_trainer(1, None, "cpu", devices, 1, strategy, precision, False, callbacks=[kept], loggers=[])
+    strategy = "fsdp2" if sharded else "ddp" if devices > 1 else "auto"
+    ranks = [TwoRanks()] if sharded else []
+    trainer = build_trainer(1, None, "cpu", devices, 1, strategy, precision, False, [kept], [], ranks)
     trainer.fit(module, datamodule=data)
     # The ranks' groups happen to have the same statistics, so the gradients alone do not show it.
     assert kept.ranks == list(range(devices))
@@ -124,6 +135,11 @@ def main(out):
     found = {precision: {case: gradient(*case, 2, precision, BOUNDS[1]) for case in CASES} for precision in PRECISIONS}
     # Gradients of several micro-batches add up in DDP's buckets, which the last one exchanges.
     found["cut"] = gradient("grpo", "vanilla", 2, "64-true", BOUNDS[7])
+    # Rank 1 has one micro-batch, however many rank 0 has.
+    found["sharded"] = {
+        kind: gradient("grpo", "entropy_driven", 2, "32-true", bound, "loss.beta=0.1", sharded=kind != "ddp")
+        for kind, bound in {"ddp": BOUNDS[1], "fsdp2": BOUNDS[1], "fsdp2 cut": BOUNDS[7]}.items()
+    }
     found["minibatches"] = {
         "whole": minibatch_gradients(2),
         "dropped": minibatch_gradients(2, group_filter=OfFourGroups(2)),

@@ -66,6 +66,15 @@ def test_several_micro_batches_on_each_of_two_ranks(on_two_ranks, tmp_path, monk
     assert difference(found, gradient("grpo", "vanilla", 1, "64-true", BOUNDS[1])[0]) < TOLERANCE["64-true"]
 
 
+def test_a_sharded_model_has_the_gradient_of_ddp(on_two_ranks):
+    found = on_two_ranks["sharded"]
+    (whole, count), (sharded, same), (cut, more) = (found[kind] for kind in ("ddp", "fsdp2", "fsdp2 cut"))
+    assert count == same == 1
+    assert more > 1
+    assert difference(sharded, whole) < 1e-6
+    assert difference(cut, whole) < TOLERANCE["32-true"]
+
+
 @pytest.mark.parametrize("case", ["whole", "dropped"])
 def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
     # Groups 0 and 1 are rank 0's, 2 and 3 rank 1's: a step takes 0 and 2, then 1 and 3. Where group 2 is dropped, rank

@@ -19,7 +19,7 @@ from edge_grpo.planning.advice import lowered
 from edge_grpo.planning.live_memory import LiveMemory
 from edge_grpo.planning.model_config import SHAPES, read_config
 from edge_grpo.planning.passes import copied_weights, optimizer_step, rollout_pass, update_pass, weights
-from edge_grpo.planning.plan import PHASES, ROLLOUT, STEP, UPDATE, decoded_at_once, make_plan
+from edge_grpo.planning.plan import EVALUATION, PHASES, ROLLOUT, STEP, UPDATE, decoded_at_once, make_plan
 from edge_grpo.planning.run_settings import RunSettings, run_settings
 from edge_grpo.planning.skeleton import Adapters, ModelPlan
 from edge_grpo.planning.stand_ins import Microbatch
@@ -303,6 +303,19 @@ def test_ranks_share_problems_and_hold_everything():
     of_gradients = [next(p for p in plan.parts if p.name == "gradients").bytes for plan in (alone, shared)]
     # DDP's buckets stay through the rollout.
     assert [{*of} for of in of_gradients] == [{UPDATE, STEP}, {*PHASES}]
+
+
+def test_sharded_ranks_hold_their_part_and_all_weights_while_they_decode():
+    whole, sharded = (make_plan(settings("trainer.devices=4", f"trainer.strategy={s}")) for s in ("ddp", "fsdp2"))
+    parts = [{part.name: part.bytes for part in plan.parts} for plan in (whole, sharded)]
+    for name in ("weights", "gradients", "optimizer"):
+        assert parts[1][name][UPDATE] == pytest.approx(parts[0][name][UPDATE] / 4, abs=4)
+    weights, gathered = parts[0]["weights"][UPDATE], parts[1]["gathered weights"]
+    assert gathered[ROLLOUT] == gathered[EVALUATION] == weights
+    assert gathered[UPDATE] <= 2 * weights
+    assert STEP not in gathered
+    assert sharded.weights == parts[1]["weights"][UPDATE] + max(weights, gathered[UPDATE])
+    assert whole.checkpoint == sharded.checkpoint
 
 
 def test_types_follow_from_precision_and_dtype():

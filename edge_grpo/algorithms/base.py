@@ -11,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from edge_grpo.algorithms.metrics import idle_shares
@@ -21,6 +22,7 @@ from edge_grpo.loggers.metrics import describe
 from edge_grpo.metric import Metric
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
+from edge_grpo.policy.sharding import full, is_sharded, shard, whole
 from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rollouts.base import RolloutEngine
@@ -117,11 +119,23 @@ class PolicyModule(pl.LightningModule):
         """Updates the policy has had."""
         return self.trainer.current_epoch
 
+    def configure_model(self) -> None:
+        """Lightning's moment to spread the model over the ranks (`trainer.strategy=fsdp2`)."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.model):
+            self.shard(strategy.device_mesh["data_parallel"])
+
+    def shard(self, mesh: Any) -> None:
+        """Leave this rank its part of the policy."""
+        precision = self.trainer.precision_plugin
+        shard(precision.convert_module(self.model), mesh)
+
     def on_fit_start(self) -> None:
         """Refuse a model that the update cannot compute, before any work."""
-        check_head(self.model, self.chunk_tokens)
-        if self.packing:
-            check_packed(self.model)
+        with whole(self.model):
+            check_head(self.model, self.chunk_tokens)
+            if self.packing:
+                check_packed(self.model)
         for logger in run_loggers(self.trainer.loggers):
             logger.define_metrics(self.strategy_metrics)
 
@@ -141,8 +155,10 @@ class PolicyModule(pl.LightningModule):
         Raises:
             UserError: names the first parameter that is missing, unexpected or of another shape.
         """
-        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        # Of a sharded model Lightning has restored the weights by now, on every rank its part.
         ours = {name: tuple(value.shape) for name, value in self._kept(self.state_dict()).items()}
+        weights = checkpoint.get("state_dict")
+        theirs = ours if weights is None else {name: tuple(value.shape) for name, value in weights.items()}
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 raise UserError(
@@ -153,6 +169,12 @@ class PolicyModule(pl.LightningModule):
         if checkpoint.get("optimizer_states"):
             fresh = self.configure_optimizers()
             take_settings(checkpoint, fresh["optimizer"], fresh["lr_scheduler"])
+            if is_sharded(self.model):  # Lightning has restored this optimiser already
+                restored: Any = self.optimizers()
+                for group, saved in zip(
+                    restored.param_groups, checkpoint["optimizer_states"][0]["param_groups"], strict=True
+                ):
+                    group |= {name: value for name, value in saved.items() if name != "params"}
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The injected optimiser and scheduler."""
@@ -198,7 +220,8 @@ class PolicyModule(pl.LightningModule):
         if not self._finite_on_every_rank(*losses, norm):
             self.bad_steps += 1
             bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-            bad = bad or self._without_gradient(microbatch_losses)
+            # Of a sharded model no rank can compute one alone.
+            bad = bad if bad or is_sharded(self.model) else self._without_gradient(microbatch_losses)
             self._drop_gradients(optimizer)
             return Step(sum(losses), norm, tuple(bad))
         self.bad_steps = 0
@@ -209,8 +232,8 @@ class PolicyModule(pl.LightningModule):
         return Step(sum(losses), norm)
 
     def _drop_gradients(self, optimizer: Any) -> None:
-        """Their memory is the next rollout's. On several ranks they lie in DDP's buckets, which stay."""
-        optimizer.zero_grad(set_to_none=self.trainer.world_size == 1)
+        """Their memory is the next rollout's. Under DDP they lie in its buckets, which stay."""
+        optimizer.zero_grad(set_to_none=self.trainer.world_size == 1 or is_sharded(self.model))
 
     def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> float:
         """Add the gradient of one loss, which is returned; DDP averages the gradients of all at the last one."""
@@ -227,7 +250,8 @@ class PolicyModule(pl.LightningModule):
         return float(loss.detach())
 
     def _gradient_norm(self) -> float:
-        return float(torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(full(torch.nn.utils.get_total_norm(gradients)))
 
     def _finite_on_every_rank(self, *values: float) -> bool:
         here = all(map(math.isfinite, values))
@@ -271,6 +295,16 @@ class PolicyModule(pl.LightningModule):
         alone = {stage: seconds[stage] for stage in (*ALONE, "total") if stage in seconds}
         alone["update"], self._alone_s = self._alone_s, 0.0
         return idle_shares(self.gathered(alone))
+
+    def missing_microbatches(self, counts: Sequence[int]) -> list[int]:
+        """How many more micro-batches another rank has in each optimiser step.
+
+        All ranks gather a sharded model's weights together, as often as the one with the most micro-batches; 0 where
+        every rank has all weights.
+        """
+        if not is_sharded(self.model):
+            return [0] * len(counts)
+        return [max(ranks) - own for *ranks, own in zip(*self.gathered(list(counts)), counts, strict=True)]
 
     def total_over_ranks(self, *counts: float) -> list[float]:
         """Sums over ranks."""

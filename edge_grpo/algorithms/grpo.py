@@ -15,6 +15,7 @@ from edge_grpo.allocations.base import Draw
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.group_filters.base import Groups
 from edge_grpo.losses.base import UpdateSize
+from edge_grpo.policy.sharding import whole
 from edge_grpo.rollouts.base import context_bound, engine_metrics
 from edge_grpo.types import Problem, ProblemBatch, Rollout, ScoredRollout
 
@@ -33,16 +34,18 @@ class GRPOModule(GRPOBase):
         """One iteration on at most P groups; Lightning hands what is returned to the callbacks."""
         graded_before, self.generated = self.rewards.counts, [0, 0]
         with self.timed("total"):
-            drawing = self.draw(batch)
-            sampled = drawing.scored
-            with self.timed("correction"):
-                corrected = self.correct(sampled)
-            update = self.update_of(corrected)
-            with self.timed("logprobs"):
-                update.prepare()
+            with whole(self.model):  # all weights on every rank, where they are sharded
+                drawing = self.draw(batch)
+                sampled = drawing.scored
+                with self.timed("correction"):
+                    corrected = self.correct(sampled)
+                update = self.update_of(corrected)
+                with self.timed("logprobs"):
+                    update.prepare()
             sizes = [UpdateSize(*map(int, self.total_over_ranks(*size))) for size in update.sizes()]
             probed = self.probed(update, corrected.scored.rollout, sizes)
             with self.timed("update"):
+                update.missing = self.missing_microbatches([len(step) for step in update.steps])
                 steps = update.run(self.update_epochs, sizes, self.optimise)
             rate = self.step_scheduler()
         self.remember(drawing)

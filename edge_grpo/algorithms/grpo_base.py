@@ -23,6 +23,7 @@ from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss, UpdateSize
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.sharding import shard
 from edge_grpo.seeding import stage_generator
 from edge_grpo.token_filters.base import TokenFilter
 from edge_grpo.types import Problem, Response, Rollout
@@ -109,6 +110,13 @@ class GRPOBase(PolicyModule):
         super().adopt(policy)
         # Kept out of the module tree: the reference is frozen, so it is neither saved nor wrapped.
         self._reference = policy.initial() if self.loss.beta > 0 else None
+
+    def shard(self, mesh: Any) -> None:
+        """See `PolicyModule.shard`; the reference too."""
+        if (reference := self.reference_model()) is not None:
+            shard(self.trainer.precision_plugin.convert_module(reference), mesh)
+            self._reference = lambda: reference
+        super().shard(mesh)
 
     @property
     def required_fields(self) -> frozenset[str]:

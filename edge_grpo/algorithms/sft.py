@@ -42,8 +42,11 @@ class SFTModule(PolicyModule):
                 return -(stats.logprobs.sum(1) * usable[some]).sum() / max(tokens, 1)
 
             microbatches = forward.microbatches(rows, torch.tensor(everything, device=self.device))
+            losses = [partial(cross_entropy, some) for some in microbatches]
+            (missing,) = self.missing_microbatches([len(losses)])
+            losses += [partial(forward.nothing, self.model, rows.select(microbatches[0]))] * missing
             with forward.on(self.model, training=True):
-                step = self.optimise([partial(cross_entropy, some) for some in microbatches])
+                step = self.optimise(losses)
             rate = self.step_scheduler()
         seconds = self.take_timings()
         metrics = {
@@ -54,7 +57,7 @@ class SFTModule(PolicyModule):
             **{f"timing_s/{stage}": value for stage, value in seconds.items()},
             **self.idle_shares(seconds),
         }
-        bad = sorted(row for i in step.bad or () for row in microbatches[i].tolist())
+        bad = sorted(row for i, some in enumerate(microbatches) if i in (step.bad or ()) for row in some.tolist())
         done = Iteration(
             metrics=self.record(metrics, step=self.iteration),
             bad_rows=[{"problem": problems[row].id, "origin": problems[row].origin} for row in bad],

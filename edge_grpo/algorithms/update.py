@@ -67,6 +67,7 @@ class GRPOUpdate:
         parts = [part if len(part) else computed[:num_generations] for part in parts]
         self.steps = [forward.microbatches(batch, part, whole) for part in parts]
         self.microbatches = [rows for step in self.steps for rows in step]
+        self.missing = [0] * len(parts)  # micro-batches that another rank has besides: see `MicrobatchForward.nothing`
         # Where micro-batches hold whole groups the update's own forward pass has the entropies that EDA needs. Not
         # with several steps an epoch, since the policy moves, nor with a token filter that waits for advantages.
         one = len(self.steps) == 1 and not (token_filter is not None and token_filter.reads_advantages)
@@ -139,18 +140,18 @@ class GRPOUpdate:
         if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
             optimise = _without_step
         loss = partial(self.microbatch_loss, size=size, step=step, epoch=epoch)
-        done = optimise([partial(loss, rows) for rows in self.steps[step]])
+        nothing = partial(self.forward.nothing, self.model, self.batch.select(self.steps[step][0]))
+        done = optimise([partial(loss, rows) for rows in self.steps[step]] + [nothing] * self.missing[step])
         first = sum(map(len, self.steps[:step]))
         return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad))
 
     def microbatch_loss(self, rows: Tensor, *, size: UpdateSize, step: int, epoch: int) -> Tensor:
         """The loss of some rows, with graph; summed over micro-batches and ranks it is the step's."""
-        part = self.batch.select(rows)
-        of_loss = getattr(self.loss, "differentiates_entropy", False)
+        part, of_loss = self.batch.select(rows), getattr(self.loss, "differentiates_entropy", False)
+        if self._stand_in[step]:
+            return self.forward.nothing(self.model, part)
         stats = self.forward(self.model, part, entropy_grad=of_loss or self.advantage.differentiates_entropy)
         width, mask = stats.logprobs.shape[1], part.completion_mask
-        if self._stand_in[step]:  # a graph for the other ranks' sake, and 0
-            return torch.where(mask, stats.logprobs, 0.0).sum() * 0.0
         if epoch == 0 and len(self.steps) == 1:
             self.old_logprobs[rows, :width] = (stats.logprobs * mask).detach().to(self.old_logprobs.dtype)
             self.entropy[rows, :width] = stats.entropy.detach().to(self.entropy.dtype)

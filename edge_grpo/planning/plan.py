@@ -20,6 +20,7 @@ from edge_grpo.planning.run_settings import RunSettings
 
 ROLLOUT, EVALUATION, UPDATE, STEP = "rollout", "evaluation", "update", "step"
 PHASES = (ROLLOUT, EVALUATION, UPDATE, STEP)
+WEIGHTS, GATHERED = "weights", "gathered weights"
 PREFILL_TOKENS = 4096
 """of one forward pass over prompts in `rollouts/native.py`"""
 DRAWING_COPIES = 4
@@ -70,8 +71,9 @@ class Plan(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Bytes without which there is no phase at all."""
-        return self.parts[0].bytes[UPDATE]
+        """Bytes of the weights where most of them are there at once."""
+        of_weights = [part for part in self.parts if part.name in (WEIGHTS, GATHERED)]
+        return max(sum(part.bytes.get(phase, 0) for part in of_weights) for phase in PHASES)
 
     @property
     def disk(self) -> int:
@@ -99,15 +101,17 @@ def _plan(run: RunSettings) -> Plan:
     of, full = weights(run.model), run.model.adapters is None
     step = optimizer_step(run.model, run.optimizer, on_gpu=run.on_gpu)
     parts = [
-        _always("weights", of.bytes, f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
+        _always(WEIGHTS, _share(run, of.bytes), f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
         _gradients(run, of),
-        _always("optimizer", step.state),
+        _always("optimizer", _share(run, step.state)),
     ]
+    if run.sharded:
+        parts.append(_gathered(run, of))
     if run.reference and full:
-        parts.append(_always("reference", of.bytes, "loss.beta > 0"))
+        parts.append(_always("reference", _share(run, of.bytes), "loss.beta > 0"))
     parts += _rollout(run, of) if run.engine_cache is None else _engine(run, of)
     parts += _update(run)
-    parts.append(Part("work of the step", {STEP: 0 if run.fused_optimizer else step.moment}))
+    parts.append(Part("work of the step", {STEP: 0 if run.fused_optimizer else _share(run, step.moment)}))
     parts.append(_program(on_gpu=run.on_gpu))
     return Plan(
         settings=run,
@@ -122,9 +126,24 @@ def _plan(run: RunSettings) -> Plan:
 def _gradients(run: RunSettings, of: Weights) -> Part:
     """On several ranks they lie in DDP's buckets, which stay."""
     note = f"{of.trained / 1e6:,.1f} M trained"
+    if run.sharded:
+        return Part("gradients", dict.fromkeys((UPDATE, STEP), _share(run, of.trained_bytes)), note)
     if run.ranks > 1:
         return _always("gradients", of.trained_bytes, f"{note}, in DDP's buckets")
     return Part("gradients", dict.fromkeys((UPDATE, STEP), of.trained_bytes), note)
+
+
+def _share(run: RunSettings, size: int) -> int:
+    """Of so many bytes on this rank."""
+    return -(-size // run.ranks) if run.sharded else size
+
+
+def _gathered(run: RunSettings, of: Weights) -> Part:
+    """All weights while rows are decoded; in an update those of two layers and of what is around them, and as much of
+    their gradients before the ranks share them."""
+    layer = weights(run.model.with_layers(2)).bytes - weights(run.model.with_layers(1)).bytes
+    at_once = of.bytes - max(run.model.layers - 2, 0) * layer
+    return Part(GATHERED, {ROLLOUT: of.bytes, EVALUATION: of.bytes, UPDATE: 2 * at_once}, "reckoned")
 
 
 def _always(name: str, size: int, note: str = "") -> Part:

@@ -26,7 +26,7 @@ class RunSettings:
         model: which model, in which types; `can_adapt`: whether its loader knows LoRA.
         optimizer: parameters -> optimiser; `fused_optimizer`: whether it steps without results in memory.
         on_gpu: where the run computes.
-        ranks: each with a whole copy of all.
+        ranks: each with a whole copy of all, or where it is `sharded` with a part of weights, gradients and optimiser.
         problems, generations: P and G of an iteration; G is 1 for supervised fine-tuning.
         prompt_tokens: S; `sampled_tokens`: of a fresh response; `response_tokens`: T, of one that was corrected.
         step_rows: of one optimiser step.
@@ -49,6 +49,7 @@ class RunSettings:
     fused_optimizer: bool
     on_gpu: bool
     ranks: int
+    sharded: bool
     problems: int
     generations: int
     prompt_tokens: int
@@ -138,6 +139,7 @@ def run_settings(cfg: DictConfig, config: Any, memory: int | None) -> RunSetting
         fused_optimizer=bool(cfg.optimizer.get("fused")),
         on_gpu=on_gpu,
         ranks=ranks,
+        sharded=ranks > 1 and cfg.trainer.strategy == "fsdp2",
         problems=problems,
         generations=generations,
         prompt_tokens=prompt,

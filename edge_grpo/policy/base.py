@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
+from edge_grpo.policy.sharding import is_sharded, whole_state
 
 
 def causal_head(model: Any) -> Any:
@@ -136,7 +137,11 @@ class Policy:
             raise RuntimeError(f"{odd[0]} is missing or unexpected")
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `from_pretrained` loads: safetensors, tokenizer, generation config."""
+        """Write a folder that `from_pretrained` loads: safetensors, tokenizer, generation config.
+
+        A model whose weights are sharded has to be whole.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(folder, safe_serialization=True)
+        state = whole_state(self.model) if is_sharded(self.model) else None
+        self.model.save_pretrained(folder, safe_serialization=True, state_dict=state)
         self.tokenizer.save_pretrained(folder)

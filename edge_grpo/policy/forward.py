@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from edge_grpo.policy.base import mode
 from edge_grpo.policy.batching import group_microbatches, microbatches, packed_microbatches
 from edge_grpo.policy.memory import out_of_memory
 from edge_grpo.policy.packed_attention import packed_attention
+from edge_grpo.policy.sharding import is_whole, through_root, whole
 from edge_grpo.policy.token_stats import TokenStats, token_stats
 from edge_grpo.types import UpdateBatch
 
@@ -64,8 +67,9 @@ class MicrobatchForward:
             yield
 
     def __call__(self, model: Any, part: UpdateBatch, *, entropy_grad: bool = False) -> TokenStats:
-        """Statistics of one micro-batch, with graph, inside `on(model)`."""
-        return token_stats(
+        """Statistics of one micro-batch, with graph, inside `on(model)`; of a sharded model, on every rank at once."""
+        stats = partial(
+            token_stats,
             model,
             part,
             temperature=self.temperature,
@@ -74,13 +78,21 @@ class MicrobatchForward:
             entropy_grad=entropy_grad,
             every_position=self.every_position,
         )
+        if is_whole(model):
+            return stats()
+        # FSDP2 finds tensors in a tuple, not in a dataclass.
+        return TokenStats(*through_root(model, lambda: attrgetter("logprobs", "entropy")(stats())))
+
+    def nothing(self, model: Any, part: UpdateBatch) -> Tensor:
+        """0, with a graph through all weights: this rank's part in an exchange with others that have more to compute."""
+        return torch.where(part.completion_mask, self(model, part).logprobs, 0.0).sum() * 0.0
 
     @torch.no_grad()
     def over(self, model: Any, batch: UpdateBatch, microbatches: Sequence[Tensor]) -> TokenStats:
         """Statistics [N, T] of the whole batch, without graph; 0 for rows that are in no micro-batch."""
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         logprobs, entropy = torch.zeros(2, *batch.token_weights.shape, dtype=dtype, device=batch.tokens.device)
-        with self.on(model):
+        with self.on(model), whole(model):
             for rows in microbatches:
                 part = self(model, batch.select(rows))
                 width = part.logprobs.shape[1]

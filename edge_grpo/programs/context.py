@@ -1,7 +1,9 @@
-"""Whether the model's context holds every prompt with its longest response, asked before any work."""
+"""What a run's parts ask of each other, before any work: a context that holds every row, weights that can be sharded."""
 
 import logging
 from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.data.arithmetic import ArithmeticDataModule
 from edge_grpo.data.base import ProblemDataModule
@@ -12,8 +14,28 @@ from edge_grpo.types import Problem
 
 log = logging.getLogger(__name__)
 
+QUANTIZED = "edge_grpo.optimizers.quantized."
 ARITHMETIC_BUDGET = 128
 """rollout.max_new_tokens where nobody sets it: a worked chain of the embedded arithmetic with room to spare"""
+
+
+def check_sharding(cfg: DictConfig, ranks: int) -> None:
+    """Refuse what does not go with `trainer.strategy=fsdp2`.
+
+    Raises:
+        UserError: one rank, adapters, an optimiser with states of its own kind, or a probe of the gradient.
+    """
+    if cfg.trainer.strategy != "fsdp2":
+        return
+    chosen = "trainer.strategy=fsdp2 spreads the policy over ranks"
+    if ranks < 2:
+        raise UserError(f"{chosen}, and here is one: set trainer=gpu, or more trainer.devices or trainer.num_nodes")
+    if OmegaConf.select(cfg, "model.lora.r") is not None:
+        raise UserError(f"{chosen}, which adapters do not need: set trainer=ddp, or model.lora.r=null")
+    if str(cfg.optimizer._target_).startswith(QUANTIZED):
+        raise UserError(f"{chosen}, which bitsandbytes does not know: set optimizer=adamw")
+    if any(node is not None and node._target_.endswith(".GradientShares") for node in cfg.callbacks.values()):
+        raise UserError(f"{chosen}, so no rank can probe a gradient alone: set callbacks.gradient_shares=null")
 
 
 def check_context(

@@ -16,7 +16,8 @@ from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
-from edge_grpo.programs.context import check_context, warn_of_small_budget
+from edge_grpo.programs.context import check_context, check_sharding, warn_of_small_budget
+from edge_grpo.policy.sharding import whole
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
@@ -99,6 +100,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         settings.precision,
     )
     checkpoint, asked = left.checkpoint, ranks_asked(settings)
+    check_sharding(cfg, asked.world)
     if checkpoint is not None:
         check_ranks(checkpoint, asked.world, allow_changes=cfg.resume.allow_changes)
     parts = _parts(cfg, asked.world)
@@ -201,7 +203,8 @@ def _fit(
         done = {"name": cfg.name, "seed": cfg.seed, "accuracy": accuracy, "iterations": trainer.current_epoch}
         done |= {"ended_by": portable(ended_by(trainer)), "generated_tokens": generated_tokens(module)}
         done |= {"metrics_last": module.metrics, **about["info"]}
-        summary = write_results(folder, module.policy, done, here=ranks.is_first)
+        with whole(module.model):
+            summary = write_results(folder, module.policy, done, here=ranks.is_first)
         for logger in run_loggers(loggers):
             logger.log_artifacts(summary)
         failed = False

@@ -47,6 +47,7 @@ class HFRollout(SamplingEngine):
                 attention_mask=mask,
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([draw]),
+                synced_gpus=False,  # ranks decode for themselves, a sharded model too: it is whole then
                 **self._stopping(policy),
             )
         tokens = out[:, width:].cpu()

@@ -5,14 +5,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.precision import check_precision
 from edge_grpo.runs.stopping import TokenBudget
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp2")
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 def build_trainer(
@@ -37,7 +38,8 @@ def build_trainer(
         max_iterations: iterations in all, at most.
         max_generated_tokens: see `TokenBudget`.
         accelerator: "auto" takes the GPU where there is one.
-        strategy: one of `STRATEGIES`; "auto" is DDP for several ranks.
+        strategy: one of `STRATEGIES`; "auto" is DDP for several ranks; "fsdp2" leaves each rank a part of weights,
+            gradients and optimiser state.
         precision: see `policy.precision`.
         devices, num_nodes, deterministic: as Lightning's.
         plugins: of the ranks, see `ranks.group.Ranks`.
@@ -50,7 +52,7 @@ def build_trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if strategy == "ddp" else strategy,
+        strategy=_strategy(strategy, plugins),
         precision=precision,
         deterministic=deterministic,
         max_epochs=max_iterations,
@@ -64,6 +66,16 @@ def build_trainer(
         plugins=list(plugins),
         log_every_n_steps=1,
     )
+
+
+def _strategy(name: str, plugins: Sequence[Any]) -> Any:
+    if name == "ddp":
+        return DDPStrategy(gradient_as_bucket_view=True)
+    if name == "fsdp2":
+        ranks = plugins[0].world_size()
+        # Checkpoints are whole: one file that evaluation, export and another number of ranks can read.
+        return ModelParallelStrategy(ranks, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return name
 
 
 def check_trainer(
@@ -81,11 +93,16 @@ def check_trainer(
         raise UserError(f"trainer.accelerator={accelerator} is none of {', '.join(ACCELERATORS)}")
     if strategy not in STRATEGIES:
         raise UserError(
-            f"trainer.strategy={strategy} is none of {', '.join(STRATEGIES)}: every rank holds the whole policy, which "
-            "rollouts read and exports write, so strategies that shard it (fsdp, deepspeed) do not work here, nor do "
-            "those that start ranks without this command line (ddp_spawn, ddp_fork, ddp_notebook)"
+            f"trainer.strategy={strategy} is none of {', '.join(STRATEGIES)}: other ways to shard the policy (fsdp, "
+            "deepspeed) do not work here, nor do those that start ranks without this command line (ddp_spawn, "
+            "ddp_fork, ddp_notebook)"
         )
     check_precision("trainer.precision", precision)
+    if strategy == "fsdp2" and precision not in SHARDED_PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision} does not go with trainer.strategy=fsdp2: it is one of "
+            f"{', '.join(SHARDED_PRECISIONS)}"
+        )
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(f"trainer.accelerator={accelerator} but torch sees no GPU: set trainer=cpu or trainer=auto")
     TokenBudget(max_generated_tokens)

@@ -1,0 +1,71 @@
+"""Weights spread over ranks by FSDP2, on one rank of gloo; two are in test_invariance.py."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.errors import UserError
+from edge_grpo.policy import sharding
+from edge_grpo.policy.tiny import random_tiny_policy
+
+SHAPE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 16}
+
+
+@pytest.fixture
+def mesh(monkeypatch):
+    free = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in free.items():
+        monkeypatch.setitem(os.environ, name, value)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def policy(mesh):
+    policy = random_tiny_policy(seed=0, **SHAPE)
+    sharding.shard(policy.model, mesh)
+    return policy
+
+
+def is_plain(model):
+    return [isinstance(p, torch.distributed.tensor.DTensor) for p in model.parameters()].count(False)
+
+
+def test_a_model_is_whole_inside_and_taken_apart_afterwards(policy):
+    model = policy.model
+    count = len(list(model.parameters()))
+    assert (sharding.is_sharded(model), sharding.is_whole(model), is_plain(model)) == (True, False, 0)
+    with sharding.whole(model):
+        with sharding.whole(model):
+            pass
+        assert sharding.is_whole(model)
+        assert is_plain(model) == count
+        model(input_ids=torch.tensor([[65, 66]]))
+        assert is_plain(model) == count  # a forward pass takes nothing apart
+    assert (sharding.is_whole(model), is_plain(model)) == (False, 0)
+
+
+def test_the_export_of_a_sharded_model_is_the_models(policy, tmp_path):
+    with sharding.whole(policy.model):
+        policy.save(tmp_path / "sharded")
+    random_tiny_policy(seed=0, **SHAPE).save(tmp_path / "plain")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "sharded" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+def test_ranks_stand_in_for_the_micro_batches_they_do_not_have(policy):
+    module = SimpleNamespace(model=policy.model, gathered=lambda counts: [[1, 5, 2], counts, [3, 1, 2]])
+    assert PolicyModule.missing_microbatches(module, [2, 2, 2]) == [1, 3, 0]
+    module.model = random_tiny_policy(seed=0, **SHAPE).model
+    assert PolicyModule.missing_microbatches(module, [2, 2, 2]) == [0, 0, 0]
+
+
+def test_a_model_that_names_no_layers_is_refused(mesh):
+    with pytest.raises(UserError, match="Linear does not name its layers"):
+        sharding.shard(torch.nn.Linear(2, 2), mesh)
