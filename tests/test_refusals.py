@@ -25,7 +25,7 @@ WITHOUT_DATA = [
     ("trainer.precision=16-mixed", "trainer.precision=16-mixed is none of"),
     (
         "trainer.strategy=deepspeed_stage_2",
-        "trainer.strategy=deepspeed_stage_2 is none of auto, ddp, fsdp2: other ways",
+        "trainer.strategy=deepspeed_stage_2 is none of auto, ddp, fsdp2: other",
     ),
     ("trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn is none of auto, ddp, fsdp2"),
     ("trainer.strategy=fsdp2", "fsdp2 spreads the policy over ranks, and here is one"),

@@ -84,7 +84,7 @@ class MicrobatchForward:
         return TokenStats(*through_root(model, lambda: attrgetter("logprobs", "entropy")(stats())))
 
     def nothing(self, model: Any, part: UpdateBatch) -> Tensor:
-        """0, with a graph through all weights: this rank's part in an exchange with others that have more to compute."""
+        """0, with a graph through all weights: a rank's part where others have more to compute and wait for it."""
         return torch.where(part.completion_mask, self(model, part).logprobs, 0.0).sum() * 0.0
 
     @torch.no_grad()

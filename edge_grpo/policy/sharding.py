@@ -2,8 +2,8 @@
 
 FSDP2 gathers weights in hooks of a module's own call, and the head and the decoder of a causal model share the root's
 weights. So whatever reads them with a gradient runs inside one call of the root (`through_root`); whatever runs without
-one, and for another number of calls on each rank (a rollout, the reference's log-probs), runs while every rank holds all
-weights (`whole`).
+one, as often as each rank likes (a rollout, the reference's log-probs), runs while every rank holds all weights
+(`whole`).
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a run's parts ask of each other, before any work: a context that holds every row, weights that can be sharded."""
+"""What a run's parts ask of each other, before any work: a context for every row, weights that can be sharded."""
 
 import logging
 from collections.abc import Sequence

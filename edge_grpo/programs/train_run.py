@@ -16,8 +16,8 @@ from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import WANDB_RUN_ID
-from edge_grpo.programs.context import check_context, check_sharding, warn_of_small_budget
 from edge_grpo.policy.sharding import whole
+from edge_grpo.programs.context import check_context, check_sharding, warn_of_small_budget
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
