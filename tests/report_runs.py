@@ -60,16 +60,16 @@ def write_run(
 
 
 def write_evaluation(
-    run: Path, scores: dict[str, float], *, iteration: int | None = None, num_samples: int = 2
+    run: Path, scores: dict[str, float], *, iteration: int | None = None, num_samples: int = 2, width: float = 0.1
 ) -> None:
-    """Benchmarks of 10 and 30 problems and so on, 20 more each; the interval of every score is 0.1 to either side."""
+    """Benchmarks of 10 and 30 problems and so on, 20 more each; every score's interval is `width` to either side."""
     name = "paper" if iteration is None else f"paper-iteration-{iteration:06d}"
     iterations = int(pd.read_csv(run / "metrics.csv")["timing_s/total"].count())
     sizes = {benchmark: 10 + 20 * i for i, benchmark in enumerate(scores)}
     total = sum(sizes.values())
 
     def metrics(value: float) -> dict:
-        score = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        score = {"value": value, "low": value - width, "high": value + width}
         length = {"value": 100.0, "low": 90.0, "high": 110.0}
         return {f"avg@{num_samples}": score, f"pass@{num_samples}": score, "mean_length": length}
 

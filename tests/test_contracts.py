@@ -111,7 +111,7 @@ def strategy(group: str, option: str):
 
 def test_no_group_is_forgotten():
     folders = {str(p.parent.relative_to(config_dir())) for p in config_dir().rglob("*.yaml")}
-    others = {".", "experiment", "paths", "hydra", "hydra/launcher", "resume", "debug", "hparams_search"}
+    others = {".", "experiment", "paths", "hydra", "hydra/launcher", "resume", "debug", "hparams_search", "layout"}
     assert folders - set(GROUPS) - others == set()
 
 

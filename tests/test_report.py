@@ -256,7 +256,7 @@ def test_a_wandb_project_gives_the_same_report(tmp_path, monkeypatch, no_figures
     assert report(tmp_path / "out", "runs='wandb:me/edge-grpo'") == 0.5
     assert asked == ["me/edge-grpo"]
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| edge_grpo | 1 | 0.0 | 50.0 |" in table
+    assert "| edge_grpo | 1 | 0.0 | **50.0** |" in table
     page = (tmp_path / "out" / "index.html").read_text()
     assert "crashed" in page
     assert 'href="https://wandb.ai/me/edge-grpo/runs/vanilla0"' in page  # a link, which fetches nothing

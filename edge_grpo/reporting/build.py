@@ -13,6 +13,7 @@ from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
 from edge_grpo.reporting.cure_tables import matrix_table, revival_table
 from edge_grpo.reporting.figures import draw_all
 from edge_grpo.reporting.headline import headline
+from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
 from edge_grpo.reporting.page import write_page
 from edge_grpo.reporting.runs import Run, read_folder
@@ -32,6 +33,7 @@ def write_report(
     baseline: str | None,
     evaluation_name: str | None,
     bootstrap: Bootstrap,
+    layout: Layout,
     title: str,
     out: str,
 ) -> float | None:
@@ -39,10 +41,12 @@ def write_report(
 
     Args:
         runs: folders above training runs, or W&B projects as `wandb:entity/project`.
-        arms: names that there should be, a run's `name` each; one of which there is no run is told of. null for none.
+        arms: names that there should be, a run's `name` each, in the order of the tables; one of which there is no run
+            is told of. null for the order in which the runs are found.
         baseline: label of the arm that the others are compared with; null for the first.
         evaluation_name: of the evaluations that the tables show; null for each run's last one.
         bootstrap: of the intervals over seeds.
+        layout: of LaTeX tables and figures, and the names of arms and columns.
         title: of the page.
         out: folder that is written to.
 
@@ -50,18 +54,17 @@ def write_report(
         The highest mean in the first column of scores (in [0, 1]); None if no run has finished.
 
     Raises:
-        UserError: no runs there, no such arm or evaluation, or a value out of range.
+        UserError: no runs there, no such arm, column or evaluation, or a value out of range.
     """
-    found = read_runs(runs)
+    found = _in_order(read_runs(runs), arms or ())
     missing = missing_arms(found, arms or ())
-    labels = label_arms(found)
+    own = label_arms(found)
+    labels = [layout.label(label) for label in own]
     positions, told = newest_of_each_seed(found, labels)
     members = [Member(labels[i], found[i], chosen(found[i], evaluation_name)) for i in positions]
     _check_evaluation(evaluation_name, members)
-    compared = _arms(members, baseline)
+    compared = _arms(members, None if baseline is None else layout.label(baseline))
     numbers = numbers_of(members, compared, bootstrap)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     confidence = bootstrap.confidence
     options = options_of_arms(members)
     of_cures = (
@@ -69,8 +72,11 @@ def write_report(
         matrix_table(numbers, options, compared, confidence),
     )
     tables = [*tables_of(numbers, compared, confidence), *(table for table in of_cures if table is not None)]
+    layout.check(own, {table.name: table.columns for table in tables})
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
-        write_table(table, folder)
+        write_table(table, layout, folder)
     figures = draw_all(members, numbers, compared, families(options, compared.baseline), folder / "figures")
     sentences, notes = headline(numbers, compared, confidence), [*_notes(members, len(found), confidence), *told]
     if missing:
@@ -101,6 +107,12 @@ def read_runs(sources: str | Sequence[str]) -> list[Run]:
     runs = [run for root in folders_among(sources) for run in read_folder(root)]
     # Sources may lie in each other.
     return [*projects, *{Path(run.place).resolve(): run for run in runs}.values()]
+
+
+def _in_order(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
+    """The runs of the named arms first, in this order."""
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(runs, key=lambda run: places.get(str(run.settings.get("name")), len(places)))
 
 
 def missing_arms(runs: Sequence[Run], expected: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 from edge_grpo.reporting.numbers import Arms, Column, Numbers
 from edge_grpo.reporting.scores import Member, aggregated, lookup
 from edge_grpo.reporting.stages import STAGES
-from edge_grpo.reporting.tables import NOTHING, Cell, Table, heading, percent, reading
+from edge_grpo.reporting.tables import NOTHING, Cell, Table, heading, percent
 from edge_grpo.statistics.bootstrap import Bootstrap
 
 REVIVAL = {
@@ -39,16 +39,15 @@ def revival_table(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -
     found = lookup(estimates)
     shown = [label for label in REVIVAL.values() if any((arm, "", label) in found for arm in arms.seeds)]
     cells = [[Cell(arm), *(percent(found.get((arm, "", label))) for label in shown)] for arm in arms.seeds]
-    caption = (
+    what = (
         "Means over iterations, in %. Collapsed: groups whose rewards are all equal, of all that were drawn. Live: "
         "groups with right and wrong responses, expected from what was sampled of the same problems before "
         "(1 - p^G - (1-p)^G), and observed. Revived: of the groups to train on, those with equal rewards as sampled "
         "and unequal ones after correction or replay, and those with equal rewards whose advantages are not all 0; by "
         "allocation, those with unequal rewards that uniform sampling would not have had. "
-        "Rows with an advantage: of the rows of the update, and of all responses that were generated. "
-        f"{reading(estimates, bootstrap.confidence)}"
+        "Rows with an advantage: of the rows of the update, and of all responses that were generated."
     )
-    return Table("revival", "What was revived", caption, ["arm", *shown], cells, estimates)
+    return Table("revival", "What was revived", what, ["arm", *shown], cells, estimates, bootstrap.confidence)
 
 
 def matrix_table(
@@ -58,24 +57,27 @@ def matrix_table(
     column: Column = next(iter(numbers.compared), ("", ""))
     found, base = lookup(numbers.scores), options.get(arms.baseline, {})
     fixed = [stage for stage in STAGES if stage not in ("correction", "advantage")]
-    cells: dict[tuple[str, str], list[str]] = {}
+    cells: dict[tuple[str, str], list[Cell]] = {}
     for arm in arms.seeds:
         own = options.get(arm)
         if own and (arm, *column) in found and all(own[stage] == base.get(stage) for stage in fixed):
-            told = percent(found[arm, *column]).line
-            cells.setdefault((own["advantage"], own["correction"]), []).append(told)
+            cells.setdefault((own["advantage"], own["correction"]), []).append(percent(found[arm, *column]))
     advantages, corrections = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
     if min(len(advantages), len(corrections)) < 2:
         return None
     rows = [
-        [Cell(advantage), *(Cell("; ".join(cells.get((advantage, c), [NOTHING]))) for c in corrections)]
+        [Cell(advantage), *(_joined(cells.get((advantage, c), [Cell(NOTHING)])) for c in corrections)]
         for advantage in advantages
     ]
-    caption = (
-        f"{heading(column, numbers.problems)} in %, of arms that differ from {arms.baseline} in these two stages only. "
-        f"{reading(numbers.scores, confidence)}"
+    what = (
+        f"{heading(column, numbers.problems)} in %, of arms that differ from {arms.baseline} in these two stages only."
     )
     tidy = numbers.scores[
         [pair == column for pair in zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)]
     ]
-    return Table("matrix", "Advantage and correction", caption, ["advantage", *corrections], rows, tidy)
+    return Table("matrix", "Advantage and correction", what, ["advantage", *corrections], rows, tidy, confidence)
+
+
+def _joined(cells: Sequence[Cell]) -> Cell:
+    """Of several arms in one place, the means."""
+    return cells[0] if len(cells) == 1 else Cell("; ".join(cell.text for cell in cells))

@@ -1,18 +1,21 @@
 """Runs -> tidy numbers: one row an arm, benchmark and metric, aggregated over seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from edge_grpo.reporting.evaluations import AVERAGE, MEAN_OF_SETS, Evaluation
 from edge_grpo.reporting.runs import Run
 from edge_grpo.statistics.bootstrap import Bootstrap, Estimate
+from edge_grpo.statistics.proportion import wilson
 
 HELD_OUT = "held_out"
 BEFORE, AFTER = "before", "after"
 KEYS = ["arm", "benchmark", "metric"]
 NOT_SHARES = ("mean_length",)
+SEEDS, PROBLEMS, WILSON = "seeds", "problems", "problems (Wilson)"
+"""what an interval is over; `WILSON` where every problem is wrong, or every one right"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ def held_out(run: Run) -> pd.Series:
 
 
 def evaluated(members: Sequence[Member]) -> pd.DataFrame:
-    """The scores of edge-grpo-evaluate: columns arm, seed, benchmark, metric, value, low, high.
+    """The scores of edge-grpo-evaluate: columns arm, seed, benchmark, metric, value, low, high, problems, confidence.
 
+    `problems` is the number behind a share (None for what is no share), `confidence` that of low and high.
     `avg@<n>` becomes `avg@n` if runs were evaluated with different n: its expectation does not depend on n.
     """
     counts = {member.evaluation.num_samples for member in members if member.evaluation}
@@ -54,9 +58,16 @@ def evaluated(members: Sequence[Member]) -> pd.DataFrame:
             continue
         own = f"avg@{member.evaluation.num_samples}"
         for (benchmark, metric), score in member.evaluation.scores.items():
-            name = "avg@n" if metric == own and len(counts) > 1 else metric
             rows.append(
-                {"arm": member.arm, "seed": member.seed, "benchmark": benchmark, "metric": name, **score.as_dict()}
+                {
+                    "arm": member.arm,
+                    "seed": member.seed,
+                    "benchmark": benchmark,
+                    "metric": "avg@n" if metric == own and len(counts) > 1 else metric,
+                    **score.as_dict(),
+                    "problems": None if metric in NOT_SHARES else member.evaluation.problems.get(benchmark),
+                    "confidence": member.evaluation.confidence,
+                }
             )
     return pd.DataFrame(rows)
 
@@ -67,11 +78,9 @@ def accuracy_in_training(members: Sequence[Member]) -> pd.DataFrame:
     for member in members:
         curve = held_out(member.run)
         values = {BEFORE: curve.get(0), AFTER: curve.iloc[-1] if len(curve) and curve.index[-1] > 0 else None}
-        rows += [
-            {"arm": member.arm, "seed": member.seed, "benchmark": HELD_OUT, "metric": when, "value": value}
-            for when, value in values.items()
-            if value is not None
-        ]
+        own = {"arm": member.arm, "seed": member.seed, "benchmark": HELD_OUT}
+        own["problems"] = member.run.settings.get("data.held_out_count")
+        rows += [{**own, "metric": when, "value": value} for when, value in values.items() if value is not None]
     return pd.DataFrame(rows)
 
 
@@ -103,19 +112,21 @@ def _learning(run: Run) -> dict[str, float]:
 def aggregated(values: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
     """Over seeds: columns arm, benchmark, metric, mean, std, low, high, n, resampled.
 
-    An arm of one seed has the interval of its evaluation, over problems, if there is one.
+    An arm of one seed has the interval of its evaluation, over problems, if there is one. No interval is of no width:
+    of a share that is 0 or 1 of a known number of problems it is Wilson's over these problems, which is wide enough
+    for several seeds of the same problems too; anything else has none.
     """
-    return _frame((key, _estimate(group, bootstrap)) for key, group in _groups(values))
+    return _frame((key, *_estimate(group, bootstrap)) for key, group in _groups(values))
 
 
 def differences(values: pd.DataFrame, baseline: str, bootstrap: Bootstrap) -> pd.DataFrame:
     """Arm minus baseline over the seeds that both have, as `aggregated`; arms without a common seed are absent."""
     of_seed = {key: dict(zip(group["seed"], group["value"], strict=True)) for key, group in _groups(values)}
-    found: list[tuple[tuple[str, ...], Estimate]] = []
+    found: list[tuple[tuple[str, ...], Estimate, str]] = []
     for (arm, *what), own in of_seed.items():
         difference = None if arm == baseline else paired(own, of_seed.get((baseline, *what), {}), bootstrap)
         if difference is not None:
-            found.append(((arm, *what), difference))
+            found.append(((arm, *what), *_with_width(difference, SEEDS)))
     return _frame(iter(found))
 
 
@@ -130,23 +141,33 @@ def _groups(values: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFram
         yield tuple(map(str, key)), group
 
 
-def _estimate(group: pd.DataFrame, bootstrap: Bootstrap) -> Estimate:
-    if len(group) == 1 and "low" in group and pd.notna(group["low"].iloc[0]):
+def _estimate(group: pd.DataFrame, bootstrap: Bootstrap) -> tuple[Estimate, str]:
+    """With what its interval is over, "" without one."""
+    single = len(group) == 1 and "low" in group and pd.notna(group["low"].iloc[0])
+    if single:
         only = group.iloc[0]
-        return Estimate(only["value"], only["low"], only["high"])
-    return bootstrap.mean(group["value"])
+        found, over, confidence = Estimate(only["value"], only["low"], only["high"]), PROBLEMS, only["confidence"]
+    else:
+        found, over, confidence = bootstrap.mean(group["value"]), SEEDS, bootstrap.confidence
+    problems = pd.to_numeric(group["problems"]).min() if "problems" in group else float("nan")
+    if _has_width(found) or found.value not in (0.0, 1.0) or pd.isna(problems):
+        return _with_width(found, over)
+    low, high = wilson(found.value, int(problems), confidence)
+    return replace(found, low=low, high=high), WILSON
 
 
-def _frame(estimates: Iterator[tuple[tuple[str, ...], Estimate]]) -> pd.DataFrame:
-    rows = [[*key, e.value, e.std, e.low, e.high, e.n, _resampled(e)] for key, e in estimates]
+def _has_width(estimate: Estimate) -> bool:
+    return estimate.low is not None and estimate.high is not None and estimate.low < estimate.high
+
+
+def _with_width(estimate: Estimate, over: str) -> tuple[Estimate, str]:
+    """An interval of no width says nothing of the next unit: it is none."""
+    return (estimate, over) if _has_width(estimate) else (replace(estimate, low=None, high=None), "")
+
+
+def _frame(estimates: Iterator[tuple[tuple[str, ...], Estimate, str]]) -> pd.DataFrame:
+    rows = [[*key, e.value, e.std, e.low, e.high, e.n, over] for key, e, over in estimates]
     return pd.DataFrame(rows, columns=[*KEYS, "mean", "std", "low", "high", "n", "resampled"])
-
-
-def _resampled(estimate: Estimate) -> str:
-    """What the interval is over; of one seed it can be over problems only."""
-    if estimate.low is None:
-        return ""
-    return "seeds" if estimate.n > 1 else "problems"
 
 
 def lookup(estimates: pd.DataFrame) -> Mapping[tuple[str, str, str], Estimate]:

@@ -1,31 +1,42 @@
-"""Estimates -> tables as people read them; how they are written is for `table_files.py` and the page."""
+"""Estimates -> tables as people read them; how they are written is for `table_files.py`, `latex.py` and the page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from edge_grpo.reporting.evaluations import AVERAGE
 from edge_grpo.reporting.numbers import Arms, Column, Numbers
-from edge_grpo.reporting.scores import AFTER, BEFORE, HELD_OUT, NOT_SHARES, lookup
+from edge_grpo.reporting.scores import AFTER, BEFORE, HELD_OUT, NOT_SHARES, PROBLEMS, SEEDS, WILSON, lookup
 from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
 SHARES_IN_TRAINING = frozenset({"groups without advantage"})
 NOTHING = "-"
+MARKS = "Bold: the highest mean of a column; underlined: the second."
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what it says, and the interval of that, if it has one."""
+    """One cell.
+
+    Attributes:
+        text: the mean, or words.
+        spread: standard deviation over seeds, with its sign `±`; "" without one.
+        interval: `[low, high]`; "" without one.
+        value: what a column is sorted by; None for words.
+        rank: 1 where it is the highest of its column, 2 for the second; 0 for all else.
+    """
 
     text: str
+    spread: str = ""
     interval: str = ""
-    bold: bool = False
+    value: float | None = None
+    rank: int = 0
 
     @property
     def line(self) -> str:
-        """Both on one line."""
-        return f"{self.text} {self.interval}".strip()
+        """All of it on one line."""
+        return " ".join(part for part in (self.text, self.spread, self.interval) if part)
 
 
 @dataclass(frozen=True)
@@ -34,46 +45,87 @@ class Table:
 
     Attributes:
         name: of its files.
+        what: sentences on what its numbers are.
         tidy: columns arm, benchmark, metric, mean, std, low, high, n, resampled; in the units of the metrics.
+        confidence: of the intervals.
+        shown: the rows of `tidy` that are in the cells; None for all.
     """
 
     name: str
     title: str
-    caption: str
+    what: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     tidy: pd.DataFrame
+    confidence: float
+    shown: pd.DataFrame | None = None
+
+    @property
+    def caption(self) -> str:
+        """What the numbers are, how they came about, and what marks mean."""
+        return self.caption_of(spread=True, interval=True)
+
+    def caption_of(self, *, spread: bool, interval: bool) -> str:
+        """For cells that show the standard deviation and the interval, or do not."""
+        shown = self.tidy if self.shown is None else self.shown
+        how = reading(shown, self.confidence, spread=spread, interval=interval)
+        return " ".join([self.what, how, *([MARKS] if self.is_marked else [])])
+
+    @property
+    def is_marked(self) -> bool:
+        return any(cell.rank for row in self.rows for cell in row)
 
 
-def percent(estimate: Estimate | None, *, signed: bool = False, bold: bool = False) -> Cell:
-    """`mean ± std` and `[low, high]` in %, of what there is.
+def percent(estimate: Estimate | None, *, signed: bool = False) -> Cell:
+    """`mean`, `± std` and `[low, high]` in %, of what there is.
 
     >>> percent(Estimate(0.5, 0.48, 0.52, n=3, std=0.021)).line, percent(Estimate(0.5)).line, percent(None).line
     ('50.0 ± 2.1 [48.0, 52.0]', '50.0', '-')
     """
-    return _cell(estimate, 100, 1, "+" if signed else "", bold)
+    return _cell(estimate, 100, 1, "+" if signed else "")
 
 
 def number(estimate: Estimate | None) -> Cell:
-    """As `percent`, in its own unit, with about three significant places.
+    """As `percent`, in its own unit, with about three significant places; counts are whole.
 
-    >>> number(Estimate(25600)).line, number(Estimate(0.6614)).line
-    ('25600', '0.661')
+    >>> number(Estimate(25600)).line, number(Estimate(0.6614)).line, number(Estimate(12.0)).line
+    ('25600', '0.661', '12')
     """
     size = abs(estimate.value) if estimate else 0.0
-    return _cell(estimate, 1, 0 if size >= 100 else 1 if size >= 10 else 3, "", bold=False)
+    whole = estimate is not None and not estimate.std and float(estimate.value).is_integer()
+    return _cell(estimate, 1, 0 if size >= 100 or whole else 1 if size >= 10 else 3, "")
 
 
-def _cell(estimate: Estimate | None, scale: float, digits: int, sign: str, bold: bool) -> Cell:
+def _cell(estimate: Estimate | None, scale: float, digits: int, sign: str) -> Cell:
     if estimate is None:
         return Cell(NOTHING)
     text = f"{scale * estimate.value:{sign}z.{digits}f}"
-    if estimate.std is not None:
-        text += f" ± {scale * estimate.std:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return Cell(text, bold=bold)
-    interval = f"[{scale * estimate.low:{sign}z.{digits}f}, {scale * estimate.high:{sign}z.{digits}f}]"
-    return Cell(text, interval, bold)
+    spread = "" if estimate.std is None else f"± {scale * estimate.std:.{digits}f}"
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        interval = f"[{scale * estimate.low:{sign}z.{digits}f}, {scale * estimate.high:{sign}z.{digits}f}]"
+    return Cell(text, spread, interval, scale * estimate.value)
+
+
+def marked(columns: Sequence[str], rows: Sequence[Sequence[Cell]], wanted: Sequence[str]) -> list[list[Cell]]:
+    """The rows with the highest and the second of these columns marked, as far as the shown digits tell them apart.
+
+    Several cells may share a rank. Where all cells say the same, or there is one row only, none is marked.
+
+    >>> rows = [[Cell("a"), percent(Estimate(share))] for share in (0.5001, 0.4999, 0.09)]
+    >>> [row[1].rank for row in marked(["arm", "Avg"], rows, ["Avg"])]
+    [1, 1, 2]
+    """
+    found = [list(row) for row in rows]
+    for place in (place for place, name in enumerate(columns) if name in wanted):
+        shown = sorted({float(row[place].text) for row in rows if row[place].value is not None}, reverse=True)
+        if len(shown) < 2:
+            continue
+        ranks = {shown[0]: 1, **({shown[1]: 2} if len(rows) > 2 else {})}  # of two arms the second is no news
+        for row in found:
+            if row[place].value is not None:
+                row[place] = replace(row[place], rank=ranks.get(float(row[place].text), 0))
+    return found
 
 
 def tables_of(numbers: Numbers, arms: Arms, confidence: float) -> list[Table]:
@@ -100,14 +152,12 @@ def main_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
     rows = []
     for arm in arms.seeds:
         own = [found.get((arm, *column)) for column in numbers.columns]
-        best = [_is_best(arm, column, found, arms) for column in numbers.columns]
-        rows.append([Cell(arm), _seeds(own), *(percent(e, bold=b) for e, b in zip(own, best, strict=True))])
-    caption = (
-        f"Problems answered right, in %. {reading(numbers.scores, confidence)} Bold: the highest mean of a column, "
-        f"where its interval and that of the baseline ({arms.baseline}) share no value."
-    )
+        rows.append([Cell(arm), _seeds(own), *map(percent, own)])
     heads = ["arm", "seeds", *(heading(column, numbers.problems) for column in numbers.columns)]
-    return Table("table", "Accuracy", caption, heads, rows, numbers.scores)
+    rows = marked(heads, rows, [heading(column, numbers.problems) for column in numbers.compared])
+    pairs = zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)
+    shown = numbers.scores[[pair in numbers.columns for pair in pairs]]
+    return Table("table", "Accuracy", "Problems answered right, in %.", heads, rows, numbers.scores, confidence, shown)
 
 
 def ranking_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
@@ -119,20 +169,21 @@ def ranking_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
     rows = [
         [
             Cell(arm),
-            Cell(str(found[arm].n)),
+            _seeds([found[arm]]),
             percent(found[arm]),
             percent(differences.get((arm, *column)), signed=True),
             *(number(learning.get((arm, *what))) for what in cost),
         ]
         for arm in sorted(found, key=lambda arm: -found[arm].value)
     ]
-    caption = (
+    what = (
         f"Highest mean first, in %; difference to {arms.baseline} in percentage points, seed by seed; tokens that all "
-        f"sampling generated; seconds of training. {reading(numbers.scores, confidence)}"
+        "sampling generated; seconds of training."
     )
     heads = ["arm", "seeds", heading(column, numbers.problems), f"minus {arms.baseline}", *(what for _, what in cost)]
     keep = [pair == column for pair in zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)]
-    return Table("ranking", "Ranking", caption, heads, rows if len(rows) > 1 else [], numbers.scores[keep])
+    rows = marked(heads, rows, [heading(column, numbers.problems)]) if len(rows) > 1 else []
+    return Table("ranking", "Ranking", what, heads, rows, numbers.scores[keep], confidence)
 
 
 def heading(column: Column, problems: Mapping[str, int]) -> str:
@@ -146,34 +197,38 @@ def heading(column: Column, problems: Mapping[str, int]) -> str:
     return f"{benchmark} ({problems[benchmark]})" if benchmark in problems else benchmark
 
 
-def _is_best(arm: str, column: Column, found: Mapping[tuple[str, str, str], Estimate], arms: Arms) -> bool:
-    own, baseline = found.get((arm, *column)), found.get((arms.baseline, *column))
-    others = [found[other, *column].value for other in arms.seeds if (other, *column) in found]
-    if own is None or baseline is None or own.value < max(others):
-        return False
-    return own.overlaps(baseline) is False
-
-
 def _seeds(estimates: Sequence[Estimate | None]) -> Cell:
     """The number of seeds behind the row's cells, or its range."""
     counts = sorted({0 if estimate is None else estimate.n for estimate in estimates}) or [0]
-    return Cell(str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}")
+    text = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return Cell(text, value=float(counts[-1]))
 
 
-def reading(estimates: pd.DataFrame, confidence: float) -> str:
-    """Sentences: what the parts of a cell are, and how far the intervals can be trusted."""
+def reading(estimates: pd.DataFrame, confidence: float, *, spread: bool = True, interval: bool = True) -> str:
+    """Sentences: what the parts of a cell are, and how far the intervals can be trusted.
+
+    Args:
+        spread, interval: whether cells show the standard deviation, and the interval.
+    """
     over = set(estimates["resampled"])
+    several = (estimates["n"] > 1).any()
     level = f"{100 * confidence:g} % percentile bootstrap interval"
-    if "seeds" not in over:
-        return f"Mean [{level} over problems] of one seed." if "problems" in over else "One seed: no intervals."
-    sentences = [f"Mean ± standard deviation over seeds [{level} over seeds]."]
-    sizes = sorted(set(estimates.loc[estimates["resampled"] == "seeds", "n"]))
-    covered = {n: highest_coverage(n) for n in sizes}
-    coarse = [f"{100 * share:.0f} % of the time with {n}" for n, share in covered.items() if share < confidence]
-    if coarse:
-        sentences.append(f"Of few seeds such an interval covers the true value at most {', '.join(coarse)}.")
-    if "problems" in over:
+    if not several:
+        has_interval = f"Mean [{level} over problems] of one seed."
+        sentences = ["One seed."] if not interval else [has_interval if PROBLEMS in over else "One seed: no intervals."]
+    else:
+        parts = [" ± standard deviation" if spread else "", " over seeds"]
+        sentences = [f"Mean{''.join(parts)}{f' [{level} over seeds]' if interval and SEEDS in over else ''}."]
+    if interval and SEEDS in over:
+        sizes = sorted(set(estimates.loc[estimates["resampled"] == SEEDS, "n"]))
+        covered = {n: highest_coverage(n) for n in sizes}
+        coarse = [f"{100 * share:.0f} % of the time with {n}" for n, share in covered.items() if share < confidence]
+        if coarse:
+            sentences.append(f"Of few seeds such an interval covers the true value at most {', '.join(coarse)}.")
+    if interval and several and PROBLEMS in over:
         sentences.append("Of an arm with one seed, the interval is over problems.")
+    if interval and WILSON in over:
+        sentences.append("Where no problem is right, or every one: Wilson's interval over problems.")
     return " ".join(sentences)
 
 
@@ -187,15 +242,15 @@ def learning_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
         own = {column: found.get((arm, *column)) for column in columns}
         cells = [_learning_cell(column, estimate) for column, estimate in own.items()]
         rows.append([Cell(arm), _seeds(list(own.values())), *cells])
-    caption = (
+    what = (
         "Held-out accuracy before and after training and groups without advantage (after correction, mean over "
         "iterations) in %; mean policy entropy of the first and last 5 iterations in nats per token; variance of the "
         "advantages, mean over iterations; responses sampled and tokens generated, "
-        "reflections included; seconds of training, evaluation "
-        f"excluded. {reading(estimates, confidence)}"
+        "reflections included; seconds of training, evaluation excluded."
     )
     heads = ["arm", "seeds", *(heading(c, {}) if c[0] else c[1] for c in columns)]
-    return Table("learning", "Learning", caption, heads, rows, estimates)
+    rows = marked(heads, rows, [heading((HELD_OUT, AFTER), {})])
+    return Table("learning", "Learning", what, heads, rows, estimates, confidence)
 
 
 def _learning_cell(column: Column, estimate: Estimate | None) -> Cell:
@@ -212,12 +267,10 @@ def differences_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
         own = [found.get((arm, *column)) for column in columns]
         if arm != arms.baseline:
             rows.append([Cell(arm), _seeds(own), *(percent(e, signed=True) for e in own)])
-    caption = (
-        f"Difference to {arms.baseline} in percentage points, seed by seed over the seeds that both arms have. "
-        f"{reading(estimates, confidence)}"
-    )
+    what = f"Difference to {arms.baseline} in percentage points, seed by seed over the seeds that both arms have."
     heads = ["arm", "pairs of seeds", *(heading(column, problems) for column in columns)]
-    return Table("differences", f"Differences to {arms.baseline}", caption, heads, rows, estimates)
+    rows = marked(heads, rows, heads[2:])
+    return Table("differences", f"Differences to {arms.baseline}", what, heads, rows, estimates, confidence)
 
 
 def other_metrics_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
@@ -233,8 +286,7 @@ def other_metrics_table(numbers: Numbers, arms: Arms, confidence: float) -> Tabl
         own = {metric: found.get((arm, shown, metric)) for metric in metrics}
         cells = [number(e) if metric in NOT_SHARES else percent(e) for metric, e in own.items()]
         rows.append([Cell(arm), _seeds(list(own.values())), *cells])
-    caption = (
-        f"{'All problems' if shown == AVERAGE else shown}: shares in %, lengths in tokens. "
-        f"{reading(of_shown, confidence)}"
-    )
-    return Table("metrics", "Other metrics", caption, ["arm", "seeds", *metrics], rows, of_shown)
+    what = f"{'All problems' if shown == AVERAGE else shown}: shares in %, lengths in tokens."
+    heads = ["arm", "seeds", *metrics]
+    rows = marked(heads, rows, [metric for metric in metrics if metric.startswith(("pass@", "maj@"))])
+    return Table("metrics", "Other metrics", what, heads, rows, of_shown, confidence)
