@@ -1,5 +1,7 @@
 """The report as a whole: what it reads, what it refuses, what it writes."""
 
+import base64
+import json
 import logging
 import re
 from types import SimpleNamespace
@@ -16,17 +18,17 @@ from edge_grpo.programs.report import check_runs
 from edge_grpo.reporting import build, difference_figure, figures, page
 from edge_grpo.reporting.build import read_runs
 from edge_grpo.reporting.runs import read_folder
+from edge_grpo.statistics.palette import looks_of
 
-FIGURES = {
-    "accuracy",
-    "advantage_variance",
-    "collapse",
-    "differences",
-    "entropy",
-    "entropy_by_correctness",
-    "reward",
-    "score_held_out",
+KEPT = (
+    *("train/num_rollouts", "eval/held_out/avg@1", "train/reward", "collapse/after/zero_variance"),
+    *(f"collapse/before/{kind}" for kind in ("all_wrong", "mixed", "all_right")),
+)
+PANELS = {
+    *(f"{name}-{axis}" for name in ("reward", "score_held_out") for axis in ("iterations", "responses", "minutes")),
+    *("collapse-vanilla", "collapse-edge_grpo", "differences"),
 }
+CHARTS = {"differences", "score_held_out", "reward", "collapse"}
 
 
 def report(out, *overrides):
@@ -54,7 +56,7 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     for arm, after in (("vanilla", 0.25), ("edge_grpo", 0.5)):
         for seed in (0, 1):
-            write_run(root / "sweep" / f"{arm}-{seed}", arm, seed, held_out=(0.0, after))
+            log_only(write_run(root / "sweep" / f"{arm}-{seed}", arm, seed, held_out=(0.0, after)), *KEPT)
     write_run(root / "sweep" / "failed", "edge_grpo", 2, state="failed", error="<script>alert('no memory')</script>")
     write_run(root / "sweep" / "killed", "edge_grpo", 3, state="running", iterations=1)
     broken = write_run(root / "sweep" / "broken", "vanilla", 4)
@@ -72,22 +74,50 @@ def test_it_writes_tables_and_figures(written):
     tidy = pd.read_csv(out / "table.csv")
     assert tidy.columns.tolist() == ["arm", "benchmark", "metric", "mean", "std", "low", "high", "n", "resampled"]
     assert tidy[tidy["metric"] == "after"].set_index("arm")["mean"].to_dict() == {"vanilla": 0.25, "edge_grpo": 0.5}
-    assert {path.stem for path in (out / "figures").glob("*.png")} == FIGURES
-    assert {path.stem for path in (out / "figures").glob("*.svg")} == FIGURES
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in (out / "figures").glob("*.png"))
+    for ending, head in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        panels = list((out / "figures").glob(f"*.{ending}"))
+        assert {path.stem for path in panels} == PANELS
+        assert all(path.read_bytes()[:4] == head for path in panels)
+    widths = {re.findall(rb"/MediaBox \[ 0 0 (\S+) ", path.read_bytes())[0] for path in panels}
+    assert widths == {b"234"}  # a column of 3.25 inches, at 72 points each
+    assert b"/Type3" not in panels[0].read_bytes()
 
 
 def test_the_page_holds_everything_and_fetches_nothing(written):
     root, _ = written
-    page = (root / "out" / "index.html").read_text()
-    assert page.count('src="data:image/svg+xml;base64,') == len(FIGURES)
-    assert page.count("<img") == len(FIGURES)
-    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(|<link|<script""", page)
+    text = (root / "out" / "index.html").read_text()
+    page = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)  # vega and sortable, which name addresses
+    charts = json.loads(page.partition('id="charts">')[2].partition("</script>")[0])
+    assert set(charts) == set(re.findall(r'data-chart="([^"]+)"', page)) == CHARTS
+    assert not re.findall(r"""src\s*=|(?:href)\s*=\s*["']?(?:https?:)?//|@import|url\(|<link""", page)
     assert "<title>A &amp; B</title>" in page
     assert "abc123" in page
     links = re.findall(r'href="([^"#][^"]*)"', page)
-    assert "../sweep/vanilla-0" in links
-    assert all((root / "out" / link).exists() for link in links)
+    files = dict(re.findall(r'download="([^"]+)" href="data:[^"]*?base64,([^"]+)"', page))
+    assert set(files) == {f"{panel}.pdf" for panel in PANELS} | {
+        f"{table}.{ending}"
+        for table in ("ranking", "table", "differences", "learning")
+        for ending in ("md", "tex", "csv")
+    }
+    assert base64.b64decode(files["table.tex"]) == (root / "out" / "table.tex").read_bytes()
+    of_runs = [link for link in links if not link.startswith("data:")]
+    assert "../sweep/vanilla-0" in of_runs
+    assert all((root / "out" / link).exists() for link in of_runs)
+
+
+def test_a_chart_has_every_seeds_place_and_an_arms_look(written):
+    root, _ = written
+    page = (root / "out" / "index.html").read_text()
+    charts = json.loads(page.partition('id="charts">')[2].partition("</script>")[0])
+    chart = charts["score_held_out"]
+    ends = {row["arm"]: row for row in chart["data"]["values"] if row["axis"] == "iterations" and row["x"] == 2}
+    assert ends["edge_grpo"] == {
+        "line": "", "axis": "iterations", "arm": "edge_grpo", "x": 2, "seeds": 2, "mean": 0.5, "low": 0.5, "high": 0.5
+    }  # fmt: skip
+    assert set(ends) == {"vanilla", "edge_grpo"}
+    scale = next(layer["encoding"]["color"]["scale"] for layer in chart["layer"])
+    looks = looks_of(["vanilla", "edge_grpo"])
+    assert dict(zip(scale["domain"], scale["range"], strict=True)) == {arm: looks[arm].colour for arm in looks}
 
 
 def test_runs_that_did_not_finish_are_listed_with_the_reason_and_not_counted(written):
@@ -129,26 +159,57 @@ def test_an_arm_of_which_there_is_no_run_is_missing(tmp_path, no_figures, caplog
 def test_many_arms_are_told_apart_without_their_colours(tmp_path, monkeypatch):
     for i in range(12):
         for seed in (0, 1):
-            write_run(tmp_path / "sweep" / f"{i}-{seed}", f"arm{i}", seed, held_out=(0.0, 0.5 - i * 0.01 + seed * 0.02))
+            run = write_run(tmp_path / f"{i}-{seed}", f"arm{i}", seed, held_out=(0.0, 0.5 - i * 0.01 + seed * 0.02))
+            log_only(run, "eval/held_out/avg@1")
     drawn = {}
     for module in (difference_figure, figures):
         monkeypatch.setattr(module, "save", lambda figure, path: drawn.update({path.name: figure}))
-    monkeypatch.setattr(page, "_figure", lambda drawn, out: {"name": "", "title": "", "caption": "", "data": ""})
-    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}")
-    (axis,) = drawn["differences"].axes
+    monkeypatch.setattr(page, "write_page", lambda *_, **__: None)
+    monkeypatch.setattr(build, "write_page", lambda *_, **__: None)
+    report(tmp_path / "out", f"runs={tmp_path}")
+    (axis,) = drawn["differences-held-out_after"].axes
     assert [text.get_text() for text in axis.get_yticklabels()] == [f"arm{i}" for i in range(1, 12)]  # best first
-    assert drawn["differences"].legends == []
-    (legend,) = drawn["entropy"].legends
-    looks = {(line.get_color(), line.get_linestyle(), line.get_label()) for line in legend.get_lines()}
-    assert len({look[:2] for look in looks}) == len(looks) == 12
-    assert len({colour for colour, *_ in looks}) == 10
+    (legend,) = drawn["score_held_out-iterations"].legends
+    shown = {(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in legend.get_lines()}
+    assert len(shown) == 12
+
+
+def test_an_arm_looks_the_same_in_every_report_whatever_it_is_called(tmp_path, monkeypatch):
+    for arm in ("vanilla", "edge_grpo", "mine"):
+        log_only(write_run(tmp_path / "sweep" / arm, arm, 0), "train/reward")
+    found = []
+    monkeypatch.setattr(build, "draw_all", lambda canvas, *_: found.append(canvas.looks) or [])
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep'}", "arms=[edge_grpo,mine,vanilla]")
+    report(tmp_path / "out", f"runs={tmp_path / 'sweep' / 'mine'}", "layout.labels={mine: ours}")
+    assert list(found[0]) == ["edge_grpo", "mine", "vanilla"]
+    assert found[1] == {"ours": found[0]["mine"]}
+    assert found[0] == looks_of(["mine", "vanilla", "edge_grpo"])
+
+
+def test_names_and_order_hold_for_tables_and_page(tmp_path, no_figures):
+    for arm, after in (("vanilla", 0.25), ("edge_grpo", 0.5)):
+        log_only(write_run(tmp_path / "sweep" / arm, arm, 0, held_out=(0.0, after)), *KEPT)
+    names = "layout.labels={edge_grpo: EDGE-GRPO, held-out after: accuracy}"
+    chosen = "layout.columns={table: [held-out after]}"
+    out = tmp_path / "out"
+    report(out, f"runs={tmp_path / 'sweep'}", "arms=[vanilla,edge_grpo]", "baseline=vanilla", names, chosen)
+    assert "| arm | seeds | held-out before | accuracy |" in (out / "table.md").read_text()
+    assert pd.read_csv(out / "table.csv")["arm"].unique().tolist() == ["vanilla", "EDGE-GRPO"]
+    assert "arm & accuracy \\\\" in (out / "table.tex").read_text()
+    assert '<th scope="col">accuracy</th>' in (out / "index.html").read_text()
+    with pytest.raises(UserError, match=r"layout.labels names edge, which is no arm and no column"):
+        report(tmp_path / "none", f"runs={tmp_path / 'sweep'}", "layout.labels={edge: x}")
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_no_run_logged_has_no_figure(tmp_path):
     for arm in ("a", "b"):
         log_only(write_run(tmp_path / "sweep" / arm, arm, 0), "train/reward")
     report(tmp_path / "out", f"runs={tmp_path / 'sweep'}")
-    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")} == {"reward"}
+    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.pdf")} == {
+        "reward-iterations",
+        "reward-minutes",
+    }
 
 
 def test_a_sweep_of_which_nothing_has_finished_is_still_reported(tmp_path, caplog):

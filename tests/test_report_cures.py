@@ -1,5 +1,7 @@
 """The parts of a report that compare cures: families, what was revived, advantage x correction."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import yaml
@@ -7,12 +9,14 @@ from report_runs import write_run
 
 from edge_grpo.reporting.build import _arms
 from edge_grpo.reporting.cure_tables import REVIVAL, matrix_table, revival_table
-from edge_grpo.reporting.figures import draw_families
+from edge_grpo.reporting.figures import Canvas, draw_families
+from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.numbers import numbers_of
 from edge_grpo.reporting.runs import read_folder
 from edge_grpo.reporting.scores import Member
 from edge_grpo.reporting.stages import families, options_of_arms
 from edge_grpo.statistics.bootstrap import Bootstrap
+from edge_grpo.statistics.palette import looks_of
 
 PLAIN = {"algorithm": "grpo", "allocation": "uniform", "correction": "none", "advantage": "vanilla", "loss": "grpo"}
 ARMS = {
@@ -84,8 +88,11 @@ def test_the_matrix_has_the_arms_that_differ_in_its_two_stages_alone(members):
 
 def test_families_are_drawn_where_there_are_several(members, tmp_path):
     found = families(options_of_arms(members), "vanilla")
-    drawn = draw_families(found, members, "vanilla", tmp_path / "figures")
-    assert drawn.name == "families"
-    assert (tmp_path / "figures" / "families.png").stat().st_size > 10_000
-    assert draw_families({"loss": ["eda"]}, members, "vanilla", tmp_path / "none") is None
+    layout = Layout(None, None, "mean", "column", 3.25, 6.75)
+    canvas = Canvas(members, looks_of(list(ARMS)), layout, tmp_path / "figures")
+    drawn = draw_families(found, "vanilla", canvas)
+    assert set(drawn.files) == {f"families-{family}" for family in found}
+    assert {path.stem for path in (tmp_path / "figures").glob("*.pdf")} == set(drawn.files)
+    assert {row["arm"] for row in drawn.chart["data"]["values"] if row["family"] == "correction"} == {"vanilla", "gec"}
+    assert draw_families({"loss": ["eda"]}, "vanilla", replace(canvas, folder=tmp_path / "none")) is None
     assert not (tmp_path / "none").exists()

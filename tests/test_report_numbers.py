@@ -8,7 +8,7 @@ import pytest
 from report_runs import write_evaluation, write_run
 
 from edge_grpo.reporting.arms import label_arms
-from edge_grpo.reporting.curves import GRID, ITERATIONS, MINUTES, ROLLOUTS, Curve, curve, evaluated_at
+from edge_grpo.reporting.curves import GRID, ITERATIONS, MINUTES, ROLLOUTS, Curve, curve, evaluated_at, over_seeds
 from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.numbers import Arms, numbers_of
 from edge_grpo.reporting.runs import read_folder
@@ -196,13 +196,17 @@ def test_seeds_of_unequal_pace_are_interpolated_onto_common_points(tmp_path):
         metrics["train/reward"] = [0.0, 1.0, 2.0, None]
         metrics.to_csv(folder / "metrics.csv", index=False)
     found = curve(members_of(tmp_path), Curve("train/reward"), ROLLOUTS)
-    # Seed 0 was at 128, 256, 384 and seed 1 at 256, 512, 768: both cover 256 to 384, where seed 0 climbs from 1 to 2
-    # and seed 1 from 0 to (384 - 256) / 256 = 0.5.
-    for seed, (first, last) in ((0, (1.0, 2.0)), (1, (0.0, 0.5))):
+    # Seed 0 is at 128, 256, 384 and seed 1 at 256, 512, 768: both have begun at 256, where seed 0 is at 1. Seed 0 keeps
+    # its last value to the end of seed 1.
+    for seed, (first, last) in ((0, (1.0, 2.0)), (1, (0.0, 2.0))):
         own = found[found["seed"] == seed]
         assert len(own) == GRID
-        assert own["x"].iloc[[0, -1]].tolist() == [256, 384]
+        assert own["x"].iloc[[0, -1]].tolist() == [256, 768]
         assert own["y"].iloc[[0, -1]].tolist() == pytest.approx([first, last])
+    halfway = found[found["seed"] == 0].set_index("x")["y"]
+    assert halfway[halfway.index > 384].unique().tolist() == [2.0]
+    means = over_seeds(found)
+    assert means.iloc[0].tolist() == ["a", 256, 0.5, 0.0, 1.0, 2]
 
 
 def test_a_run_evaluated_at_a_checkpoint_only_has_no_score(tmp_path):

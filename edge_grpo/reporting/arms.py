@@ -1,5 +1,6 @@
 """Arms: runs that differ in their seed only are one arm, and what differs between arms labels them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,29 @@ def _told_apart(i: int, labels: Sequence[str], distinct: Sequence[Mapping[str, A
     # The number keeps labels apart whose differences are not among those shown.
     more = f", #{same.index(i) + 1} of {len(same)}" if len(differing) > SHOWN_SETTINGS else ""
     return f"{labels[i]} ({shown}{more})"
+
+
+def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Setting -> its value in each of the runs, where they differ; "" where a run has no such setting.
+
+    Args:
+        runs: one of each arm.
+    """
+    settings = [_compared(run) for run in runs]
+    keys = sorted({key for one in settings for key in one if key != "name"})
+    table = [(key, [told(one[key]) if key in one else "" for one in settings]) for key in keys]
+    return [(key, values) for key, values in table if len(set(values)) > 1]
+
+
+def told(value: Any) -> str:
+    """A setting's value as one types it.
+
+    >>> told(None), told(True), told("${asset:tiny_base}"), told("/home/me/edge_grpo/assets/tiny_base")
+    ('null', 'true', 'tiny_base', 'tiny_base')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return re.sub(r"\$\{asset:([^}]*)\}", r"\1", str(portable(value)))
 
 
 def newest_of_each_seed(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[int], list[str]]:

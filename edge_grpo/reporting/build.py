@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from edge_grpo.errors import UserError
 from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
 from edge_grpo.reporting.cure_tables import matrix_table, revival_table
-from edge_grpo.reporting.figures import draw_all
+from edge_grpo.reporting.figures import Canvas, draw_all
 from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
@@ -23,6 +23,7 @@ from edge_grpo.reporting.table_files import write_table
 from edge_grpo.reporting.tables import tables_of
 from edge_grpo.reporting.wandb_runs import PREFIX, read_project
 from edge_grpo.statistics.bootstrap import Bootstrap
+from edge_grpo.statistics.palette import looks_of
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         write_table(table, layout, folder)
-    figures = draw_all(members, numbers, compared, families(options, compared.baseline), folder / "figures")
+    looks = {layout.label(label): look for label, look in looks_of(list(dict.fromkeys(own))).items()}
+    canvas = Canvas(members, {arm: looks[arm] for arm in compared.seeds}, layout, folder / "figures")
+    figures = draw_all(canvas, numbers, compared, families(options, compared.baseline))
     sentences, notes = headline(numbers, compared, confidence), [*_notes(members, len(found), confidence), *told]
     if missing:
         notes.insert(0, f"No run of {len(missing)} of {len(arms or ())} arms is there: {', '.join(missing)}.")
@@ -89,6 +92,7 @@ def write_report(
         headline=sentences,
         notes=notes,
         tables=tables,
+        layout=layout,
         figures=figures,
         used=members,
         left_out=left_out,
@@ -96,7 +100,8 @@ def write_report(
     )
     _tell([*sentences, *notes], left_out)
     log.info("%-8s %s", "tables", ", ".join(str(folder / f"{table.name}.md") for table in tables) or "none")
-    log.info("%-8s %d in %s", "figures", len(figures), folder / "figures")
+    files = sum(len(drawn.files) for drawn in figures)
+    log.info("%-8s %d, PDF and PNG, in %s", "figures", files, folder / "figures")
     log.info("%-8s %s", "page", folder / "index.html")
     return _best(numbers, compared)
 

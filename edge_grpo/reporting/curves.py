@@ -12,7 +12,8 @@ from edge_grpo.reporting.scores import HELD_OUT, Member
 
 ITERATIONS, ROLLOUTS, MINUTES = "iterations", "responses sampled", "minutes of training"
 TOKENS = "tokens generated"
-AXES = (ITERATIONS, ROLLOUTS, TOKENS, MINUTES)
+AXES = {ITERATIONS: "iterations", ROLLOUTS: "responses", TOKENS: "tokens", MINUTES: "minutes"}
+"""axis -> how the names of files call it"""
 COUNTS = {ROLLOUTS: "train/num_rollouts", TOKENS: "train/num_generated_tokens"}
 TOTAL = "total"  # of the sets evaluated during training: `AVERAGE` of edge-grpo-evaluate
 GRID = 60
@@ -37,7 +38,8 @@ def curve(members: Sequence[Member], of: Curve, axis: str) -> pd.DataFrame:
     """Columns arm, seed, x, y; empty where no run logged it.
 
     Against iterations, an arm is drawn where all of its seeds have a value. On the other axes the seeds have different
-    points, so each seed is interpolated linearly at the same `GRID` places of the range that all of them cover.
+    points, so each seed is interpolated linearly at the same `GRID` places, from where all have begun to where the last
+    one ends; a seed that ends before keeps its last value, as its policy does.
     Training metrics are smoothed first. An iteration without a value (of the entropy of right responses, if none was
     right) gets one by interpolation between its neighbours.
     """
@@ -97,9 +99,7 @@ def _places(member: Member, axis: str, *, after: bool) -> pd.Series:
 
 
 def _on_grid(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
-    first, last = max(line.index[0] for line in lines.values()), min(line.index[-1] for line in lines.values())
-    if first >= last:
-        return {}
+    first, last = max(line.index[0] for line in lines.values()), max(line.index[-1] for line in lines.values())
     grid = np.linspace(first, last, GRID)
     return {seed: pd.Series(np.interp(grid, line.index, line), index=grid) for seed, line in lines.items()}
 
@@ -107,6 +107,12 @@ def _on_grid(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
 def _where_all_are(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
     common = set.intersection(*(set(line.index) for line in lines.values()))
     return {seed: line[line.index.isin(common)] for seed, line in lines.items()}
+
+
+def over_seeds(lines: pd.DataFrame) -> pd.DataFrame:
+    """`curve` -> columns arm, x, mean, low, high, seeds: the lowest and the highest seed at each place."""
+    groups = lines.groupby(["arm", "x"], sort=False)["y"]
+    return groups.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
 
 
 def evaluated_at(member: Member) -> dict[str, pd.Series]:

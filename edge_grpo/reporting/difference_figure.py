@@ -1,69 +1,84 @@
-"""The figure of differences to the baseline: arms in colours, or of many arms a line each."""
+"""The figure of differences to the baseline: arms in their looks, or of many arms a line each."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from edge_grpo.reporting.canvas import FEW, Drawn, Palette, common_legend, save, style
+from edge_grpo.reporting import charts
+from edge_grpo.reporting.canvas import FEW, Drawn, Looks, file_names, legend_below, panel, save
+from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.numbers import Numbers
 from edge_grpo.reporting.tables import heading
 
+NAME = "differences"
 
-def draw_differences(numbers: Numbers, baseline: str, palette: Palette, folder: Path) -> Drawn | None:
-    """Points with intervals for every column of the main table; None without a second arm."""
+
+def draw_differences(numbers: Numbers, baseline: str, looks: Looks, layout: Layout, folder: Path) -> Drawn | None:
+    """Points with intervals for every column of the main table; None without a second arm.
+
+    Of few arms all columns are in one panel, of more each has its own, the arms in the order of the first column.
+    """
     differences = numbers.differences
     if differences.empty:
         return None
     columns = zip(differences["benchmark"], differences["metric"], strict=True)
-    differences = differences.assign(column=[heading(column, numbers.problems) for column in columns])
-    heads, arms = list(dict.fromkeys(differences["column"])), list(dict.fromkeys(differences["arm"]))
-    with style():
-        if len(arms) <= FEW:
-            figure = _in_colours(differences, heads, arms, palette, baseline)
-        else:
-            figure = _line_by_line(differences, heads, baseline)
-        save(figure, folder / "differences")
+    heads = [layout.label(heading(column, numbers.problems)) for column in columns]
+    differences = differences.assign(column=heads)
+    heads, arms = list(dict.fromkeys(heads)), list(dict.fromkeys(differences["arm"]))
+    if len(arms) <= FEW:
+        files = [NAME]
+        _in_colours(differences, heads, arms, looks, baseline, layout, folder)
+    else:
+        first = differences[differences["column"] == heads[0]].sort_values("mean", ascending=False)
+        arms = list(dict.fromkeys([*first["arm"], *arms]))
+        names = file_names(NAME, heads)
+        files = list(names.values())
+        for head, name in names.items():
+            _line_by_line(differences[differences["column"] == head], head, arms, baseline, layout, folder / name)
     caption = f"The table of differences to {baseline} as a figure; a point without whiskers has no interval."
-    return Drawn("differences", f"Differences to {baseline}", caption)
+    chart = charts.differences(differences, heads, arms, looks, baseline)
+    return Drawn(NAME, f"Differences to {baseline}", caption, files, chart)
 
 
 def _in_colours(
-    differences: pd.DataFrame, heads: Sequence[str], arms: Sequence[str], palette: Palette, baseline: str
-) -> Figure:
-    """A row a column of the table, an arm a colour."""
-    figure = Figure(figsize=(8.2, 1.2 + 0.2 * len(heads) * (len(arms) + 1)), layout="constrained")
-    axis = figure.subplots()
+    differences: pd.DataFrame,
+    heads: Sequence[str],
+    arms: Sequence[str],
+    looks: Looks,
+    baseline: str,
+    layout: Layout,
+    folder: Path,
+) -> None:
+    """A row a column of the table, an arm a colour and a marker."""
+    figure, axes = panel(layout, rows=max(4, len(heads) * (len(arms) + 1)))
     for i, arm in enumerate(arms):
         own = differences[differences["arm"] == arm].set_index("column")
         places = [heads.index(head) + 0.7 * ((i + 1) / (len(arms) + 1) - 0.5) for head in own.index]
-        _points(axis, own, places, palette[arm], arm)
-    _finish(axis, heads, baseline)
-    common_legend(figure, axis)
-    return figure
+        _points(axes, own, places, looks[arm].colour, arm, marker="osD^vPX*"[i])
+    _finish(axes, heads, baseline)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        legend_below(figure, dict(zip(labels, handles, strict=True)))
+    save(figure, folder / NAME)
 
 
-def _line_by_line(differences: pd.DataFrame, heads: Sequence[str], baseline: str) -> Figure:
-    """A panel a column of the table, a line an arm, the best in the first panel above."""
-    first = differences[differences["column"] == heads[0]].sort_values("mean", ascending=False)
-    arms = list(dict.fromkeys([*first["arm"], *differences["arm"]]))
-    figure = Figure(figsize=(2.5 + 4.2 * len(heads), 1.2 + 0.22 * len(arms)), layout="constrained")
-    for axis, head in zip(figure.subplots(1, len(heads), sharey=True, squeeze=False)[0], heads, strict=True):
-        own = differences[differences["column"] == head]
-        _points(axis, own, [arms.index(arm) for arm in own["arm"]], "black", head)
-        _finish(axis, arms, baseline)
-        axis.set_title(head)
-    return figure
+def _line_by_line(own: pd.DataFrame, head: str, arms: Sequence[str], baseline: str, layout: Layout, path: Path) -> None:
+    figure, axes = panel(layout, rows=len(arms))
+    _points(axes, own, [arms.index(arm) for arm in own["arm"]], "black", head, marker="o")
+    _finish(axes, arms, baseline)
+    axes.set_title(head)
+    save(figure, path)
 
 
-def _points(axis: Axes, own: pd.DataFrame, places: Sequence[float], colour: object, label: str) -> None:
+def _points(axes: Axes, own: pd.DataFrame, places: Sequence[float], colour: str, label: str, *, marker: str) -> None:
     ends = [(own["mean"] - own["low"]).fillna(0) * 100, (own["high"] - own["mean"]).fillna(0) * 100]
-    axis.errorbar(own["mean"] * 100, places, xerr=ends, fmt="o", capsize=3, color=colour, label=label)
+    options = {"fmt": marker, "capsize": 2, "linewidth": 1, "color": colour, "label": label}
+    axes.errorbar(own["mean"] * 100, places, xerr=ends, **options)
 
 
-def _finish(axis: Axes, rows: Sequence[str], baseline: str) -> None:
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set(xlabel=f"difference to {baseline}, percentage points", ylim=(len(rows) - 0.5, -0.5))
-    axis.set_yticks(range(len(rows)), rows)
+def _finish(axes: Axes, rows: Sequence[str], baseline: str) -> None:
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel=f"minus {baseline}, percentage points", ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), rows)

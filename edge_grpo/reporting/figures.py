@@ -1,25 +1,24 @@
-"""The figures of a report: seaborn on matplotlib figures, one PNG and one SVG each."""
+"""The figures of a report: a file a panel, PNG and PDF, and a chart a figure for the page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
+from edge_grpo.reporting import charts
 from edge_grpo.reporting.canvas import (
     FEW,
-    PANEL,
     Drawn,
-    Palette,
-    common_legend,
-    dashes_of,
-    palette_of,
+    Looks,
+    file_names,
+    legend_below,
+    line_style,
+    name_lines,
+    panel,
     save,
-    small_multiples,
     style,
 )
 from edge_grpo.reporting.curves import (
@@ -30,206 +29,226 @@ from edge_grpo.reporting.curves import (
     Curve,
     curve,
     evaluated_sets,
+    over_seeds,
     shares_of_groups,
     window,
 )
 from edge_grpo.reporting.difference_figure import draw_differences
 from edge_grpo.reporting.evaluations import AVERAGE
+from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.numbers import Arms, Numbers
 from edge_grpo.reporting.quantities import OF_TRAINING, Quantity, of_sets
 from edge_grpo.reporting.scores import HELD_OUT, Member
 from edge_grpo.statistics.palette import KINDS as GROUPS
+from edge_grpo.statistics.palette import Look
 
 KINDS = {kind.replace("_", " "): colour for kind, colour in GROUPS.items()}
+DEAD = "without advantage, after correction"
+BY_CORRECTNESS = {"right": Look(KINDS["all right"], ()), "wrong": Look(KINDS["all wrong"], (4, 1.6))}
 
 
-def draw_all(
-    members: Sequence[Member], numbers: Numbers, arms: Arms, families: Mapping[str, Sequence[str]], folder: Path
-) -> list[Drawn]:
+@dataclass(frozen=True)
+class Canvas:
+    """What every figure is drawn with.
+
+    Attributes:
+        looks: arm -> look, in the order of the tables.
+        folder: of the files.
+    """
+
+    members: Sequence[Member]
+    looks: Looks
+    layout: Layout
+    folder: Path
+
+    @property
+    def has_bands(self) -> bool:
+        """Of many arms, bands would hide one another."""
+        return len(self.looks) <= FEW
+
+    @property
+    def several_seeds(self) -> bool:
+        return len({member.arm for member in self.members}) < len(self.members)
+
+
+def draw_all(canvas: Canvas, numbers: Numbers, arms: Arms, families: Mapping[str, Sequence[str]]) -> list[Drawn]:
     """Every figure for which the runs have logged something.
 
     Args:
         families: stage -> arms that differ from the baseline there, see `stages.families`.
     """
-    palette = palette_of(list(arms.seeds))
-    sets = evaluated_sets(members)
-    shown = [name for name in sets if name in (HELD_OUT, AVERAGE)]
-    benchmarks = [name for name in sets if name not in shown]
-    figures = [
-        draw_differences(numbers, arms.baseline, palette, folder),
-        *(draw_over_training(quantity, members, palette, folder) for quantity in of_sets(shown)),
-        draw_families(families, members, arms.baseline, folder),
-        draw_benchmarks(benchmarks, members, palette, folder),
-        *(draw_over_training(quantity, members, palette, folder) for quantity in OF_TRAINING),
-        draw_collapse(members, palette, folder),
-        draw_entropy_by_correctness(members, palette, folder),
-    ]
+    sets = evaluated_sets(canvas.members)
+    with style():
+        figures = [
+            draw_differences(numbers, arms.baseline, canvas.looks, canvas.layout, canvas.folder),
+            *(draw_over_training(quantity, canvas) for quantity in of_sets(sets)),
+            draw_families(families, arms.baseline, canvas),
+            *(draw_over_training(quantity, canvas) for quantity in OF_TRAINING),
+            draw_collapse(canvas),
+            draw_entropy_by_correctness(canvas),
+        ]
     return [drawn for drawn in figures if drawn is not None]
 
 
-def draw_over_training(quantity: Quantity, members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
-    """A panel an axis; None if no run logged the quantity."""
-    panels = {axis: _lines(quantity, members, axis) for axis in AXES}
-    panels = {axis: lines for axis, lines in panels.items() if len(lines)}
+def draw_over_training(quantity: Quantity, canvas: Canvas) -> Drawn | None:
+    """A panel an axis; None if no run logged the quantity. Of single benchmarks against iterations only."""
+    is_benchmark = quantity.is_evaluated and not {HELD_OUT, AVERAGE} & {of.metric for of in quantity.lines.values()}
+    panels = {}
+    for label, of in quantity.lines.items():
+        for axis in [ITERATIONS] if is_benchmark else AXES:
+            lines = over_seeds(curve(canvas.members, of, axis))
+            if len(lines):
+                panels[label, axis] = lines
     if not panels:
         return None
-    with style():
-        figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1] + 0.5), layout="constrained")
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for i, (axis, (name, lines)) in enumerate(zip(axes, panels.items(), strict=True)):
-            # Interpolated points are no measurements, and get no markers.
-            marker = "o" if quantity.is_evaluated and name == ITERATIONS else None
-            _draw_lines(axis, lines, quantity, palette, legend=i == 0, marker=marker)
-            axis.set(xlabel=name, ylabel=quantity.unit)
-            if name in COUNTS:
-                axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            elif name == ITERATIONS:
-                axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        common_legend(figure, axes[0])
-        save(figure, folder / quantity.name)
-    caption = f"{quantity.estimator} {_reading(members, bands=len(palette) <= FEW, smooth=not quantity.is_evaluated)}"
-    if _several_seeds(members) and len(panels) > 1:
-        caption += " Against responses, tokens and time, seeds are interpolated linearly at common points."
-    return Drawn(quantity.name, quantity.title, caption)
+    names = file_names(quantity.name, [f"{label} {AXES[axis]}" for label, axis in panels])
+    for name, ((label, axis), lines) in zip(names.values(), panels.items(), strict=True):
+        # Interpolated points are no measurements, and get no markers.
+        marker = "o" if quantity.is_evaluated and axis == ITERATIONS else None
+        unit = f"{quantity.unit}, {label}" if label else quantity.unit
+        _draw_panel(lines, canvas.looks, name, canvas, axis=axis, unit=unit, marker=marker, is_share=quantity.is_share)
+    caption = f"{quantity.estimator} {_reading(canvas, smooth=not quantity.is_evaluated)}"
+    if canvas.several_seeds and len({axis for _, axis in panels}) > 1:
+        caption += (
+            " Against responses, tokens and time, seeds are interpolated linearly at common points, and one that ends "
+            "before the others keeps its last value."
+        )
+    chart = charts.over_training(panels, canvas.looks, quantity.unit, is_share=quantity.is_share)
+    return Drawn(quantity.name, quantity.title, caption.strip(), list(names.values()), chart)
 
 
-def _lines(quantity: Quantity, members: Sequence[Member], axis: str) -> pd.DataFrame:
-    """Columns of `curve`, and `line`."""
-    frames = [curve(members, of, axis).assign(line=label) for label, of in quantity.lines.items()]
-    found = [frame for frame in frames if len(frame)]
-    return pd.concat(found, ignore_index=True) if found else frames[0]
-
-
-def _draw_lines(
-    axis: Axes, lines: pd.DataFrame, quantity: Quantity, palette: Palette, *, legend: bool, marker: str | None
+def _draw_panel(
+    lines: pd.DataFrame,
+    looks: Looks,
+    name: str,
+    canvas: Canvas,
+    *,
+    axis: str,
+    unit: str,
+    marker: str | None,
+    is_share: bool,
 ) -> None:
-    many = len(palette) > FEW
-    sns.lineplot(
-        lines,
-        x="x",
-        y="y",
-        hue="arm",
-        palette=dict(palette),
-        hue_order=[arm for arm in palette if arm in set(lines["arm"])],
-        # Of many arms colours come again, with other dashes, and bands would hide one another.
-        style="line" if len(quantity.lines) > 1 else "arm" if many else None,
-        dashes=dashes_of(list(palette)) if many and len(quantity.lines) == 1 else True,
-        marker=marker,
-        errorbar=None if many else ("pi", 100),
-        ax=axis,
-        legend="full" if legend else False,
-    )
-    if quantity.is_share:
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure, axes = panel(canvas.layout)
+    _draw_lines(axes, lines, looks, bands=canvas.has_bands, marker=marker)
+    axes.set(xlabel=axis, ylabel=unit)
+    _ticks(axes, axis, is_share=is_share)
+    name_lines(figure, axes, looks)
+    save(figure, canvas.folder / name)
 
 
-def _reading(members: Sequence[Member], *, bands: bool, smooth: bool) -> str:
+def _draw_lines(axes: Axes, lines: pd.DataFrame, looks: Looks, *, bands: bool, marker: str | None) -> None:
+    """Columns of `over_seeds`; an arm without a look is not drawn."""
+    for arm, look in looks.items():
+        own = lines[lines["arm"] == arm]
+        if len(own):
+            axes.plot(own["x"], own["mean"], label=arm, color=look.colour, linestyle=line_style(look), marker=marker)
+            if bands and (own["low"] < own["high"]).any():
+                axes.fill_between(own["x"], own["low"], own["high"], color=look.colour, alpha=0.15, linewidth=0)
+
+
+def _ticks(axes: Axes, axis: str, *, is_share: bool) -> None:
+    if axis in COUNTS:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    elif axis == ITERATIONS:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _reading(canvas: Canvas, *, smooth: bool, bands: bool = True) -> str:
     """Sentences: what was averaged before it was drawn."""
-    width = max(window(member.run.iterations) for member in members)  # iterations
+    width = max(window(member.run.iterations) for member in canvas.members)  # iterations
     parts = [f"Smoothed: centred mean over {width} iterations."] if smooth and width > 1 else []
-    if _several_seeds(members):
-        parts.append("Mean over seeds; bands reach from the lowest to the highest." if bands else "Mean over seeds.")
+    if canvas.several_seeds:
+        has_bands = bands and canvas.has_bands
+        parts.append(
+            "Mean over seeds; bands reach from the lowest to the highest." if has_bands else "Mean over seeds."
+        )
     return " ".join(parts)
 
 
-def _several_seeds(members: Sequence[Member]) -> bool:
-    return len({member.arm for member in members}) < len(members)
-
-
-def draw_benchmarks(
-    benchmarks: Sequence[str], members: Sequence[Member], palette: Palette, folder: Path
-) -> Drawn | None:
-    """A panel a benchmark, against iterations; None without one."""
-    if not benchmarks:
-        return None
-    with style():
-        figure, axes = small_multiples(benchmarks, sharey=False)
-        for i, (axis, quantity) in enumerate(zip(axes, of_sets(benchmarks), strict=True)):
-            lines = _lines(quantity, members, ITERATIONS)
-            _draw_lines(axis, lines, quantity, palette, legend=i == 0, marker="o")
-            axis.set(title=benchmarks[i], xlabel=ITERATIONS, ylabel=quantity.unit)
-        common_legend(figure, axes[0])
-        save(figure, folder / "benchmarks")
-    caption = f"{quantity.estimator} {_reading(members, bands=len(palette) <= FEW, smooth=False)}"
-    return Drawn("benchmarks", "Benchmarks", caption)
-
-
-def draw_families(
-    families: Mapping[str, Sequence[str]], members: Sequence[Member], baseline: str, folder: Path
-) -> Drawn | None:
+def draw_families(families: Mapping[str, Sequence[str]], baseline: str, canvas: Canvas) -> Drawn | None:
     """A panel a family of arms, the baseline in each: accuracy against generated tokens; None without two families."""
     (quantity,) = of_sets([HELD_OUT])
-    lines = _lines(quantity, members, TOKENS)
+    lines = over_seeds(curve(canvas.members, quantity.lines[""], TOKENS))
     there = {name: [arm for arm in own if arm in set(lines["arm"])] for name, own in families.items()}
-    there = {name: own for name, own in there.items() if own}
+    there = {name.replace("_", " "): own for name, own in there.items() if own}
     if len(there) < 2:
         return None
-    with style():
-        figure, axes = small_multiples(list(there))
-        for axis, (name, own) in zip(axes, there.items(), strict=True):
-            palette = {baseline: "black", **palette_of(own)}
-            shown = lines[lines["arm"].isin(list(palette))]
-            _draw_lines(axis, shown, quantity, palette, legend=True, marker=None)
-            axis.set(title=name.replace("_", " "), xlabel=TOKENS, ylabel=quantity.unit)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.legend(fontsize=6.5, frameon=False, loc="upper left")
-        save(figure, folder / "families")
+    names = file_names("families", list(there))
+    for family, own in there.items():
+        looks = {arm: look for arm, look in canvas.looks.items() if arm in (baseline, *own)}
+        figure, axes = panel(canvas.layout)
+        _draw_lines(axes, lines, looks, bands=len(looks) <= FEW, marker=None)
+        axes.set(xlabel=TOKENS, ylabel=quantity.unit, title=family)
+        _ticks(axes, TOKENS, is_share=True)
+        name_lines(figure, axes, looks)
+        save(figure, canvas.folder / names[family])
     caption = (
-        f"{quantity.estimator} A panel for each stage in which arms differ from {baseline}, which is black. "
-        f"{_reading(members, bands=True, smooth=False)} Seeds are interpolated linearly at common points."
+        f"{quantity.estimator} A panel for each stage in which arms differ from {baseline}, which is in all of them. "
+        f"{_reading(canvas, smooth=False)} Seeds are interpolated linearly at common points."
     )
-    return Drawn("families", "Accuracy against generated tokens, by stage", caption)
+    members = {name: [baseline, *own] for name, own in there.items()}
+    chart = charts.families(lines, members, canvas.looks, quantity.unit)
+    title = "Accuracy against generated tokens, by stage"
+    return Drawn("families", title, caption, list(names.values()), chart)
 
 
-def draw_collapse(members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
+def draw_collapse(canvas: Canvas) -> Drawn | None:
     """A panel an arm: the groups as sampled, stacked, and those without advantage after correction."""
     metrics = {f"collapse/before/{label.replace(' ', '_')}": label for label in KINDS}
-    dead = "without advantage, after correction"
-    shares = shares_of_groups(members, {**metrics, "collapse/after/zero_variance": dead})
+    shares = shares_of_groups(canvas.members, {**metrics, "collapse/after/zero_variance": DEAD})
     if shares.empty or shares[list(KINDS)].isna().all(axis=None):
         return None
-    arms = [arm for arm in palette if arm in set(shares["arm"])]
-    with style():
-        figure, axes = small_multiples(arms)
-        for axis, arm in zip(axes, arms, strict=True):
-            own = shares[shares["arm"] == arm].set_index("step")
-            # Rolling means of 0 may fall below it by rounding, which a stack refuses.
-            own[list(KINDS)].clip(lower=0).plot.area(ax=axis, color=KINDS, alpha=0.75, linewidth=0, legend=False)
-            own[dead].plot(ax=axis, color="black", linestyle="--", label=dead)
-            axis.set(title=arm, xlabel=ITERATIONS, ylabel="share of groups", ylim=(0, 1))
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-            axis.margins(x=0)
-        common_legend(figure, axes[0])
-        save(figure, folder / "collapse")
+    shares = shares[shares[list(KINDS)].notna().any(axis=1)]
+    arms = [arm for arm in canvas.looks if arm in set(shares["arm"])]
+    names = file_names("collapse", arms)
+    for arm in arms:
+        own = shares[shares["arm"] == arm].set_index("step")
+        figure, axes = panel(canvas.layout)
+        # Rolling means of 0 may fall below it by rounding, which a stack refuses.
+        parts = own[list(KINDS)].clip(lower=0).fillna(0)
+        axes.stackplot(own.index, parts.T, labels=list(KINDS), colors=list(KINDS.values()), alpha=0.75, linewidth=0)
+        axes.plot(own.index, own[DEAD], color="black", linestyle="--", label=DEAD)
+        axes.set(title=arm, xlabel=ITERATIONS, ylabel="share of groups", ylim=(0, 1))
+        axes.margins(x=0)
+        _ticks(axes, ITERATIONS, is_share=True)
+        handles, labels = axes.get_legend_handles_labels()
+        legend_below(figure, dict(zip(labels, handles, strict=True)))
+        save(figure, canvas.folder / names[arm])
     caption = (
         "Groups as sampled, before correction, stacked: no response right, some, all. Dashed: groups whose rewards are "
         "all equal after correction, which have no advantage and teach nothing. "
-        f"{_reading(members, bands=False, smooth=True)}"
+        f"{_reading(canvas, bands=False, smooth=True)}"
     )
-    return Drawn("collapse", "Collapse", caption)
+    chart = charts.collapse(shares, arms, KINDS, DEAD)
+    return Drawn("collapse", "Collapse", caption.strip(), list(names.values()), chart)
 
 
-def draw_entropy_by_correctness(members: Sequence[Member], palette: Palette, folder: Path) -> Drawn | None:
+def draw_entropy_by_correctness(canvas: Canvas) -> Drawn | None:
     """A panel an arm: the entropy of responses that are right, and of those that are wrong."""
-    lines = {"right": Curve("train/entropy_correct"), "wrong": Curve("train/entropy_wrong")}
-    quantity = Quantity("entropy_by_correctness", "Entropy of right and wrong responses", "", lines, False, "")
-    found = _lines(quantity, members, ITERATIONS)
-    if found.empty:
+    metrics = {"right": "train/entropy_correct", "wrong": "train/entropy_wrong"}
+    frames = {label: over_seeds(curve(canvas.members, Curve(name), ITERATIONS)) for label, name in metrics.items()}
+    there = {arm for frame in frames.values() for arm in frame["arm"]}
+    arms = [arm for arm in canvas.looks if arm in there]
+    if not arms:
         return None
-    arms = [arm for arm in palette if arm in set(found["arm"])]
-    colours = {"right": KINDS["all right"], "wrong": KINDS["all wrong"]}
-    with style():
-        figure, axes = small_multiples(arms)
-        for i, (axis, arm) in enumerate(zip(axes, arms, strict=True)):
-            own = found[found["arm"] == arm]
-            options: dict[str, Any] = {"hue_order": list(lines), "errorbar": ("pi", 100), "legend": i == 0}
-            sns.lineplot(own, x="x", y="y", hue="line", palette=colours, ax=axis, **options)
-            axis.set(title=arm, xlabel=ITERATIONS, ylabel="nats per token", ylim=(0, None))
-            axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        common_legend(figure, axes[0])
-        save(figure, folder / quantity.name)
+    names = file_names("entropy_by_correctness", arms)
+    for arm in arms:
+        # The lines of the panel are what is right and wrong, of one arm.
+        lines = pd.concat([frame[frame["arm"] == arm].assign(arm=label) for label, frame in frames.items()])
+        figure, axes = panel(canvas.layout)
+        _draw_lines(axes, lines, BY_CORRECTNESS, bands=True, marker=None)
+        axes.set(title=arm, xlabel=ITERATIONS, ylabel="entropy, nats per token")
+        axes.set_ylim(bottom=0)
+        _ticks(axes, ITERATIONS, is_share=False)
+        name_lines(figure, axes, BY_CORRECTNESS)
+        save(figure, canvas.folder / names[arm])
     caption = (
         "Mean policy entropy over the sampled tokens of responses that are right, and of those that are wrong, as "
-        f"sampled. {_reading(members, bands=True, smooth=True)}"
+        f"sampled. {_reading(canvas, smooth=True)}"
     )
-    return Drawn(quantity.name, quantity.title, caption)
+    panels = {(label, ITERATIONS): frame for label, frame in frames.items() if len(frame)}
+    chart = charts.over_training(panels, canvas.looks, "entropy, nats per token", is_share=False)
+    title = "Entropy of right and wrong responses"
+    return Drawn("entropy_by_correctness", title, caption.strip(), list(names.values()), chart)

@@ -1,20 +1,22 @@
 """index.html: one file that shows everything and fetches nothing."""
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from edge_grpo.pages.render import embedded, render
+from edge_grpo.reporting.arms import differing_settings, told
 from edge_grpo.reporting.canvas import Drawn
+from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.runs import FINISHED, Run
 from edge_grpo.reporting.scores import Member
-from edge_grpo.reporting.tables import Table
+from edge_grpo.reporting.tables import NOTHING, Cell, Table
 
-TEMPLATE = "report.html.jinja"
+LABELS = {"md": "Markdown", "tex": "LaTeX", "csv": "CSV"}
+MODEL = ("model.path", "model.revision")
+DATA = ("data.path", "data.name", "data.subset", "data.dataset", "data.train_count", "data.max_correctness_rate")
 
 
 def write_page(
@@ -25,12 +27,13 @@ def write_page(
     headline: Sequence[str],
     notes: Sequence[str],
     tables: Sequence[Table],
+    layout: Layout,
     figures: Sequence[Drawn],
     used: Sequence[Member],
     left_out: Sequence[tuple[str, Run]],
     missing: Sequence[str],
 ) -> None:
-    """Write `<out>/index.html`, with the figures of `<out>/figures` in it.
+    """Write `<out>/index.html`, with the tables and figures of the folder in it.
 
     Args:
         out: the report's folder.
@@ -38,34 +41,76 @@ def write_page(
         headline: sentences.
         notes: what a reader must know to read the tables right.
         tables, figures: in their order on the page.
+        layout: for the names of columns.
         used: the runs in the tables.
         left_out: arm and run of the others.
         missing: arms that there should be and of which no run is there.
     """
-    # Names and errors are of runs, that is of anybody: everything is escaped.
-    environment = Environment(
-        loader=PackageLoader("edge_grpo.reporting", "."), autoescape=True, undefined=StrictUndefined
-    )
-    text = environment.get_template(TEMPLATE).render(
+    first = {member.arm: member.run for member in reversed(used)}
+    arms = list(dict.fromkeys(member.arm for member in used))
+    text = render(
+        "report.html.jinja",
+        "edge_grpo.reporting",
+        {drawn.name: drawn.chart for drawn in figures},
         title=title,
         command=command,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         headline=headline,
+        trained=_trained([member.run for member in used]),
         notes=notes,
-        tables=tables,
-        figures=[_figure(drawn, out) for drawn in figures],
+        tables=[_table(table, layout, out) for table in tables],
+        figures=[_figure(drawn, out / "figures") for drawn in figures],
+        arms=arms,
+        settings=differing_settings([first[arm] for arm in arms]),
         used=[{**_run(m.arm, m.run, out), "evaluation": m.evaluation.name if m.evaluation else "none"} for m in used],
         left_out=[{**_run(arm, run, out), "state": run.state, "why": _why(run)} for arm, run in left_out],
         missing=missing,
         origins=_origins([member.run for member in used]),
     )
-    (out / "index.html").write_text(text)
+    (out / "index.html").write_text(text, encoding="utf-8")
 
 
-def _figure(drawn: Drawn, out: Path) -> dict[str, str]:
-    svg = (out / "figures" / f"{drawn.name}.svg").read_bytes()
-    data = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-    return {"name": drawn.name, "title": drawn.title, "caption": drawn.caption, "data": data}
+def _table(table: Table, layout: Layout, out: Path) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "caption": table.caption,
+        "columns": [layout.label(column) for column in table.columns],
+        "rows": [[{**vars(cell), "sort": _sorted_by(cell)} for cell in row] for row in table.rows],
+        "files": [_file(out / f"{table.name}.{kind}", label) for kind, label in LABELS.items()],
+    }
+
+
+def _sorted_by(cell: Cell) -> str:
+    """The value of a number; "", which comes last, where there is none."""
+    return repr(float(cell.value)) if cell.value is not None else "" if cell.text == NOTHING else cell.text
+
+
+def _figure(drawn: Drawn, folder: Path) -> dict[str, Any]:
+    """With its panels as PDF."""
+    own = [_file(folder / f"{name}.pdf", name.removeprefix(f"{drawn.name}-")) for name in drawn.files]
+    return {"name": drawn.name, "title": drawn.title, "caption": drawn.caption, "files": own}
+
+
+def _file(path: Path, label: str) -> dict[str, str]:
+    """A link that holds the file, so that it survives being sent."""
+    return {"name": path.name, "label": label, "data": embedded(path.read_bytes(), path.suffix[1:])}
+
+
+def _trained(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The model and the problems, each once."""
+    found: dict[str, list[str]] = {}
+    for name, group, keys in (("Model", "model", MODEL), ("Problems", "data", DATA)):
+        texts = [_described(run, group, keys) for run in runs]
+        if any(texts):
+            found[name] = list(dict.fromkeys(text for text in texts if text))
+    return found
+
+
+def _described(run: Run, group: str, keys: Sequence[str]) -> str:
+    """The option of a config group, and settings of it."""
+    values = {key.partition(".")[2]: run.settings.get(key) for key in keys}
+    parts = [f"{name}={told(value)}" for name, value in values.items() if value is not None]
+    return ", ".join([*([run.choices[group]] if group in run.choices else []), *parts])
 
 
 def _run(arm: str, run: Run, out: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ class Quantity:
     """One figure over training.
 
     Attributes:
-        name: of its files.
-        lines: label -> curve; several are told apart by dashes.
+        name: that its files begin with.
+        lines: label -> curve, a panel each; "" where there is one.
         is_share: drawn in %.
         estimator: a sentence, for the caption.
     """
@@ -51,8 +51,8 @@ OF_TRAINING = (
     ),
     Quantity(
         name="reward",
-        title="Reward",
-        unit="reward",
+        title="Reward after correction",
+        unit="reward after correction",
         lines={"": Curve("train/reward")},
         is_share=False,
         estimator="Mean over responses after correction: what the advantage is taken over.",
@@ -70,12 +70,12 @@ OF_TRAINING = (
 
 def of_sets(sets: Sequence[str]) -> list[Quantity]:
     """The score of every set over training."""
-    titles = {HELD_OUT: "Held-out accuracy", AVERAGE: "Score over all benchmarks"}
+    titles = {HELD_OUT: "Held-out accuracy", AVERAGE: "Accuracy over all benchmarks"}
     return [
         Quantity(
             name=f"score_{name}",
-            title=titles.get(name, f"Score on {name}"),
-            unit="problems right",
+            title=titles.get(name, f"Accuracy on {name}"),
+            unit=titles[name].lower() if name in titles else f"right of {name}",
             lines={"": Curve(name, evaluated=True)},
             is_share=True,
             estimator="Problems answered right (avg@n) by the policy after that many updates.",

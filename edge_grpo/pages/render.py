@@ -1,0 +1,56 @@
+"""HTML pages of one file: they hold all that they show, fetch nothing, and escape whatever comes from a run."""
+
+import base64
+import functools
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+TYPES = {
+    "md": "text/markdown;charset=utf-8",
+    "tex": "text/x-tex;charset=utf-8",
+    "csv": "text/csv;charset=utf-8",
+    "json": "application/json",
+    "pdf": "application/pdf",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+}
+
+
+def render(template: str, package: str, charts: Mapping[str, Mapping[str, Any]], **values: Any) -> str:
+    """A template that extends `base.html.jinja`.
+
+    Args:
+        template: its name in the package.
+        package: such as `edge_grpo.reporting`.
+        charts: name -> Vega-Lite specification; an element with `data-chart=name` shows it.
+    """
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("edge_grpo.pages", ".")])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(
+        charts=charts,
+        vega=vega() if charts else "",
+        sortable=files("edge_grpo.pages").joinpath("sortable.auto.min.js").read_text(),
+        **values,
+    )
+
+
+def embedded(content: bytes, kind: str) -> str:
+    """A file as an address that holds it, so that a link to it needs no other file.
+
+    >>> embedded(b"a,b", "csv")
+    'data:text/csv;charset=utf-8;base64,YSxi'
+    """
+    return f"data:{TYPES[kind]};base64,{base64.b64encode(content).decode()}"
+
+
+@functools.cache
+def vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, of the version for which altair writes."""
+    import altair
+    import vl_convert
+
+    version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    return str(vl_convert.javascript_bundle(vl_version=version))
