@@ -1,6 +1,7 @@
 """edge-grpo-analyze as a whole: what it reads, refuses and writes."""
 
 import json
+import re
 import sys
 from xml.etree import ElementTree
 
@@ -62,8 +63,8 @@ def evaluation_rows():
             )
 
 
-def test_run_writes_findings_and_figures(tmp_path, monkeypatch):
-    out = call(monkeypatch, tmp_path, f"source={write_rollouts(tmp_path / 'run', run_rows())}")
+def test_run_writes_findings_figures_and_a_page(tmp_path, monkeypatch):
+    out = call(monkeypatch, tmp_path, f"source='{write_rollouts(tmp_path / '<b>run', run_rows())}'")
     found = json.loads((out / "analysis.json").read_text())
     assert list(found["findings"]) == ["reflection", "entropy", "collapse", "branches", "multipliers"]
     assert (found["responses"], found["questions"], found["groups"], found["iterations"]) == (8, 2, 4, [0, 1])
@@ -75,6 +76,14 @@ def test_run_writes_findings_and_figures(tmp_path, monkeypatch):
     for name in ("entropy", "collapse", "branches", "multipliers"):
         assert f"]({name}.png)" in markdown
         check_figure(out / name)
+    page = re.sub(r"<script>.*?</script>", "", (out / "index.html").read_text(), flags=re.DOTALL)
+    assert page.count('<img src="data:image/svg+xml;base64,') == 4
+    assert not re.findall(r"""(?:src|href)="(?!data:|#)|url\(|<link""", page)  # one file, which fetches nothing
+    assert "&lt;b&gt;run" in page
+    assert "<b>" not in page
+    table = page.partition('id="branches"')[2].partition("</table>")[0]
+    assert '<td data-sort="reflect">reflect</td><td data-sort="4">4</td>' in table
+    assert set(re.findall(r'download="([^"]+)"', page)) == {"analysis.md", "analysis.json"}
 
 
 def check_figure(path):

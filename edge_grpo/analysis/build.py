@@ -18,6 +18,7 @@ from edge_grpo.analysis.entropy import entropy
 from edge_grpo.analysis.figures import draw_figures
 from edge_grpo.analysis.finding import Finding, Table, show
 from edge_grpo.analysis.multipliers import multipliers
+from edge_grpo.analysis.page import write_page
 from edge_grpo.analysis.reflection import reflection
 from edge_grpo.analysis.source import Source, load_source
 from edge_grpo.statistics.bootstrap import Bootstrap, Estimate
@@ -28,7 +29,7 @@ QUESTIONS = (reflection, entropy, collapse, branches, multipliers)
 
 
 def analyze(source: str, folder: Path, *, iterations: Sequence[int] | None, bootstrap: Bootstrap) -> list[Finding]:
-    """Write analysis.md, analysis.json and the figures (PNG and SVG) into `folder`, and log what was found.
+    """Write index.html, analysis.md, analysis.json and the figures (PNG and SVG) into `folder`, and log what was found.
 
     Args:
         source, iterations: see `load_source`.
@@ -49,10 +50,11 @@ def analyze(source: str, folder: Path, *, iterations: Sequence[int] | None, boot
         _save(figure, folder / name)
     (folder / "analysis.json").write_text(json.dumps(_as_json(loaded, findings, bootstrap), indent=2) + "\n")
     (folder / "analysis.md").write_text(_as_markdown(loaded, findings, figures, bootstrap), encoding="utf-8")
+    write_page(folder, f"Analysis of {loaded.name}", _preface(loaded, bootstrap), findings, list(figures))
     for finding in findings:
         for line in finding.statements or finding.notes:
             log.info("%-12s%s", finding.name, line)
-    log.info("written to %s", folder / "analysis.md")
+    log.info("written to %s and %s", folder / "analysis.md", folder / "index.html")
     return findings
 
 

@@ -10,7 +10,7 @@ from edge_grpo.command_line.run import run
 from edge_grpo.runs.directory import check_tool_directory
 
 WRITTEN = (
-    *("analysis.json", "analysis.md"),
+    *("index.html", "analysis.json", "analysis.md"),
     *(f"{question}.*" for question in ("reflection", "entropy", "collapse", "branches", "multipliers")),
 )
 

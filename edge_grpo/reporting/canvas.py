@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -118,8 +119,9 @@ def _named_beside(figure: Figure, axis: Axes, looks: Looks) -> bool:
 def _end(axis: Axes, name: str) -> tuple[float, float] | None:
     """Where the line of that label ends."""
     for line in axis.get_lines():
-        if line.get_label() == name and len(line.get_xdata()):
-            return float(line.get_xdata()[-1]), float(line.get_ydata()[-1])
+        places = np.asarray(line.get_xydata(), dtype=float)
+        if line.get_label() == name and len(places):
+            return float(places[-1, 0]), float(places[-1, 1])
     return None
 
 

@@ -1,16 +1,11 @@
 """The charts of the page, as Vega-Lite specifications: values under the pointer, arms switched by a click."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from edge_grpo.statistics.palette import Look
-
-if TYPE_CHECKING:
-    import altair as alt
 
 Spec = Mapping[str, Any]
 HEIGHT = 320  # pixels
@@ -191,13 +186,13 @@ def _legend(alt: Any, symbol: str) -> Any:
     return alt.Legend(orient="bottom", title=None, labelLimit=320, symbolType=symbol, symbolOpacity=1, **line)
 
 
-def _finished(chart: alt.LayerChart, labels: Sequence[str] = ()) -> Spec:
+def _finished(chart: Any, labels: Sequence[str] = ()) -> Spec:
     """As JSON has it; white under the lines, whatever the page's colours.
 
     Args:
         labels: of the legend; `usermeta.legend_entry` is about the width of one, in pixels.
     """
-    type_size = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    type_size: dict[str, Any] = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
     chart = chart.configure(background="white").configure_view(stroke="#ddd")
     chart = chart.configure_axis(**type_size).configure_legend(labelFontSize=12)
     return {**chart.to_dict(validate=False), "usermeta": {"legend_entry": 45 + 7 * max(map(len, labels), default=0)}}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -74,7 +75,7 @@ def _line_by_line(own: pd.DataFrame, head: str, arms: Sequence[str], baseline: s
 
 def _points(axes: Axes, own: pd.DataFrame, places: Sequence[float], colour: str, label: str, *, marker: str) -> None:
     ends = [(own["mean"] - own["low"]).fillna(0) * 100, (own["high"] - own["mean"]).fillna(0) * 100]
-    options = {"fmt": marker, "capsize": 2, "linewidth": 1, "color": colour, "label": label}
+    options: dict[str, Any] = {"fmt": marker, "capsize": 2, "linewidth": 1, "color": colour, "label": label}
     axes.errorbar(own["mean"] * 100, places, xerr=ends, **options)
 
 
