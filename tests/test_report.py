@@ -190,12 +190,15 @@ def test_names_and_order_hold_for_tables_and_page(tmp_path, no_figures):
     for arm, after in (("vanilla", 0.25), ("edge_grpo", 0.5)):
         log_only(write_run(tmp_path / "sweep" / arm, arm, 0, held_out=(0.0, after)), *KEPT)
     names = "layout.labels={edge_grpo: EDGE-GRPO, held-out after: accuracy}"
-    chosen = "layout.columns={table: [held-out after]}"
+    chosen = "layout.columns={table: [held-out after], learning: [held-out after, seconds]}"
     out = tmp_path / "out"
     report(out, f"runs={tmp_path / 'sweep'}", "arms=[vanilla,edge_grpo]", "baseline=vanilla", names, chosen)
     assert "| arm | seeds | held-out before | accuracy |" in (out / "table.md").read_text()
     assert pd.read_csv(out / "table.csv")["arm"].unique().tolist() == ["vanilla", "EDGE-GRPO"]
     assert "arm & accuracy \\\\" in (out / "table.tex").read_text()
+    assert "{Held-out accuracy after training in \\%; seconds of training, evaluation excluded. One seed. Bold:" in (
+        out / "learning.tex"
+    ).read_text()
     assert '<th scope="col">accuracy</th>' in (out / "index.html").read_text()
     with pytest.raises(UserError, match=r"layout.labels names edge, which is no arm and no column"):
         report(tmp_path / "none", f"runs={tmp_path / 'sweep'}", "layout.labels={edge: x}")

@@ -2,11 +2,13 @@
 
 import base64
 import functools
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 TYPES = {
     "md": "text/markdown;charset=utf-8",
@@ -29,12 +31,22 @@ def render(template: str, package: str, charts: Mapping[str, Mapping[str, Any]],
     """
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("edge_grpo.pages", ".")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment.filters["code"] = code
     return environment.get_template(template).render(
         charts=charts,
         vega=vega() if charts else "",
         sortable=files("edge_grpo.pages").joinpath("sortable.auto.min.js").read_text(),
         **values,
     )
+
+
+def code(text: str) -> Markup:
+    """Escaped, with what stands between backticks as code.
+
+    >>> code("`a<b` of <i>")
+    Markup('<code>a&lt;b</code> of &lt;i&gt;')
+    """
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def embedded(content: bytes, kind: str) -> str:

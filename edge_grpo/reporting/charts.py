@@ -68,7 +68,7 @@ def _lines(
     on = alt.selection_point(name="on", fields=["arm"], bind="legend", toggle="true")
     near = alt.selection_point(name="near", fields=["arm", "x"], on="pointerover", empty=False)
     form = ".1%" if is_share else ".3~f"
-    y = alt.Y("mean:Q", title=unit, axis=alt.Axis(format="%" if is_share else "~g"), scale=alt.Scale(zero=False))
+    y = alt.Y("mean:Q", title=unit, axis=alt.Axis(format="%") if is_share else alt.Axis(), scale=alt.Scale(zero=False))
     x = alt.X("x:Q", title=None, axis=alt.Axis(format="~s"), scale=alt.Scale(nice=False, zero=False))
     parts = {"lowest seed": "low", "highest seed": "high", "seeds": "seeds"}
     tips = [

@@ -23,6 +23,25 @@ REVIVAL = {
     "train/effective_rows_per_generated": "of generated rows",
 }
 """logged name -> column"""
+LIVE = (
+    "live: groups with right and wrong responses, expected from what was sampled of the same problems before "
+    "(1 - p^G - (1-p)^G), and observed"
+)
+REVIVED = "revived, of the groups to train on: by correction or replay, equal rewards as sampled and unequal ones after"
+ROWS = "rows with an advantage, of the rows of the update and of all responses that were generated"
+CLAUSES = {
+    "collapsed": "collapsed: groups whose rewards are all equal, of all that were drawn",
+    "live, expected": LIVE,
+    "live, observed": LIVE,
+    "by allocation": "by allocation, groups with unequal rewards that uniform sampling would not have had",
+    "by correction": REVIVED,
+    "by advantage": "by advantage, groups of equal rewards whose advantages are not all 0",
+    "by replay": REVIVED,
+    "made uniform": "made uniform: groups to which correction gave equal rewards",
+    "rows with advantage": ROWS,
+    "of generated rows": ROWS,
+}
+"""column -> what its numbers are"""
 
 
 def revival_table(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -> Table | None:
@@ -39,15 +58,9 @@ def revival_table(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -
     found = lookup(estimates)
     shown = [label for label in REVIVAL.values() if any((arm, "", label) in found for arm in arms.seeds)]
     cells = [[Cell(arm), *(percent(found.get((arm, "", label))) for label in shown)] for arm in arms.seeds]
-    what = (
-        "Means over iterations, in %. Collapsed: groups whose rewards are all equal, of all that were drawn. Live: "
-        "groups with right and wrong responses, expected from what was sampled of the same problems before "
-        "(1 - p^G - (1-p)^G), and observed. Revived: of the groups to train on, those with equal rewards as sampled "
-        "and unequal ones after correction or replay, and those with equal rewards whose advantages are not all 0; by "
-        "allocation, those with unequal rewards that uniform sampling would not have had. "
-        "Rows with an advantage: of the rows of the update, and of all responses that were generated."
-    )
-    return Table("revival", "What was revived", what, ["arm", *shown], cells, estimates, bootstrap.confidence)
+    what = "Means over iterations, in %."
+    heads, confidence = ["arm", *shown], bootstrap.confidence
+    return Table("revival", "What was revived", what, heads, cells, estimates, confidence, clauses=CLAUSES)
 
 
 def matrix_table(

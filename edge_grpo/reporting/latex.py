@@ -60,7 +60,7 @@ def as_latex(table: Table, layout: Layout) -> str:
     places, constant = _chosen(table, rows, layout)
     groups = _beside_each_other(places, table, rows, layout)
     parts = [_Part(columns, [[row[i] for i in (0, *columns)] for row in rows]) for columns in groups]
-    caption = _caption(table, constant, layout)
+    caption = _caption(table, places, constant, layout)
     room = PAGE - CAPTION_LINE * math.ceil(_width(caption, CAPTION) / layout.points)
     heights = [LINE * _lines(row, layout) for row in rows]
     if len(parts) * (FRAME + sum(heights)) <= room:
@@ -180,8 +180,8 @@ def _cut(part: _Part, heights: Sequence[float], room: float) -> Iterator[_Part]:
     yield replace(part, rows=rows)
 
 
-def _caption(table: Table, constant: Sequence[str], layout: Layout) -> str:
-    told = table.caption_of(spread=layout.cells == "mean_sd", interval=layout.cells == "interval")
+def _caption(table: Table, places: Sequence[int], constant: Sequence[str], layout: Layout) -> str:
+    told = table.caption_of(places, spread=layout.cells == "mean_sd", interval=layout.cells == "interval")
     return f"{told} The same in every row: {'; '.join(constant)}." if constant else told
 
 

@@ -1,7 +1,7 @@
 """Estimates -> tables as people read them; how they are written is for `table_files.py`, `latex.py` and the page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -12,7 +12,21 @@ from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
 SHARES_IN_TRAINING = frozenset({"groups without advantage"})
 NOTHING = "-"
-MARKS = "Bold: the highest mean of a column; underlined: the second."
+OF_LEARNING = {
+    "held-out before": "held-out accuracy before training in %",
+    "held-out after": "held-out accuracy after training in %",
+    "groups without advantage": "groups without advantage after correction, mean over iterations in %",
+    **dict.fromkeys(
+        ("entropy, first 5", "entropy, last 5"),
+        "mean policy entropy of the first and last 5 iterations in nats per token",
+    ),
+    "advantage variance": "variance of the advantages, mean over iterations",
+    "responses sampled": "responses sampled and tokens generated, reflections included",
+    "tokens generated": "responses sampled and tokens generated, reflections included",
+    "seconds": "seconds of training, evaluation excluded",
+}
+"""column -> what its numbers are"""
+HIGHEST, SECOND = "Bold: the highest mean of a column", "underlined: the second"
 
 
 @dataclass(frozen=True)
@@ -45,10 +59,11 @@ class Table:
 
     Attributes:
         name: of its files.
-        what: sentences on what its numbers are.
+        what: sentences on what its numbers are; "" where `clauses` say it.
         tidy: columns arm, benchmark, metric, mean, std, low, high, n, resampled; in the units of the metrics.
         confidence: of the intervals.
         shown: the rows of `tidy` that are in the cells; None for all.
+        clauses: column -> what its numbers are; several columns may share one.
     """
 
     name: str
@@ -59,21 +74,26 @@ class Table:
     tidy: pd.DataFrame
     confidence: float
     shown: pd.DataFrame | None = None
+    clauses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
         """What the numbers are, how they came about, and what marks mean."""
-        return self.caption_of(spread=True, interval=True)
+        return self.caption_of(range(len(self.columns)), spread=True, interval=True)
 
-    def caption_of(self, *, spread: bool, interval: bool) -> str:
-        """For cells that show the standard deviation and the interval, or do not."""
-        shown = self.tidy if self.shown is None else self.shown
-        how = reading(shown, self.confidence, spread=spread, interval=interval)
-        return " ".join([self.what, how, *([MARKS] if self.is_marked else [])])
-
-    @property
-    def is_marked(self) -> bool:
-        return any(cell.rank for row in self.rows for cell in row)
+    def caption_of(self, places: Sequence[int], *, spread: bool, interval: bool) -> str:
+        """The caption of some of the columns, of cells that show the standard deviation and the interval or do not."""
+        clauses = dict.fromkeys(
+            self.clauses[name] for name in map(self.columns.__getitem__, places) if name in self.clauses
+        )
+        told = "; ".join(clauses)
+        how = reading(
+            self.tidy if self.shown is None else self.shown, self.confidence, spread=spread, interval=interval
+        )
+        ranks = {row[place].rank for row in self.rows for place in places}
+        marks = "; ".join([HIGHEST, *([SECOND] if 2 in ranks else [])]) + "." if 1 in ranks else ""
+        sentences = [self.what, f"{told[:1].upper()}{told[1:]}." if told else "", how, marks]
+        return " ".join(sentence for sentence in sentences if sentence)
 
 
 def percent(estimate: Estimate | None, *, signed: bool = False) -> Cell:
@@ -176,14 +196,16 @@ def ranking_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
         ]
         for arm in sorted(found, key=lambda arm: -found[arm].value)
     ]
-    what = (
-        f"Highest mean first, in %; difference to {arms.baseline} in percentage points, seed by seed; tokens that all "
-        "sampling generated; seconds of training."
-    )
+    clauses = {
+        heading(column, numbers.problems): "highest mean first, in %",
+        f"minus {arms.baseline}": f"difference to {arms.baseline} in percentage points, seed by seed",
+        "tokens generated": "tokens that all sampling generated",
+        "seconds": "seconds of training",
+    }
     heads = ["arm", "seeds", heading(column, numbers.problems), f"minus {arms.baseline}", *(what for _, what in cost)]
     keep = [pair == column for pair in zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)]
     rows = marked(heads, rows, [heading(column, numbers.problems)]) if len(rows) > 1 else []
-    return Table("ranking", "Ranking", what, heads, rows, numbers.scores[keep], confidence)
+    return Table("ranking", "Ranking", "", heads, rows, numbers.scores[keep], confidence, clauses=clauses)
 
 
 def heading(column: Column, problems: Mapping[str, int]) -> str:
@@ -242,15 +264,9 @@ def learning_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
         own = {column: found.get((arm, *column)) for column in columns}
         cells = [_learning_cell(column, estimate) for column, estimate in own.items()]
         rows.append([Cell(arm), _seeds(list(own.values())), *cells])
-    what = (
-        "Held-out accuracy before and after training and groups without advantage (after correction, mean over "
-        "iterations) in %; mean policy entropy of the first and last 5 iterations in nats per token; variance of the "
-        "advantages, mean over iterations; responses sampled and tokens generated, "
-        "reflections included; seconds of training, evaluation excluded."
-    )
     heads = ["arm", "seeds", *(heading(c, {}) if c[0] else c[1] for c in columns)]
     rows = marked(heads, rows, [heading((HELD_OUT, AFTER), {})])
-    return Table("learning", "Learning", what, heads, rows, estimates, confidence)
+    return Table("learning", "Learning", "", heads, rows, estimates, confidence, clauses=OF_LEARNING)
 
 
 def _learning_cell(column: Column, estimate: Estimate | None) -> Cell:

@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from edge_grpo.statistics.palette import KINDS
 
+MARGIN = (-0.03, 1.03)  # of shares: a line at 0 or 1 is as wide as any other
+
 
 def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
     """Accuracy, collapse, entropy and advantage variance against iterations.
@@ -29,14 +31,14 @@ def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
     _accuracy(axes[0, 0], data)
     _collapse(axes[0, 1], data)
     _lines(axes[1, 0], data, {"train/entropy": "sampled tokens"})
-    axes[1, 0].set(title="Policy entropy", ylabel="nats per token", ylim=(0, None))
+    axes[1, 0].set(title="Policy entropy of sampled tokens", ylabel="nats per token", ylim=(0, None))
     _lines(axes[1, 1], data, {"train/advantage_var": "variance over rows"})
-    axes[1, 1].set(title="Advantage variance", ylabel="variance", ylim=(0, None))
+    axes[1, 1].set(title="Advantage variance over rows", ylabel="variance", ylim=(0, None))
     for axis in axes.flat:
         axis.set_xlabel("iteration")
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
+        if len(axis.get_legend_handles_labels()[0]) > 1:
             below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}  # where it hides no data
             axis.legend(frameon=False, fontsize="small", ncols=2, **below)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def _accuracy(axis: Axes, data: pd.DataFrame) -> None:
     _lines(axis, data, {"train/accuracy": "training rollouts", "train/accuracy_corrected": "after correction"})
     held_out = [str(name) for name in data if fnmatch(str(name), "eval/held_out/avg@*")]
     _lines(axis, data, dict.fromkeys(held_out, "held-out"), marker="o", color="black")
-    axis.set(title="Accuracy", ylabel="share right", ylim=(0, 1))
+    axis.set(title="Accuracy", ylabel="share right", ylim=MARGIN)
 
 
 def _collapse(axis: Axes, data: pd.DataFrame) -> None:
@@ -66,4 +68,4 @@ def _collapse(axis: Axes, data: pd.DataFrame) -> None:
         labels = [f"{kind.replace('_', ' ')} (as sampled)" for kind in KINDS]
         axis.stackplot(shares.index, shares.T, labels=labels, colors=list(KINDS.values()), alpha=0.6)
         _lines(axis, data, {"collapse/after/zero_variance": "no advantage after correction"}, color="black", ls="--")
-    axis.set(title="Groups", ylabel="share of groups", ylim=(0, 1))
+    axis.set(title="Groups", ylabel="share of groups", ylim=MARGIN)
