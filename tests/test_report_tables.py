@@ -107,7 +107,7 @@ def test_none_right_has_wilsons_interval_over_problems(tmp_path):
         ["b", "2", "0.0 ± 0.0 [0.0, 27.8]"],
         ["c", "2", "100.0 ± 0.0 [72.2, 100.0]"],
     ]
-    assert "Wilson's interval over problems" in main.caption
+    assert "Wilson's over problems" in main.caption
     assert set(main.tidy.loc[main.tidy["metric"] == "avg@2", "resampled"]) == {WILSON}
     # Of 16 held-out problems: 3.8415 / 19.8415. Nothing is known of what is no share of problems.
     assert lines(learning)[1][2:5] == ["0.0 ± 0.0 [0.0, 19.4]", "50.0 ± 0.0", "50.0 ± 0.0"]

@@ -123,8 +123,21 @@ def _cell(estimate: Estimate | None, scale: float, digits: int, sign: str) -> Ce
     spread = "" if estimate.std is None else f"± {scale * estimate.std:.{digits}f}"
     interval = ""
     if estimate.low is not None and estimate.high is not None:
-        interval = f"[{scale * estimate.low:{sign}z.{digits}f}, {scale * estimate.high:{sign}z.{digits}f}]"
+        interval = _interval(scale * estimate.low, scale * estimate.high, digits, sign)
     return Cell(text, spread, interval, scale * estimate.value)
+
+
+def _interval(low: float, high: float, digits: int, sign: str) -> str:
+    """With as many digits as tell its ends apart, up to three more; "" where these do not.
+
+    >>> _interval(0.0, 0.03, 1, ""), _interval(0.0, 1e-9, 1, "")
+    ('[0.00, 0.03]', '')
+    """
+    for places in range(digits, digits + 4):
+        ends = [f"{end:{sign}z.{places}f}" for end in (low, high)]
+        if ends[0] != ends[1]:
+            return f"[{', '.join(ends)}]"
+    return ""
 
 
 def marked(columns: Sequence[str], rows: Sequence[Sequence[Cell]], wanted: Sequence[str]) -> list[list[Cell]]:
@@ -250,7 +263,7 @@ def reading(estimates: pd.DataFrame, confidence: float, *, spread: bool = True, 
     if interval and several and PROBLEMS in over:
         sentences.append("Of an arm with one seed, the interval is over problems.")
     if interval and WILSON in over:
-        sentences.append("Where no problem is right, or every one: Wilson's interval over problems.")
+        sentences.append("Of a share of 0 or 100 % the interval is Wilson's over problems.")
     return " ".join(sentences)
 
 
