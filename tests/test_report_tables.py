@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from edge_grpo.reporting.scores import WILSON
 from edge_grpo.reporting.table_files import as_markdown
 from edge_grpo.reporting.tables import Cell, Table, marked, percent, tables_of
 from edge_grpo.statistics.bootstrap import Estimate
+from edge_grpo.statistics.palette import KNOWN, LOOKS
 
 
 def layout(cells="mean_sd", width="column", labels=None, columns=None):
@@ -145,6 +147,13 @@ def test_names_that_are_not_there_are_refused():
     }.items():
         with pytest.raises(UserError, match=re.escape(message)):
             make()
+
+
+def test_the_arms_of_the_sweeps_have_looks_of_their_own():
+    lines = (Path(__file__).parents[1] / "multirun_scripts" / "cures.txt").read_text().splitlines()
+    arms = {line.split()[0] for line in lines if line and not line.startswith("#")}
+    assert arms - set(KNOWN) == set()  # a new arm is added at the end of the list
+    assert len(set(KNOWN)) == len(KNOWN) <= len(LOOKS)
 
 
 def wide_table(rows, columns):

@@ -21,6 +21,7 @@ from edge_grpo.statistics.palette import RIGHT, WRONG
 KIND_COLOURS = {kind: GROUP_COLOURS[kind.replace(" ", "_")] for kind in KINDS}
 # Points of a curve: of a longer run, each is the mean over a window of iterations.
 POINTS = 40
+MARGIN = (-0.03, 1.03)  # of shares: a line at 0 or 1 is as wide as any other
 
 
 def draw_figures(source: Source, findings: Sequence[Finding]) -> dict[str, Figure]:
@@ -116,9 +117,8 @@ def _histogram(axis: Axes, frame: pd.DataFrame, column: str, *, log_scale: bool 
         log_scale=log_scale,
         ax=axis,
     )
-    legend = axis.get_legend()
-    if legend is not None:
-        legend.set_title("")
+    if axis.get_legend() is not None:  # below the curves, where it hides none
+        sns.move_legend(axis, "upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, title=None)
 
 
 def _collapse(source: Source, finding: Finding) -> Figure:
@@ -143,7 +143,7 @@ def _collapse(source: Source, finding: Finding) -> Figure:
     for (label, part), (colour, style) in zip(curves.items(), styles, strict=True):
         curve = part.groupby(at).mean()
         axes[2].plot(curve.index, curve, label=label, color=colour, ls=style, marker="." if len(curve) == 1 else None)
-    axes[2].set(ylim=(0, 1), ylabel="share of groups")
+    axes[2].set(ylim=MARGIN, ylabel="share of groups")
     _finish(axes)
     return figure
 
@@ -207,7 +207,7 @@ def _multipliers(source: Source, finding: Finding) -> Figure:
     over_tokens = (moves * frame["tokens_after"]).groupby(at).sum() / frame["tokens_after"].groupby(at).sum()
     for label, curve in {"of rows": over_rows, "of response tokens": over_tokens}.items():
         axes[-1].plot(curve.index, curve, label=label, marker=".")
-    axes[-1].set(ylim=(0, 1), ylabel="share with a gradient")
+    axes[-1].set(ylim=MARGIN, ylabel="share with a gradient")
     _finish(axes[-1:])
     return figure
 
@@ -216,7 +216,7 @@ def _finish(axes: Sequence[Axes]) -> None:
     """Curves over iterations: label and legend, below the curves so that it hides none."""
     for axis in axes:
         axis.set_xlabel("iteration")
-        axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
 
 _DRAWERS: Mapping[str, Callable[[Source, Finding], Figure | None]] = {

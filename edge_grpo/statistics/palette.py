@@ -44,6 +44,10 @@ def looks_of(names: Sequence[str]) -> dict[str, Look]:
 
     >>> looks_of(["vanilla"])["vanilla"] == looks_of(["edge_grpo", "vanilla"])["vanilla"] == LOOKS[0]
     True
+    >>> looks_of(["mine"])["mine"] == looks_of(["another", "mine"])["mine"]
+    True
+    >>> len(set(looks_of([f"arm{i}" for i in range(48)]).values()))
+    48
     """
     places = {name: KNOWN.index(name) for name in names if name in KNOWN}
     for name in sorted(set(names) - set(places)):
