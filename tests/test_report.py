@@ -196,9 +196,10 @@ def test_names_and_order_hold_for_tables_and_page(tmp_path, no_figures):
     assert "| arm | seeds | held-out before | accuracy |" in (out / "table.md").read_text()
     assert pd.read_csv(out / "table.csv")["arm"].unique().tolist() == ["vanilla", "EDGE-GRPO"]
     assert "arm & accuracy \\\\" in (out / "table.tex").read_text()
-    assert "{Held-out accuracy after training in \\%; seconds of training, evaluation excluded. One seed. Bold:" in (
-        out / "learning.tex"
-    ).read_text()
+    assert (
+        "{Held-out accuracy after training in \\%; seconds of training, evaluation excluded. One seed. Bold:"
+        in (out / "learning.tex").read_text()
+    )
     assert '<th scope="col">accuracy</th>' in (out / "index.html").read_text()
     with pytest.raises(UserError, match=r"layout.labels names edge, which is no arm and no column"):
         report(tmp_path / "none", f"runs={tmp_path / 'sweep'}", "layout.labels={edge: x}")

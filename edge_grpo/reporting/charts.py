@@ -183,7 +183,9 @@ def differences(
 def _legend(alt: Any, symbol: str) -> Any:
     """Below the chart; the page gives it as many columns as its width has room for."""
     line = {"symbolStrokeWidth": 2, "symbolSize": 400} if symbol == "stroke" else {}
-    return alt.Legend(orient="bottom", title=None, labelLimit=320, symbolType=symbol, symbolOpacity=1, **line)
+    return alt.Legend(
+        orient="bottom", title=None, labelLimit=320, symbolLimit=0, symbolType=symbol, symbolOpacity=1, **line
+    )
 
 
 def _finished(chart: Any, labels: Sequence[str] = ()) -> Spec:

@@ -103,8 +103,8 @@ def draw_over_training(quantity: Quantity, canvas: Canvas) -> Drawn | None:
         return None
     names = file_names(quantity.name, [f"{label} {AXES[axis]}" for label, axis in panels])
     for name, ((label, axis), lines) in zip(names.values(), panels.items(), strict=True):
-        # Interpolated points are no measurements, and get no markers.
-        marker = "o" if quantity.is_evaluated and axis == ITERATIONS else None
+        # Interpolated points are no measurements, and get no markers; of many arms these would hide the dashes.
+        marker = "o" if quantity.is_evaluated and axis == ITERATIONS and canvas.has_bands else None
         unit = f"{quantity.unit}, {label}" if label else quantity.unit
         _draw_panel(lines, canvas.looks, name, canvas, axis=axis, unit=unit, marker=marker, is_share=quantity.is_share)
     caption = f"{quantity.estimator} {_reading(canvas, smooth=not quantity.is_evaluated)}"
@@ -152,7 +152,8 @@ def _ticks(axes: Axes, axis: str, *, is_share: bool) -> None:
     elif axis == ITERATIONS:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if is_share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else None))
 
 
 def _reading(canvas: Canvas, *, smooth: bool, bands: bool = True) -> str:

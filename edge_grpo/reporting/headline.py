@@ -7,6 +7,8 @@ from edge_grpo.reporting.scores import lookup
 from edge_grpo.reporting.tables import heading, percent
 from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
+MOST_LISTED = 8
+
 
 def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:
     """The best arm of the first column, the arms whose intervals overlap its own, and its lead over the baseline."""
@@ -47,7 +49,9 @@ def _rivals(best: str, scores: Mapping[str, Estimate]) -> str:
 
 
 def _listed(arms: Sequence[str]) -> str:
-    """Labels hold commas, so semicolons part them."""
+    """Labels hold commas, so semicolons part them; of many the number says enough."""
+    if len(arms) > MOST_LISTED:
+        return f"those of {len(arms)} arms"
     return f"that of {arms[0]}" if len(arms) == 1 else f"those of {'; '.join(arms)}"
 
 
