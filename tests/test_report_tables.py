@@ -136,9 +136,11 @@ def test_names_that_are_not_there_are_refused():
             "columns": {"table": ["AIME24"]}
         },
     }
+    refused["two arms would be called vanilla; the arms: edge_grpo; vanilla"] = {"labels": {"edge_grpo": "vanilla"}}
+    refused["layout.columns.table names no column"] = {"columns": {"table": []}}
     for message, own in refused.items():
         with pytest.raises(UserError, match=re.escape(message)):
-            layout(**own).check(["edge_grpo"], tables)
+            layout(**own).check(["edge_grpo", "vanilla"], tables)
     for message, make in {
         "layout.cells=sd: must be one of mean, mean_sd, interval": lambda: layout("sd"),
         "layout.width=both: must be one of column, page": lambda: layout(width="both"),

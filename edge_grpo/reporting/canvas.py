@@ -1,5 +1,6 @@
 """What all figures of a report have in common: size, type, an arm's look, labels, files."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,12 +158,13 @@ def file_names(figure: str, panels: Sequence[str]) -> dict[str, str]:
     """panel -> name of its file, without the ending; what no file name should hold becomes `_`.
 
     >>> file_names("collapse", ["eda, clamp=4", "eda: clamp=4"])
-    {'eda, clamp=4': 'collapse-eda_clamp=4', 'eda: clamp=4': 'collapse-eda_clamp=4~2'}
+    {'eda, clamp=4': 'collapse-eda_clamp=4', 'eda: clamp=4': 'collapse-eda_clamp=4-2'}
     """
     names: dict[str, str] = {}
     for text in panels:
         words = "".join(c if c.isalnum() or c in "._=+-" else " " for c in text).split()
         own = "-".join([figure, "_".join(words)[:100]]) if words else figure
-        same = sum(name.partition("~")[0] == own for name in names.values())
-        names[text] = f"{own}~{same + 1}" if same else own
+        tries = (own if number == 1 else f"{own}-{number}" for number in itertools.count(1))
+        taken = {name.lower() for name in names.values()}  # some file systems do not tell cases apart
+        names[text] = next(name for name in tries if name.lower() not in taken)
     return names

@@ -100,6 +100,8 @@ def _places(member: Member, axis: str, *, after: bool) -> pd.Series:
 
 def _on_grid(lines: Mapping[int, pd.Series]) -> dict[int, pd.Series]:
     first, last = max(line.index[0] for line in lines.values()), max(line.index[-1] for line in lines.values())
+    if first >= last:
+        return {}
     grid = np.linspace(first, last, GRID)
     return {seed: pd.Series(np.interp(grid, line.index, line), index=grid) for seed, line in lines.items()}
 

@@ -1,7 +1,7 @@
 """How tables and figures are laid out for a paper: what a cell shows, widths, names, which columns."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_grpo.errors import UserError
@@ -69,7 +69,7 @@ class Layout:
             return str(labels[name])
         return str(labels[bare]) + name[len(bare) :] if bare in labels else name
 
-    def check(self, arms: Iterable[str], tables: Mapping[str, Sequence[str]]) -> None:
+    def check(self, arms: Sequence[str], tables: Mapping[str, Sequence[str]]) -> None:
         """Refuse names of what is not there.
 
         Args:
@@ -84,7 +84,15 @@ class Layout:
         for name in self.labels or {}:
             if name not in known:
                 raise _absent(f"layout.labels names {name}, which is no arm and no column", name, known)
+        own_names = list(dict.fromkeys(arms))
+        shown = [self.label(arm) for arm in own_names]
+        if twice := sorted({text for text in shown if shown.count(text) > 1}):
+            raise UserError(
+                f"layout.labels: two arms would be called {', '.join(twice)}; the arms: {'; '.join(own_names)}"
+            )
         for table, wanted in (self.columns or {}).items():
+            if not wanted:
+                raise UserError(f"layout.columns.{table} names no column")
             if table not in tables:
                 raise _absent(f"layout.columns names {table}, which is no table of this report", table, list(tables))
             own = list(dict.fromkeys(name for head in tables[table] for name in (bare_heading(head), head)))
