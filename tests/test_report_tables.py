@@ -60,7 +60,8 @@ def test_latex_shows_what_the_layout_says_and_leaves_out_what_is_the_same():
         "% needs \\usepackage{booktabs}\n"
         "\\begin{table}[t]\n\\centering\n"
         "\\caption{In \\%. Mean $\\pm$ standard deviation over seeds. Bold: the highest mean of a column; underlined: "
-        "the second. The same in every row: seeds 2.}\n\\label{tab:table}\n\\small\\setlength{\\tabcolsep}{4pt}\n"
+        "the second. The same in every row: seeds 2.}\n\\label{tab:table}\n"
+        "\\small\\setlength{\\tabcolsep}{4pt}\n\n\\smallskip\n"
         "\\begin{tabular}{@{}lr@{}}\n\\toprule\n"
         "arm & \\shortstack[r]{mean\\\\(40)} \\\\\n\\midrule\n"
         "edge\\_grpo, a\\textbar{}b & \\textbf{50.0} {\\scriptsize $\\pm$1.0} \\\\\n"
@@ -91,7 +92,8 @@ def test_the_highest_and_the_second_are_those_of_the_shown_digits():
     assert ranks(0.1, 0.3, 0.2) == [0, 1, 2]
     assert ranks(0.5001, 0.4999, 0.2, 0.2) == [1, 1, 2, 2]  # 50.0 and 50.0
     assert ranks(0.1, 0.2) == [0, 1]
-    assert ranks(0.1, None, 0.3) == [2, 0, 1]
+    assert ranks(0.1, 0.2, None, None) == [0, 1, 0, 0]
+    assert ranks(0.1, None, 0.3, 0.2) == [0, 0, 1, 2]
     assert ranks(0.2, 0.2, 0.2) == ranks(0.1, 0.3, 0.2, wanted=()) == [0, 0, 0]
 
 

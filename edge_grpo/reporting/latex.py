@@ -193,7 +193,7 @@ def _environment(parts: Sequence[_Part], number: int, of: int, caption: str, tab
     tabulars = "\n\n\\medskip\n".join(_tabular(part, table, layout) for part in parts)
     return (
         f"\\begin{{{name}}}[t]\n\\centering\n\\caption{{{_breakable(told)}}}\n\\label{{{label}}}\n"
-        f"\\small\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}\n{tabulars}\n\\end{{{name}}}\n"
+        f"\\small\\setlength{{\\tabcolsep}}{{{SEPARATION:g}pt}}\n\n\\smallskip\n{tabulars}\n\\end{{{name}}}\n"
     )
 
 

@@ -151,10 +151,11 @@ def marked(columns: Sequence[str], rows: Sequence[Sequence[Cell]], wanted: Seque
     """
     found = [list(row) for row in rows]
     for place in (place for place, name in enumerate(columns) if name in wanted):
-        shown = sorted({float(row[place].text) for row in rows if row[place].value is not None}, reverse=True)
+        values = [float(row[place].text) for row in rows if row[place].value is not None]
+        shown = sorted(set(values), reverse=True)
         if len(shown) < 2:
             continue
-        ranks = {shown[0]: 1, **({shown[1]: 2} if len(rows) > 2 else {})}  # of two arms the second is no news
+        ranks = {shown[0]: 1, **({shown[1]: 2} if len(values) > 2 else {})}  # of two arms the second is no news
         for row in found:
             if row[place].value is not None:
                 row[place] = replace(row[place], rank=ranks.get(float(row[place].text), 0))
