@@ -22,14 +22,13 @@ def over_training(
         panels: line and axis -> columns of `over_seeds`.
         looks: arm -> look.
     """
-    import altair as alt
 
     rows = [{"line": line, "axis": axis, **row} for (line, axis), frame in panels.items() for row in _records(frame)]
     choices = {
         "line": list(dict.fromkeys(line for line, _ in panels)),
         "axis": list(dict.fromkeys(a for _, a in panels)),
     }
-    return _lines(alt, rows, looks, unit, {"line": "of ", "axis": "against "}, choices, is_share=is_share)
+    return _lines(rows, looks, unit, {"line": "of ", "axis": "against "}, choices, is_share=is_share)
 
 
 def families(lines: pd.DataFrame, members: Mapping[str, Sequence[str]], looks: Mapping[str, Look], unit: str) -> Spec:
@@ -39,18 +38,15 @@ def families(lines: pd.DataFrame, members: Mapping[str, Sequence[str]], looks: M
         lines: columns of `over_seeds`.
         members: family -> its arms.
     """
-    import altair as alt
-
     rows = [
         {"family": family, **row}
         for family, own in members.items()
         for row in _records(lines[lines["arm"].isin(list(own))])
     ]
-    return _lines(alt, rows, looks, unit, {"family": "stage "}, {"family": list(members)}, is_share=True)
+    return _lines(rows, looks, unit, {"family": "stage "}, {"family": list(members)}, is_share=True)
 
 
 def _lines(
-    alt: Any,
     rows: Sequence[Mapping[str, Any]],
     looks: Mapping[str, Look],
     unit: str,
@@ -59,9 +55,18 @@ def _lines(
     *,
     is_share: bool,
 ) -> Spec:
+    """Lines with bands.
+
+    Args:
+        rows: as `_records` makes them, with what is chosen by menus.
+        names: field that a menu chooses -> what stands before the menu.
+        choices: field -> its values; of one there is no menu.
+    """
+    import altair as alt
+
     there = {row["arm"] for row in rows}
     arms = [arm for arm in looks if arm in there]
-    legend = _legend(alt, "stroke")
+    legend = _legend("stroke")
     colour = alt.Color("arm:N", legend=legend, scale=alt.Scale(domain=arms, range=[looks[arm].colour for arm in arms]))
     dashes = [list(looks[arm].dash) or [1, 0] for arm in arms]
     dash = alt.StrokeDash("arm:N", legend=legend, scale=alt.Scale(domain=arms, range=dashes))
@@ -73,7 +78,7 @@ def _lines(
     parts = {"lowest seed": "low", "highest seed": "high", "seeds": "seeds"}
     tips = [
         alt.Tooltip("arm:N"),
-        alt.Tooltip("x:Q", format=",.4~r"),
+        alt.Tooltip("x:Q", title="at", format=",.4~r"),
         alt.Tooltip("mean:Q", format=form),
         *(alt.Tooltip(f"{f}:Q", title=t, format="d" if f == "seeds" else form) for t, f in parts.items()),
     ]
@@ -110,7 +115,7 @@ def collapse(shares: pd.DataFrame, arms: Sequence[str], kinds: Mapping[str, str]
         for label in labels
         if pd.notna(row[label])
     ]
-    legend = _legend(alt, "square")
+    legend = _legend("square")
     colour = alt.Color("groups:N", legend=legend, scale=alt.Scale(domain=labels, range=[*kinds.values(), "#000000"]))
     form = alt.Axis(format="%")
     tips = [alt.Tooltip("step:Q", title="iteration"), alt.Tooltip("groups:N"), alt.Tooltip("share:Q", format=".1%")]
@@ -180,9 +185,11 @@ def differences(
     return _finished(chart)
 
 
-def _legend(alt: Any, symbol: str) -> Any:
+def _legend(symbol: str) -> Any:
     """Below the chart; the page gives it as many columns as its width has room for."""
-    line = {"symbolStrokeWidth": 2, "symbolSize": 400} if symbol == "stroke" else {}
+    import altair as alt
+
+    line: dict[str, Any] = {"symbolStrokeWidth": 2, "symbolSize": 400} if symbol == "stroke" else {}
     return alt.Legend(
         orient="bottom", title=None, labelLimit=320, symbolLimit=0, symbolType=symbol, symbolOpacity=1, **line
     )
