@@ -1,6 +1,6 @@
-"""Rows of rollouts.jsonl and completions.parquet, written by hand."""
+"""Rows of rollouts/ and completions.parquet, written by hand."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from edge_grpo.analysis.source import Source, load_source
+from edge_grpo.runs.rollout_files import RolloutFiles
 from edge_grpo.statistics.bootstrap import Bootstrap
 
 BOOTSTRAP = Bootstrap(confidence=0.9, resamples=100, seed=0)
@@ -60,10 +61,20 @@ def completion(**values: Any) -> dict[str, Any]:
     }
 
 
-def write_rollouts(folder: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """rollouts.jsonl in the folder; the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write_rollouts(folder: Path, rows: Iterable[dict[str, Any]], rank: int = 0) -> Path:
+    """rollouts/ in the folder; the folder. A row number that comes again is of another group of the problem."""
+    steps: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        steps.setdefault(row["step"], []).append(row)
+    files = RolloutFiles(folder, rank, keep_bytes=None)
+    for step, of_step in steps.items():
+        seen: Counter[tuple[str, int]] = Counter()
+        groups: dict[tuple[str, int], int] = {}
+        for row in of_step:
+            place = row["problem"], row["row"]
+            again = seen.update([place]) or seen[place]
+            row["group"] = groups.setdefault((row["problem"], again), len(groups))
+        files.append(step, of_step)
     return folder
 
 

@@ -4,8 +4,9 @@
 `make chaos RANKS=2` does it on two ranks of which one is killed, and the other must end within half a minute.
 
 SIGKILL falls at random instants: while the run starts, rolls out, grades, updates or writes a checkpoint. Afterwards
-the exported weights (SHA-256), metrics.csv (row by row, without what the clock says), samples.jsonl and the history in
-W&B's offline file are held against those of a run that nobody killed, and no process of a killed run may be alive.
+the exported weights (SHA-256), metrics.csv (row by row, without what the clock says), rollouts/ (byte by byte) and the
+history in W&B's offline file are held against those of a run that nobody killed, and no process of a killed run may be
+alive.
 
 The last line is `kills=N identical=true`; anything else exits with 1.
 """
@@ -131,8 +132,9 @@ def differences(folder: Path, whole: Path, ranks: int = 1) -> list[str]:
     recorded = [{n: float(v) for n, v in row.items() if v != "" and n != "step"} for row in metrics_rows(folder)]
     found += ["steps in W&B"] if [row.pop("iteration") for row in sent] != list(range(len(expected))) else []
     found += ["numbers in W&B"] if sent != recorded else []
-    texts = [(f / "samples.jsonl").read_text() for f in (folder, whole)]
-    return found + (["samples"] if texts[0] != texts[1] else [])
+    rollouts = [{path.name: path.read_bytes() for path in (f / "rollouts").iterdir()} for f in (folder, whole)]
+    print(f"rollouts {len(rollouts[0])} files killed, {len(rollouts[1])} whole")
+    return found + (["rollouts"] if rollouts[0] != rollouts[1] else [])
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Which problems are drawn, how often, and which groups are trained on; numbers by hand."""
 
-import json
 import logging
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from allocation_rounds import Rounds, visited
@@ -405,7 +405,7 @@ def test_a_run_that_was_resumed_is_the_run_that_was_not(arm, tmp_path):
 def test_what_was_drawn_and_not_kept_is_in_the_mean_of_pool_mean(tmp_path):
     ada = ("allocation=reinforce_ada", "allocation.rows_per_round=3", "advantage=pool_mean")
     folder = run_small(tmp_path, *ada, *CHECKSUM, "algorithm.num_generations=4", "trainer.max_iterations=2")
-    lines = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    lines = pq.read_table(folder / "rollouts").to_pylist()
     groups = {}
     for line in lines:
         groups.setdefault((line["step"], line["problem"]), []).append(line)

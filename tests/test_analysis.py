@@ -5,13 +5,13 @@ import re
 import sys
 from xml.etree import ElementTree
 
+import pyarrow.parquet as pq
 import pytest
 from analysis_rows import BOOTSTRAP, completion, rollout, write_completions, write_rollouts
 from matplotlib.figure import Figure
 
 from edge_grpo.analysis.build import QUESTIONS, _save
 from edge_grpo.analysis.figures import draw_figures
-from edge_grpo.analysis.rows import read_rollouts
 from edge_grpo.analysis.source import load_source
 from edge_grpo.errors import UserError
 from edge_grpo.programs.analyze import main
@@ -125,7 +125,7 @@ def test_degenerate_runs_are_analyzed_too(tmp_path):
 def test_iterations_select_a_part_of_the_run(tmp_path):
     folder = write_rollouts(tmp_path, run_rows())
     assert set(load_source(str(folder), [1, 5]).frame["step"]) == {1}
-    with pytest.raises(UserError, match=r"iterations=\[7, 9\]: .*rollouts.jsonl has 0 to 1"):
+    with pytest.raises(UserError, match=r"iterations=\[7, 9\]: .*rollouts has 0 to 1"):
         load_source(str(folder), [7, 9])
     with pytest.raises(UserError, match=r"iterations=\[1, 0\]: expected \[first, last\]"):
         load_source(str(folder), [1, 0])
@@ -134,20 +134,9 @@ def test_iterations_select_a_part_of_the_run(tmp_path):
         load_source(str(tmp_path / "evaluation"), [0, 1])
 
 
-def test_a_line_and_a_group_that_a_kill_cut_are_left_out(tmp_path):
-    folder = write_rollouts(tmp_path, run_rows())
-    path = folder / "rollouts.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines)[:-20])  # the last of 8 lines loses its end, its group its second response
-    assert len(read_rollouts(path)) == 7
-    source = load_source(str(folder), None)
-    assert len(source.frame) == 6
-    assert sorted(source.frame["group"].unique()) == [0, 1, 2]
-
-
 def test_the_files_of_other_ranks_are_read_too(tmp_path):
     folder = write_rollouts(tmp_path, run_rows())
-    (folder / "rollouts_rank1.jsonl").write_text((folder / "rollouts.jsonl").read_text())
+    write_rollouts(tmp_path, run_rows(), rank=1)
     frame = load_source(str(folder), None).frame
     # 2 iterations, 2 questions, 2 ranks that both happen to have drawn them.
     assert (len(frame), frame["group"].nunique(), frame["question"].nunique()) == (16, 8, 2)
@@ -160,37 +149,20 @@ def test_the_same_problem_twice_in_an_iteration_is_two_groups(tmp_path):
     assert frame["question"].nunique() == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{broken", r"rollouts.jsonl:2: the line is no JSON object"),
-        ("[1]", r"rollouts.jsonl:2: the line is no JSON object"),
-        (json.dumps(rollout(correct="yes")), r":2: correct is 'yes' \(str\), expected true or false"),
-        (json.dumps(rollout(tokens=1.5)), r":2: tokens is 1.5 \(float\), expected a whole number from 0"),
-        (json.dumps(rollout(reward_after=None)), r":2: reward_after is None \(NoneType\), expected a finite number"),
-        (json.dumps(rollout(entropy=float("inf"))), r":2: entropy is inf \(float\), expected a finite number or null"),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path, line, message):
-    path = tmp_path / "rollouts.jsonl"
-    path.write_text("\n".join([json.dumps(rollout()), line, json.dumps(rollout()), ""]))
-    with pytest.raises(UserError, match=message):
-        read_rollouts(path)
-
-
 def test_other_files_are_refused_in_one_sentence(tmp_path):
-    (tmp_path / "rollouts.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no rows"):
-        load_source(str(tmp_path), None)
-    samples = tmp_path / "samples.jsonl"
-    samples.write_text('{"step": 0, "id": "a"}\n')
-    with pytest.raises(UserError, match=r"samples.jsonl lacks problem, row, .* it is not what edge-grpo"):
-        load_source(str(samples), None)
+    file = write_rollouts(tmp_path / "run", run_rows()) / "rollouts" / "iteration-000001-rank0.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["branch"]), file)
+    pq.write_table(pq.read_table(file), file.with_name("iteration-000000-rank0.parquet"))
+    with pytest.raises(UserError, match=r"iteration-000000-rank0.parquet lacks branch: it is not what edge-grpo"):
+        load_source(str(tmp_path / "run"), None)
+    file.write_text("no")
+    with pytest.raises(UserError, match=r"iteration-000001-rank0.parquet cannot be read: "):
+        load_source(str(tmp_path / "run" / "rollouts"), None)
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(UserError, match=r"x.parquet: not the completions.parquet of edge-grpo-evaluate"):
         load_source(str(tmp_path / "x.parquet"), None)
     (tmp_path / "metrics.csv").write_text("step\n")
-    with pytest.raises(UserError, match=r"is neither a run's rollouts.jsonl nor"):
+    with pytest.raises(UserError, match=r"is neither a run's folder nor"):
         load_source(str(tmp_path / "metrics.csv"), None)
 
 
@@ -200,7 +172,7 @@ def test_folders_without_anything_to_read_say_what_to_give(tmp_path):
     with pytest.raises(UserError, match="holds neither"):
         load_source(str(tmp_path), None)
     (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(UserError, match=r"the run has no rollouts.jsonl"):
+    with pytest.raises(UserError, match=r"the run has no rollouts/"):
         load_source(str(tmp_path), None)
     write_rollouts(tmp_path / "0", run_rows())
     with pytest.raises(UserError, match=f"give one of them\n  {tmp_path / '0'}"):

@@ -133,7 +133,7 @@ ABOUT = {
 
 
 def sample(step, text="2"):
-    """A line of samples.jsonl."""
+    """A sampled row."""
     row = {"step": step, "id": "p", "question": "1 + 1?", "response": text, "gold": "2", "correct": True, "reward": 2.0}
     return row | {"reward_accuracy": 1.0, "branch": "reflect", "tokens": 3, "pieces": [["sampled", text]]}
 

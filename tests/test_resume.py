@@ -60,6 +60,8 @@ def names(folder):
 def assert_same(folder, whole):
     assert equal_weights(weights(folder), weights(whole))
     assert metrics_rows(folder, timed=False) == metrics_rows(whole, timed=False)
+    files = [{path.name: path.read_bytes() for path in (f / "rollouts").iterdir()} for f in (folder, whole)]
+    assert files[0] == files[1]
 
 
 def signal_once(monkeypatch, owner, method, iteration, number):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from small_runs import run_small
 
@@ -48,7 +49,7 @@ def test_a_disk_without_locks_is_told_and_a_run_there_is_not_called_killed(tmp_p
     ],
 )
 def test_a_run_says_how_it_ended(tmp_path, monkeypatch, raised, expected):
-    def fail(*args):
+    def fail(*args, **options):
         raise raised
 
     monkeypatch.setattr(rollouts, "rollout_rows", fail)
@@ -74,7 +75,7 @@ def test_a_refused_resume_leaves_a_finished_run_finished(tmp_path):
 
 def test_every_response_of_a_run_has_its_line(tmp_path):
     run_small(tmp_path, "experiment=edge_grpo", "correction.reflection_tokens=8", "correction.max_response_tokens=128")
-    rows = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    rows = pq.read_table(tmp_path / "rollouts").to_pylist()
     # 2 iterations of 2 problems with 2 responses each; a random policy is never right.
     assert [(row["step"], row["row"]) for row in rows] == [(step, g) for step in (0, 1) for g in (0, 1, 0, 1)]
     for row in rows:
@@ -88,6 +89,8 @@ def test_every_response_of_a_run_has_its_line(tmp_path):
         assert row["advantage"] is not None
     revived = [row for row in rows if row["advantage"] != 0]
     assert all(row["eda/multiplier"] > 0 and row["eda/clamped"] in (0, 1) for row in revived)
+    for row in revived:
+        assert row["advantage"] == pytest.approx(row["advantage/base"] * row["eda/multiplier"], rel=1e-5)
     # A right and a wrong row of a group have advantages of opposite sign.
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         if first["correct_after"] != second["correct_after"]:
@@ -96,10 +99,10 @@ def test_every_response_of_a_run_has_its_line(tmp_path):
 
 def test_rows_that_the_group_filter_took_out_have_no_advantage(tmp_path):
     run_small(tmp_path, "experiment=vanilla", "group_filter=drop_zero_variance")
-    rows = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    rows = pq.read_table(tmp_path / "rollouts").to_pylist()
     # Every group is all wrong; where all are dropped the first stands in with weight 0.
     assert [row["advantage"] for row in rows] == [0.0, 0.0, None, None] * 2
-    assert not [name for row in rows for name in row if name.startswith("eda/")]  # vanilla reports nothing
+    assert not {"eda/multiplier", "advantage/base"} & rows[0].keys()  # vanilla reports nothing
 
 
 def test_a_finished_run_whose_process_died_before_it_said_so_is_finished(tmp_path):

@@ -1,20 +1,30 @@
 """Sampled completions: who wrote which part of them, as rows, as HTML, and across a resume."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 
-from edge_grpo.algorithms.iteration import Iteration
-from edge_grpo.callbacks.samples import SampleWriter, describe_rows, pieces
+from edge_grpo.algorithms.iteration import Iteration, TrainedRows
+from edge_grpo.callbacks.rollouts import RolloutRecords
+from edge_grpo.callbacks.samples import Samples, describe_rows
+from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.loggers.hooks import RunLogger
 from edge_grpo.loggers.samples import as_html
+from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.runs.rollout_files import RolloutFiles, read_table, rollout_files
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Turn
 
 KINDS = {"s": Provenance.SAMPLED, "i": Provenance.INJECTED, "r": Provenance.REFERENCE}
 EOS = 0
+# What ByteLevel writes for a byte: printable ones as they are, the others from U+0100 on, in order.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_WRITTEN = {b: chr(b) for b in _PRINTABLE} | {
+    b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in _PRINTABLE)
+}
+BYTE_IDS = {b: i for i, b in enumerate(sorted(_WRITTEN, key=_WRITTEN.__getitem__))}
+"""byte -> its token in `byte_tokenizer`"""
 
 
 def decode(ids):
@@ -48,14 +58,41 @@ BATCH = corrected(
 )
 
 
+def pieces(one, text):
+    texts = TokenTexts(decode)
+    return texts.pieces(one, text, texts.characters(one, text))
+
+
 def test_pieces_are_runs_of_one_writer():
-    assert pieces(BATCH.scored.rollout.responses[0], decode) == [
-        ["sampled", "it is 3"],
-        ["injected", " Wait!"],
-        ["sampled", " 2"],
+    assert pieces(BATCH.scored.rollout.responses[0], "it is 3 Wait! 2") == [
+        ("sampled", "it is 3"),
+        ("injected", " Wait!"),
+        ("sampled", " 2"),
     ]
     # An EOS that somebody else wrote has no text, so it is no piece.
-    assert pieces(response(("s", "2"), ("i", "\0")), decode) == [["sampled", "2"]]
+    assert pieces(response(("s", "2"), ("i", "\0")), "2") == [("sampled", "2")]
+
+
+def test_a_character_of_several_tokens_belongs_to_the_last_of_them():
+    tokenizer = byte_tokenizer()
+    texts = TokenTexts(lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+
+    def characters(content):
+        ids = torch.tensor([BYTE_IDS[byte] for byte in content])
+        one = Response(ids, ids * 0.0, None, (ids * 0).to(torch.int8), "stop")
+        return texts.characters(one, texts.decode(ids))
+
+    assert characters("½ = €".encode()) == [0, 1, 1, 1, 1, 0, 0, 1]
+    # A byte that is no character shows as one that stands for it, and what follows stays in its place.
+    assert characters(b"a\xffb") == [1, 1, 1]
+    assert characters(b"\xe2\x82b") == [1, 0, 1]
+
+
+def test_a_space_that_a_token_alone_does_not_have_is_the_tokens():
+    words = {1: "so", 2: "it", 3: "is"}
+    texts = TokenTexts(lambda ids: " ".join(words[i] for i in ids.tolist()))
+    one = Response(torch.tensor([1, 2, 3]), torch.zeros(3), None, torch.zeros(3, dtype=torch.int8), "stop")
+    assert texts.characters(one, "so it is") == [2, 3, 3]
 
 
 def test_a_chat_is_shown_with_its_turns():
@@ -80,7 +117,7 @@ def test_rows_hold_rewards_branch_and_pieces():
         "sampled_tokens": 7 + 3,  # "it is 3", " 2" and the EOS
         "tokens": 7 + 6 + 3,
         "finish_reason": "stop",
-        "pieces": [["sampled", "it is 3"], ["injected", " Wait!"], ["sampled", " 2"]],
+        "pieces": [("sampled", "it is 3"), ("injected", " Wait!"), ("sampled", " 2")],
     }
     assert [row["branch"] for row in rows] == ["reflect", "solution"]  # two rows were asked for
 
@@ -102,23 +139,53 @@ class Shown(RunLogger):
         self.seen = []
 
     def log_samples(self, rows, step):
-        self.seen.append((step, [row["pieces"] for row in rows]))
+        assert {row["step"] for row in rows} == {step}
+        self.seen.append((step, [{k: v for k, v in row.items() if k != "step"} for row in rows]))
 
 
-def test_a_resumed_run_cuts_the_file_back_and_shows_the_rest_again(tmp_path):
-    def part(steps):
+def test_a_resumed_run_shows_again_what_its_rollouts_have(tmp_path):
+    sampled = replace(BATCH.scored, rollout=Rollout(BATCH.scored.rollout.problems, (response(("s", "?")),) * 3, 3))
+    n = torch.zeros(3)
+    iteration = Iteration({}, sampled=sampled, corrected=BATCH, trained=TrainedRows(torch.arange(3), n, {}))
+    policy, rewards = SimpleNamespace(decode=decode), SimpleNamespace(unparsed=lambda problems, texts: [False] * 3)
+    module = SimpleNamespace(policy=policy, rewards=rewards)
+
+    def part(steps, keep_gb=None):
         logger = Shown()
-        trainer = SimpleNamespace(is_global_zero=True, current_epoch=steps[0], loggers=[object(), logger])
-        module = SimpleNamespace(policy=SimpleNamespace(decode=decode))
-        writer = SampleWriter(str(tmp_path), every_n_iterations=2, num_rows=2)
-        writer.on_train_start(trainer, module)
+        trainer = SimpleNamespace(
+            is_global_zero=True, current_epoch=steps[0], loggers=[object(), logger], world_size=1, global_rank=0
+        )
+        callbacks = [
+            Samples(str(tmp_path), every_n_iterations=2, num_rows=2),
+            RolloutRecords(str(tmp_path), True, keep_gb),
+        ]
+        for callback in callbacks:
+            callback.on_train_start(trainer, module)
         for trainer.current_epoch in steps:
-            writer.on_train_batch_end(trainer, module, {"iteration": Iteration({}, corrected=BATCH)})
+            for callback in callbacks:
+                callback.on_train_batch_end(trainer, module, {"iteration": iteration})
         return logger.seen
 
-    expected = [[["sampled", "it is 3"], ["injected", " Wait!"], ["sampled", " 2"]], [["reference", "so 2"]]]
+    expected = describe_rows(BATCH, 2, decode)
     assert part(range(5)) == [(step, expected) for step in (0, 2, 4)]
-    # From a checkpoint of iteration 3: 0 and 2 stay and are shown again, 4 is drawn anew.
+    # From a checkpoint of iteration 3: 0 and 2 are shown again from the files, 4 is drawn anew.
     assert part(range(3, 7)) == [(step, expected) for step in (0, 2, 4, 6)]
-    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 0, 2, 2, 4, 4, 6, 6]
+    assert [step for step, _, _ in rollout_files(tmp_path)] == list(range(7))
+    # The bound leaves the numbers of all, and shows what is there.
+    size = max(path.stat().st_size for _, _, path in rollout_files(tmp_path))
+    assert part(range(7, 9), keep_gb=3.5 * size / 1e9) == [(step, expected) for step in (0, 2, 4, 6, 8)]
+    texts = read_table(tmp_path, ["step", "response"]).to_pylist()
+    assert {row["step"] for row in texts} == set(range(9))
+    assert {row["step"] for row in texts if row["response"] is not None} == {6, 7, 8}
+
+
+def test_a_resume_drops_what_it_writes_again_and_no_more(tmp_path):
+    ranks = [RolloutFiles(tmp_path, rank, keep_bytes=None) for rank in (0, 1)]
+    for step in range(4):
+        for files in ranks:
+            files.append(step, [{"group": 0, "row": 0}])
+    (tmp_path / "rollouts" / "iteration-000004-rank0.tmp").write_text("half")
+    ranks[0].cut_back(2)
+    left = [(step, rank) for step, rank, _ in rollout_files(tmp_path)]
+    assert left == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1)]
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from small_runs import SHORT, equal_weights, metrics_rows, offline_history, run_small, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edge_grpo.callbacks.samples import recorded_rows
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
@@ -227,9 +228,8 @@ def test_dropped_groups_leave_the_weights_alone(run):
 
 
 def test_samples_are_whole_groups_with_their_branches(run):
-    records = [json.loads(line) for line in (run("gec") / "samples.jsonl").read_text().splitlines()]
-    assert len(records) == 4  # iteration 0 only (every 5th), 2 problems x 2 responses
-    assert {r["step"] for r in records} == {0}
+    records = recorded_rows(run("gec"), step=0, num_rows=16)
+    assert len(records) == 4  # 2 problems x 2 responses
     assert [r["id"] for r in records] == [records[0]["id"]] * 2 + [records[2]["id"]] * 2
     assert {r["branch"] for r in records} <= {"reflect", "answer", "solution"}
     for r in records:

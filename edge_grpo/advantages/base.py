@@ -147,11 +147,16 @@ class AdvantageInputs:
         return self.graded.correct.view(-1, self.num_generations)
 
 
+BASE_ADVANTAGE = "advantage/base"
+"""name under which a strategy over another one records the advantages [N] or [N, T] before entropies changed them"""
+
+
 class Advantage(Protocol):
     """Advantage strategy: returns advantages [N] or [N, T] and what it reports.
 
     What it reports is name -> [N] of rows or [N, T] of tokens; an attribute `metrics` says how each is logged (see
-    `StrategyMetric`), and may be absent where there is nothing. rollouts.jsonl has the values of every row.
+    `StrategyMetric`), and may be absent where there is nothing. An attribute `records` names what is not logged. The
+    run's `rollouts/` has all of them, row by row.
 
     An attribute `reads_pass_rate` that is true says that it takes the share of right rows for the policy's own success
     rate, or the share of groups of equal rewards for the policy's own collapse, so that corrected rows mislead it.
@@ -222,6 +227,10 @@ class OverBase:
         return getattr(self.base, "metrics", {})
 
     @property
+    def records(self) -> tuple[str, ...]:
+        return records_over(self.base)
+
+    @property
     def min_generations(self) -> int:
         return min_generations(self.base)
 
@@ -242,7 +251,13 @@ class OverBase:
         if inputs.entropy is None:
             raise ValueError(f"{type(self).__name__} needs token entropies")
         advantages, reports = self.base(inputs)
+        reports = {BASE_ADVANTAGE: advantages.detach(), **reports}
         return advantages if advantages.ndim == 2 else advantages[:, None], inputs.entropy.detach(), reports
+
+
+def records_over(base: Any) -> tuple[str, ...]:
+    """The `records` of a strategy over `base`: of several over one another the innermost says what the base was."""
+    return tuple(dict.fromkeys((BASE_ADVANTAGE, *getattr(base, "records", ()))))
 
 
 def min_generations(advantage: Any) -> int:

@@ -6,7 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edge_grpo.advantages.base import Advantage, AdvantageInputs, check_positive, min_generations
+from edge_grpo.advantages.base import (
+    BASE_ADVANTAGE,
+    Advantage,
+    AdvantageInputs,
+    check_positive,
+    min_generations,
+    records_over,
+)
 from edge_grpo.metric import StrategyMetric, StrategyMetrics
 
 # Below this an entropy counts as this (nats): keeps 1 / P^ finite for a deterministic response.
@@ -66,6 +73,10 @@ class EntropyDriven:
         """Of `METRICS`, and the base's."""
         return {**getattr(self.base, "metrics", {}), **METRICS}
 
+    @property
+    def records(self) -> tuple[str, ...]:
+        return records_over(self.base)
+
     def __post_init__(self) -> None:
         if self.clamp is not None:
             check_positive(clamp=self.clamp)
@@ -94,6 +105,7 @@ class EntropyDriven:
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N] rewards and [N, T] entropies -> [N] advantages; reports `eda/multiplier` and `eda/clamped`, [N]."""
         advantages, reports = self.base(inputs)
+        reports = {BASE_ADVANTAGE: advantages.detach(), **reports}
         multiplier = self._multiplier(self._mean_entropy(inputs), inputs.num_generations)
         if advantages.ndim == 2:
             multiplier = multiplier[:, None]

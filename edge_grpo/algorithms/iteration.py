@@ -54,7 +54,7 @@ def trained_rows(update: GRPOUpdate) -> TrainedRows:
     mask = update.batch.completion_mask
     # Where every group has collapsed one of them is computed all the same, so that every rank takes part.
     zero = ((update.advantages * mask) == 0).view(-1, update.num_generations * mask.shape[1]).all(1)
-    zero = zero.repeat_interleave(update.num_generations)
+    zero = zero.repeat_interleave(update.num_generations).cpu()
     values = {name: of.masked_fill(zero, torch.nan) for name, of in update.of_advantage.rows().items()}
     return TrainedRows(update.batch.row_ids, row_means(update.advantages, mask), values)
 

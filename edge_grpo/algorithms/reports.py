@@ -15,6 +15,12 @@ def declared_by(strategy: Any) -> StrategyMetrics:
     return getattr(strategy, "metrics", {})
 
 
+def reported_by(strategy: Any) -> list[str]:
+    """The names under which it returns values: those of its metrics, and its `records`, which are not logged."""
+    of_metrics = [metric.of or name for name, metric in declared_by(strategy).items()]
+    return list(dict.fromkeys([*getattr(strategy, "records", ()), *of_metrics]))
+
+
 def declared(strategies: Sequence[Any], taken: Callable[[str], object]) -> dict[str, StrategyMetric]:
     """Logged name -> definition, of all strategies.
 
@@ -48,14 +54,14 @@ class Reports:
     """The values of one strategy over the rows of a batch, an update epoch after the other.
 
     Args:
-        strategy: declares its metrics; every value that it returns must belong to one of them.
+        strategy: declares its metrics and records; every value that it returns must belong to one of them.
         num_rows: N.
     """
 
     def __init__(self, strategy: Any, num_rows: int) -> None:
         self.name, self.metrics = type(strategy).__name__, declared_by(strategy)
         self.num_rows = num_rows
-        self._known = {metric.of or name for name, metric in self.metrics.items()}
+        self._known = reported_by(strategy)
         # name -> epoch -> [N] sums over the row's tokens, and the tokens that they are over; NaN and 0 where nobody
         # reported. A micro-batch may be computed again, where a gradient that is not finite is looked for.
         self._sums: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
@@ -91,8 +97,11 @@ class Reports:
                 kept[rows] = new
 
     def rows(self) -> dict[str, Tensor]:
-        """Name -> [N] mean of each row in the first epoch; NaN where there is none."""
-        return {name: sums / counts for name, epochs in self._sums.items() for sums, counts in [epochs[min(epochs)]]}
+        """Name -> [N] mean of each row in the first epoch, of every declared name; NaN where there is none."""
+        nothing = torch.full((self.num_rows,), torch.nan)
+        first = {name: epochs[min(epochs)] for name, epochs in self._sums.items()}
+        means = {name: (sums / counts).cpu() for name, (sums, counts) in first.items()}
+        return {name: means.get(name, nothing) for name in self._known}
 
     def reduced(self) -> dict[str, float]:
         """Logged name -> number; a name of which nothing was reported is absent."""

@@ -1,6 +1,5 @@
 """What is analyzed: the rollouts of a run, or the completions of an evaluation."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from edge_grpo.analysis.rows import read_rollouts
 from edge_grpo.errors import UserError, first_lines
+from edge_grpo.evaluation.completions import FILE as COMPLETIONS_FILE
 from edge_grpo.evaluation.completions import read_completions
+from edge_grpo.runs.rollout_files import FOLDER as ROLLOUTS
+from edge_grpo.runs.rollout_files import read_rollouts, rollout_files
 
-log = logging.getLogger(__name__)
-
-ROLLOUTS_FILE, COMPLETIONS_FILE = "rollouts.jsonl", "completions.parquet"
 COMPLETIONS: Mapping[str, Any] = {
     "benchmark": str,
     "problem": str,
@@ -28,6 +26,8 @@ COMPLETIONS: Mapping[str, Any] = {
     "forced_correct": "boolean",
 }
 """columns of completions.parquet -> types to compute with; "boolean" has nulls"""
+OF_EDA = {"eda/multiplier": "multiplier", "eda/clamped": "clamped"}
+"""column of a run's rollouts -> ours, of those that only runs with advantage=entropy_driven have"""
 MORE_SAMPLES = "evaluation.num_samples=8 evaluation.temperature=0.6"
 
 
@@ -36,9 +36,9 @@ class Source:
     """One row a response.
 
     Args:
-        path: the file.
+        path: the file, or the run's folder of files.
         kind: where the rows come from.
-        frame: [N] rows as in the file, and `question` and `group`, numbers from 0 without gaps. A question is the
+        frame: [N] rows as in the files, and `question` and `group`, numbers from 0 without gaps. A question is the
             unit that is resampled. A group holds the responses to one question from one policy: all of them in an
             evaluation, those of one iteration in a run.
         evaluations: folders of the run's evaluations.
@@ -70,7 +70,7 @@ class Source:
 
 
 def find_source(source: str) -> Path:
-    """The file that `source` names, or that is in the folder that it names.
+    """The completions.parquet or the run's rollouts that `source` names, or that are in the folder that it names.
 
     Raises:
         UserError: there is none.
@@ -79,24 +79,29 @@ def find_source(source: str) -> Path:
     if not path.exists():
         raise UserError(f"source={source}: does not exist; give the folder of a run or of an evaluation")
     if path.is_file():
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise UserError(
-                f"source={source}: is neither a run's {ROLLOUTS_FILE} nor an evaluation's {COMPLETIONS_FILE}"
-            )
+        if path.suffix != ".parquet":
+            raise UserError(f"source={source}: is neither a run's folder nor an evaluation's {COMPLETIONS_FILE}")
         return path
-    for name in (ROLLOUTS_FILE, COMPLETIONS_FILE):
-        if (path / name).is_file():
-            return path / name
-    below = sorted(file.parent for name in (ROLLOUTS_FILE, COMPLETIONS_FILE) for file in path.rglob(name))
+    for found in (path / ROLLOUTS, path):
+        if found.name == ROLLOUTS and rollout_files(found.parent):
+            return found
+    if (path / COMPLETIONS_FILE).is_file():
+        return path / COMPLETIONS_FILE
+    below = sorted(
+        found.parent
+        for name in (ROLLOUTS, COMPLETIONS_FILE)
+        for found in path.rglob(name)
+        if found.is_file() or rollout_files(found.parent)
+    )
     if below:
         raise UserError(f"source={source}: holds several to analyze, give one of them\n{first_lines(below)}")
     if (path / "config.yaml").is_file():
         raise UserError(
-            f"source={source}: the run has no {ROLLOUTS_FILE}. edge-grpo-train writes it in every iteration, unless "
+            f"source={source}: the run has no {ROLLOUTS}/. edge-grpo-train writes it in every iteration, unless "
             "callbacks.rollouts=null; supervised runs sample nothing. `edge-grpo-evaluate run=...` samples from it"
         )
     raise UserError(
-        f"source={source}: holds neither {ROLLOUTS_FILE} nor {COMPLETIONS_FILE}; "
+        f"source={source}: holds neither {ROLLOUTS}/ nor {COMPLETIONS_FILE}; "
         "give the folder of a run or of an evaluation"
     )
 
@@ -114,7 +119,7 @@ def load_source(source: str, iterations: Sequence[int] | None) -> Source:
     """Read what `source` names.
 
     Args:
-        source: folder of a run or of an evaluation, or the file in it.
+        source: folder of a run or of an evaluation, or what is read in it.
         iterations: [first, last] of a run that count; None for all.
 
     Raises:
@@ -127,10 +132,9 @@ def load_source(source: str, iterations: Sequence[int] | None) -> Source:
             raise UserError("iterations is for runs, an evaluation has none: remove it")
         frame = read_completions(path, list(COMPLETIONS)).astype(dict(COMPLETIONS))
         return Source(path, "evaluation", _numbered(frame, ["benchmark", "problem"], ["benchmark", "problem"]))
-    # Each rank wrote the groups that it sampled; the first one's file is the one that is named.
-    ranks = sorted(path.parent.glob(f"{path.stem}_rank*{path.suffix}"))
-    frame = pd.concat([_groups(read_rollouts(file)).assign(file=i) for i, file in enumerate([path, *ranks])])
-    frame = _numbered(_window(path, frame, iterations), ["problem"], ["file", "step", "problem", "again"])
+    frame = read_rollouts(path.parent).rename(columns={**OF_EDA, "group": "place"})
+    frame = frame.assign(**{name: np.nan for name in OF_EDA.values() if name not in frame})
+    frame = _numbered(_window(path, frame, iterations), ["problem"], ["rank", "step", "place"])
     evaluations = tuple(sorted(file.parent for file in path.parent.glob(f"evaluation/*/{COMPLETIONS_FILE}")))
     return Source(path, "run", frame, evaluations)
 
@@ -138,19 +142,6 @@ def load_source(source: str, iterations: Sequence[int] | None) -> Source:
 def _numbered(frame: pd.DataFrame, question: list[str], group: list[str]) -> pd.DataFrame:
     frame = frame.reset_index(drop=True)
     return frame.assign(question=frame.groupby(question).ngroup(), group=frame.groupby(group).ngroup())
-
-
-def _groups(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one file with `again`, which tells groups of the same problem in one iteration apart.
-
-    Leaves out the last group if a kill cut it: half a group would count as mixed or not by chance.
-    """
-    frame = frame.assign(again=frame.groupby(["step", "problem", "row"]).cumcount())
-    sizes = frame.groupby(["step", "problem", "again"])["row"].transform("size")
-    if sizes.iloc[-1] == sizes.max():
-        return frame
-    log.warning("the last group has %d of %d responses and is left out", sizes.iloc[-1], sizes.max())
-    return frame.iloc[: -sizes.iloc[-1]]
 
 
 def _window(path: Path, frame: pd.DataFrame, iterations: Sequence[int] | None) -> pd.DataFrame:

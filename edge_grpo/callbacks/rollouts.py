@@ -1,43 +1,61 @@
-"""Every response of every iteration as one line of numbers: what the analysis of a run reads."""
+"""Every response of every iteration as a row of `rollouts/`: what the analysis of a run and its reader read."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from edge_grpo.algorithms.iteration import Iteration, TrainedRows
-from edge_grpo.callbacks.step_rows import append_rows, cut_back
-from edge_grpo.types import Provenance, Response
+from edge_grpo.callbacks.token_texts import TokenTexts
+from edge_grpo.errors import UserError
+from edge_grpo.rewards.base import WeightedRewards
+from edge_grpo.runs.rollout_files import RolloutFiles
+from edge_grpo.types import Problem, Provenance, Response, ScoredRollout
 
 
 class RolloutRecords(pl.Callback):
-    """Appends a line a response to `<folder>/rollouts.jsonl`, without texts (those are in samples.jsonl).
+    """Writes a file an iteration into `<folder>/rollouts`, in every rank the rows that it sampled.
 
     Args:
-        folder: of the file; other ranks than the first have `rollouts_rank<r>.jsonl` beside it.
+        folder: of the run.
+        tokens: whether the rows have an entropy and a log-prob for each token, as half-floats.
+        keep_gb: of files with texts, in 1e9 bytes, of all ranks together. Beyond it the oldest iterations lose texts
+            and tokens and keep their numbers. 0 keeps numbers alone, null everything.
+
+    Raises:
+        UserError: `keep_gb` below 0.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "rollouts.jsonl"
+    def __init__(self, folder: str, tokens: bool, keep_gb: float | None) -> None:
+        if keep_gb is not None and keep_gb < 0:
+            raise UserError(f"callbacks.rollouts.keep_gb={keep_gb} must be at least 0, or null to keep everything")
+        self.folder, self.tokens, self.keep_gb = Path(folder), tokens, keep_gb
+        self._texts: TokenTexts | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what a resumed run will write again."""
-        cut_back(self._path(trainer), trainer.current_epoch)
+        keep = None if self.keep_gb is None else self.keep_gb * 1e9 / trainer.world_size
+        self._files = RolloutFiles(self.folder, trainer.global_rank, keep)
+        self._files.cut_back(trainer.current_epoch)
+        self._texts = TokenTexts(pl_module.policy.decode)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
     ) -> None:
-        append_rows(self._path(trainer), trainer.current_epoch, rollout_rows(outputs["iteration"]))
+        assert self._texts is not None
+        rows = rollout_rows(outputs["iteration"], self._texts, pl_module.rewards, tokens=self.tokens)
+        if rows:
+            self._files.append(trainer.current_epoch, rows)
 
-    def _path(self, trainer: pl.Trainer) -> Path:
-        rank = trainer.global_rank
-        return self.path.with_stem(f"{self.path.stem}_rank{rank}") if rank else self.path
 
-
-def rollout_rows(iteration: Iteration) -> list[dict[str, Any]]:
-    """One record a row of the rollout; none where nothing was sampled.
+def rollout_rows(
+    iteration: Iteration, texts: TokenTexts, rewards: WeightedRewards, *, tokens: bool
+) -> list[dict[str, Any]]:
+    """One record a row of the rollout (see `runs/rollout_files.py`); none where nothing was sampled.
 
     `advantage` (the mean over the row's tokens) and what the advantage strategy reports, such as `eda/multiplier`, are
     null for rows that the group filter took out; the latter also where all advantages of the group are 0. Where a
@@ -48,25 +66,99 @@ def rollout_rows(iteration: Iteration) -> list[dict[str, Any]]:
         return []
     taken = _advantages(trained)
     nothing = dict.fromkeys(("advantage", *trained.values))
-    before, after = sampled.rollout.responses, corrected.scored.rollout.responses
+    before = _graded(sampled, rewards, "")
+    after = _graded(corrected.scored, rewards, "_after")
     g = sampled.rollout.num_generations
     return [
         {
-            "problem": sampled.rollout.problem_of(row).id,
+            "group": row // g,
             "row": row % g,
-            "correct": bool(sampled.scores.correct[row]),
-            "correct_after": bool(corrected.scored.scores.correct[row]),
-            "reward": float(sampled.scores.rewards[row]),
-            "reward_after": float(corrected.scored.scores.rewards[row]),
+            "entropy": _mean_entropy(sampled.rollout.responses[row]),
             "branch": corrected.branches[row] or "",
-            "tokens": len(before[row]),
-            "tokens_after": len(after[row]),
-            "sampled_tokens_after": int((after[row].provenance == Provenance.SAMPLED).sum()),
-            "entropy": _mean_entropy(before[row]),
+            "sampled_tokens_after": _sampled_tokens(corrected.scored.rollout.responses[row]),
+            **before[row],
+            **after[row],
             **taken.get(row, nothing),
+            **_written(sampled, corrected.scored, row, texts, tokens=tokens),
         }
         for row in range(len(before))
     ]
+
+
+def _graded(scored: ScoredRollout, rewards: WeightedRewards, when: str) -> list[dict[str, Any]]:
+    """What grading says of each row, before or after correction."""
+    rollout, scores = scored.rollout, scored.scores
+    problems = [rollout.problem_of(row) for row in range(rollout.num_rows)]
+    unparsed = rewards.unparsed(problems, scored.texts)
+    return [
+        {
+            f"correct{when}": bool(scores.correct[row]),
+            f"unparsed{when}": unparsed[row],
+            f"reward{when}": float(scores.rewards[row]),
+            f"tokens{when}": len(response),
+            f"finish_reason{when}": response.finish_reason,
+            **{f"reward{when}/{name}": float(part[row]) for name, part in scores.parts.items()},
+        }
+        for row, response in enumerate(rollout.responses)
+    ]
+
+
+def _written(
+    sampled: ScoredRollout, after: ScoredRollout, row: int, texts: TokenTexts, *, tokens: bool
+) -> dict[str, Any]:
+    """Problem, texts and tokens of a row."""
+    problem, other = sampled.rollout.problem_of(row), after.rollout.problem_of(row)
+    response, changed = sampled.rollout.responses[row], after.rollout.responses[row]
+    record = {
+        "problem": problem.id,
+        "question": problem.transcript,
+        "answers": list(problem.answers),
+        "response": sampled.texts[row],
+    }
+    if tokens:
+        record |= _tokens(response, texts.characters(response, sampled.texts[row]), "")
+    if _same(response, changed):
+        return record
+    characters = texts.characters(changed, after.texts[row])
+    pieces = texts.pieces(changed, after.texts[row], characters)
+    record["pieces_after"] = [{"by": by, "text": text} for by, text in pieces]
+    if changed.prompt_ids is not None:
+        record["prompt_after"] = texts.decode(torch.tensor(changed.prompt_ids))
+    return record | (_tokens(changed, characters, "_after") if tokens else {}) | _replaced(problem, other)
+
+
+def _same(one: Response, other: Response) -> bool:
+    if one is other:
+        return True
+    tensors = ((one.token_ids, other.token_ids), (one.provenance, other.provenance))
+    return one.prompt_ids == other.prompt_ids and all(torch.equal(a, b) for a, b in tensors)
+
+
+def _replaced(problem: Problem, other: Problem) -> dict[str, Any]:
+    if other.id == problem.id:
+        return {}
+    return {
+        "problem_after": other.id,
+        "question_after": other.transcript,
+        "answers_after": list(other.answers),
+    }
+
+
+def _tokens(response: Response, characters: list[int], when: str) -> dict[str, Any]:
+    entropies = response.entropies
+    return {
+        f"token_characters{when}": characters,
+        f"entropies{when}": None if entropies is None else _halves(entropies),
+        f"logprobs{when}": _halves(response.sampling_logprobs),
+    }
+
+
+def _halves(values: Any) -> Any:
+    return values.detach().cpu().numpy().astype(np.float16)
+
+
+def _sampled_tokens(response: Response) -> int:
+    return int((response.provenance == Provenance.SAMPLED).sum())
 
 
 def _advantages(trained: TrainedRows) -> dict[int, dict[str, float | None]]:
@@ -86,5 +178,5 @@ def _mean_entropy(response: Response) -> float | None:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
+    """A row has null in place of NaN."""
     return value if math.isfinite(value) else None

@@ -1,42 +1,43 @@
-"""Sampled completions with their rewards, branches and provenance: as JSON lines, and in the loggers that show them."""
+"""Sampled completions with their rewards, branches and provenance, in the loggers that show them."""
 
-import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from edge_grpo.algorithms.iteration import Iteration
-from edge_grpo.callbacks.step_rows import append_rows, cut_back
+from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.loggers.hooks import run_loggers
-from edge_grpo.types import Provenance, Response
+from edge_grpo.runs.rollout_files import TEXTS, read_table, rollout_files
+from edge_grpo.types import Provenance
 
 
-class SampleWriter(pl.Callback):
-    """Appends some rows of the iteration to `<folder>/samples.jsonl`, and hands them to the loggers that show samples.
+class Samples(pl.Callback):
+    """Hands some rows of the iteration, after correction, to the loggers that show samples.
 
-    The rows are those of the first problems of the iteration, whole groups first to last.
+    The rows are those of the first problems of the iteration, whole groups first to last. A run that is resumed hands
+    over again those that its `rollouts/` still has, for a logger that has lost them.
 
     Args:
-        folder: of the file.
+        folder: of the run.
         every_n_iterations: at least 1.
         num_rows: rows a time.
     """
 
     def __init__(self, folder: str, every_n_iterations: int, num_rows: int) -> None:
-        self.path = Path(folder) / "samples.jsonl"
+        self.folder = Path(folder)
         self.every_n_iterations, self.num_rows = max(every_n_iterations, 1), num_rows
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Drop what a resumed run will write again; log what it will not, for a logger that has lost it."""
-        if trainer.is_global_zero:
-            rows = cut_back(self.path, trainer.current_epoch)
-            for step, group in itertools.groupby(rows, key=lambda row: row["step"]):
-                _show(trainer, list(group), step)
+        """Log what a resumed run will not log again."""
+        if not trainer.is_global_zero or not run_loggers(trainer.loggers):
+            return
+        steps = {step for step, rank, _ in rollout_files(self.folder) if rank == 0 and step < trainer.current_epoch}
+        for step in sorted(step for step in steps if step % self.every_n_iterations == 0):
+            _show(trainer, recorded_rows(self.folder, step, self.num_rows), step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
@@ -45,24 +46,22 @@ class SampleWriter(pl.Callback):
         if not trainer.is_global_zero or step % self.every_n_iterations:
             return
         corrected = outputs["iteration"].corrected
-        if corrected is None:  # nothing is sampled
-            return
-        rows = describe_rows(corrected, self.num_rows, pl_module.policy.decode)
-        append_rows(self.path, step, rows)
-        _show(trainer, [{"step": step, **row} for row in rows], step)
+        if corrected is not None:  # else nothing is sampled
+            _show(trainer, describe_rows(corrected, self.num_rows, pl_module.policy.decode), step)
 
 
 def _show(trainer: pl.Trainer, rows: list[dict[str, Any]], step: int) -> None:
     for logger in run_loggers(trainer.loggers) if rows else ():
-        logger.log_samples(rows, step)
+        logger.log_samples([{"step": step, **row} for row in rows], step)
 
 
 def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor], str]) -> list[dict[str, Any]]:
     """The first rows of a corrected rollout as flat records; `decode` turns token ids into text."""
-    scored = corrected.scored
+    scored, texts = corrected.scored, TokenTexts(decode)
     records = []
     for row in range(min(num_rows, scored.rollout.num_rows)):
         problem, response = scored.rollout.problem_of(row), scored.rollout.responses[row]
+        characters = texts.characters(response, scored.texts[row])
         records.append(
             {
                 "id": problem.id,
@@ -76,18 +75,38 @@ def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor]
                 "sampled_tokens": int((response.provenance == Provenance.SAMPLED).sum()),
                 "tokens": len(response),
                 "finish_reason": response.finish_reason,
-                "pieces": pieces(response, decode),
+                "pieces": texts.pieces(response, scored.texts[row], characters),
             }
         )
     return records
 
 
-def pieces(response: Response, decode: Callable[[Tensor], str]) -> list[list[str]]:
-    """[provenance, text] of every run of tokens that one writer wrote, in order.
+def recorded_rows(run: Path, step: int, num_rows: int) -> list[dict[str, Any]]:
+    """The same records of an iteration that the first rank has written; none where its texts were dropped."""
+    table = read_table(run, steps=[step])
+    for name, column in zip(TEXTS.names, read_table(run, TEXTS.names, steps=[step]).columns, strict=True):
+        table = table.append_column(name, column)
+    rows = [row for row in table.to_pylist() if row["rank"] == 0 and row["response"] is not None]
+    return [_recorded(row) for row in rows[:num_rows]]
 
-    Each is decoded alone, so a character whose bytes two writers share shows as a replacement character here.
-    """
-    kinds, lengths = torch.unique_consecutive(response.provenance, return_counts=True)
-    parts = response.token_ids.split(lengths.tolist())
-    texts = [[Provenance(int(kind)).name.lower(), decode(part)] for kind, part in zip(kinds, parts, strict=True)]
-    return [[kind, text] for kind, text in texts if text]  # an EOS alone has no text
+
+def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:
+    after = "" if row["problem_after"] is None else "_after"
+    pieces = [("sampled", row["response"])] if row["response"] else []
+    if row["pieces_after"] is not None:
+        pieces = [(piece["by"], piece["text"]) for piece in row["pieces_after"]]
+    parts = {key: value for key, value in row.items() if str(key).startswith("reward_after/")}
+    return {
+        "id": row[f"problem{after}"],
+        "question": row[f"question{after}"],
+        "response": "".join(text for _, text in pieces),
+        "gold": " | ".join(row[f"answers{after}"]),
+        "correct": row["correct_after"],
+        "reward": row["reward_after"],
+        **{f"reward_{name.removeprefix('reward_after/')}": value for name, value in parts.items()},
+        "branch": row["branch"],
+        "sampled_tokens": row["sampled_tokens_after"],
+        "tokens": row["tokens_after"],
+        "finish_reason": row["finish_reason_after"],
+        "pieces": pieces,
+    }

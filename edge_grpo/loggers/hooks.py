@@ -6,7 +6,7 @@ from typing import Any
 from edge_grpo.metric import Metric
 
 Row = Mapping[str, Any]
-"""a line of samples.jsonl with its step; `pieces` are (provenance, text) in order"""
+"""a sampled row with its step; `pieces` are (provenance, text) in order"""
 
 
 class RunLogger:

@@ -15,7 +15,7 @@ from edge_grpo.runs.status import read_status
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 FILES_OF_A_RUN = (
-    *("metrics.csv", "samples.jsonl", "rollouts*.jsonl", "bad_steps*.jsonl", "bad_rows.txt"),
+    *("metrics.csv", "rollouts/iteration-*", "bad_steps*.jsonl", "bad_rows.txt"),
     *("failed_references.jsonl", SUMMARY),
 )
 WRITTEN = (
@@ -86,7 +86,7 @@ def empty(folder: Path) -> None:
 
 
 def _found(folder: Path, patterns: Collection[str]) -> list[str]:
-    return sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    return sorted({path.relative_to(folder).parts[0] for pattern in patterns for path in folder.glob(pattern)})
 
 
 def _is_config(path: Path) -> bool:
