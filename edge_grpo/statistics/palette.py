@@ -7,6 +7,10 @@ from dataclasses import dataclass
 RIGHT, MIXED, WRONG = "#029e73", "#56b4e9", "#d55e00"
 KINDS = {"all_wrong": WRONG, "mixed": MIXED, "all_right": RIGHT}
 """of groups"""
+INJECTED, REFERENCE = "#ffd97d", "#a8d4ff"
+"""grounds under dark text, by who wrote it"""
+HEAT = "#cc78bc"
+"""the most of what a heat map shows; white is none"""
 
 # Okabe and Ito (2008) without their yellow, which a white page hides, and wine.
 COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#882255")

@@ -1,0 +1,392 @@
+"""The terminal program: the same views, filters and keys as the page."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical, VerticalScroll
+from textual.screen import ModalScreen, Screen
+from textual.widgets import DataTable, Input, Static
+
+from edge_grpo.browsing.filters import FILTERS, Query
+from edge_grpo.browsing.groups import Group
+from edge_grpo.browsing.keys import KEYS
+from edge_grpo.browsing.recordings import Recording, Recordings, counterpart
+from edge_grpo.browsing.shown import columns, legend, text_of, through_training, title
+from edge_grpo.errors import UserError
+from edge_grpo.loggers.terminal import printable
+
+HINT = "↓↑ response  ←→ group  [ ] iteration  1-8 filters  / text  e entropy  t training  c side by side  ? keys  q end"
+
+
+class Panel(Vertical):
+    """One group: what was asked, a row a response, and the texts of one of them."""
+
+    def compose(self) -> ComposeResult:
+        yield Static(classes="asked")
+        table: DataTable[Any] = DataTable(cursor_type="row", zebra_stripes=False, cell_padding=1)
+        table.can_focus = False  # all keys are the screen's
+        yield table
+        with Container(classes="texts"):
+            for when in ("before", "after"):
+                with VerticalScroll(classes=when, can_focus=False):
+                    yield Static(classes="title")
+                    yield Static(classes="text")
+
+    def show(self, name: str, group: Group | None, response: int, *, heat: bool) -> None:
+        """Draw a group, or that there is none."""
+        asked, table = self.query_one(".asked", Static), self.query_one(DataTable)
+        table.clear(columns=True)
+        self.query_one(".texts").display = table.display = group is not None
+        if group is None:
+            asked.update(Text(f"{name}\nnot drawn in this run"))
+            return
+        asked.update(_asked(name, group))
+        cells = columns(group)
+        table.add_columns(*cells)
+        for row in group.responses:
+            table.add_row(*(of(row) for of in cells.values()))
+        self.choose(group, response, heat=heat)
+
+    def choose(self, group: Group, response: int, *, heat: bool) -> None:
+        """Show the texts of one response."""
+        row = group.responses[min(response, len(group.responses) - 1)]
+        self.query_one(DataTable).move_cursor(row=min(response, len(group.responses) - 1))
+        versions = {"before": ("as sampled", row.before), "after": (f"after {row.branch or 'a replay'}", row.after)}
+        for when, (said, version) in versions.items():
+            part = self.query_one(f".{when}", VerticalScroll)
+            part.display = version is not None
+            if version is not None:
+                part.query_one(".title", Static).update(title(version, f"response {row.row} {said}"))
+                part.query_one(".text", Static).update(text_of(version, heat=heat))
+            part.scroll_home(animate=False)
+
+    def scroll_texts(self, by: int) -> None:
+        """By half of what is seen."""
+        for part in self.query(VerticalScroll):
+            part.scroll_relative(y=by * max(part.size.height // 2, 1), animate=False)
+
+
+def _asked(name: str, group: Group) -> Text:
+    made = Text.assemble((f"{name}  ", "dim"), (printable(group.problem), "bold"))
+    made.append(f"  gold {printable(' | '.join(group.answers)) or '–'}")
+    for mark in FILTERS:
+        if mark in group.marks:
+            made.append(f"  [{FILTERS[mark].title}]", "italic")
+    made.append(f"\n{printable(group.question or '–', keep=chr(10))}")
+    if group.replaced_by is not None:
+        made.append(f"\na replay put {' : '.join(map(printable, group.replaced_by))} in its place", "dim")
+    return made
+
+
+class Asked(ModalScreen[str | None]):
+    """A line of text.
+
+    Args:
+        title: what is asked for.
+        value: what is there.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave")]
+
+    def __init__(self, title: str, value: str) -> None:
+        super().__init__()
+        self._title, self._value = title, value
+
+    def compose(self) -> ComposeResult:
+        field = Input(self._value)
+        field.border_title = self._title
+        yield field
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)
+
+    def action_leave(self) -> None:
+        self.dismiss(None)
+
+
+class Help(ModalScreen[None]):
+    """What each key does."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q,enter", "dismiss")]
+
+    def compose(self) -> ComposeResult:
+        table = Table.grid(padding=(0, 2))
+        for key in KEYS:
+            table.add_row(Text(key.shown, "bold"), Text(key.meaning))
+        with VerticalScroll():
+            yield Static(table)
+
+
+class Reading(Screen[None]):
+    """The views: one group, two runs side by side, one problem through training."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(key.keys, key.action, key.meaning, show=False) for key in KEYS),
+        Binding("enter", "open", show=False),
+        Binding("escape", "leave", show=False),
+    ]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (130, "-wide")]
+
+    def __init__(self, recordings: Recordings) -> None:
+        super().__init__()
+        self.recordings = recordings
+        self.at, self.other = 0, min(1, len(recordings) - 1)
+        self.group, self.response, self.line = 0, 0, 0
+        self.query_of_groups, self.passing = Query(), list(range(len(recordings[0])))
+        self.view, self.heat = "group", False
+
+    @property
+    def recording(self) -> Recording:
+        return self.recordings[self.at]
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="where")
+        with Container(id="panels"):
+            yield Panel(id="left")
+            yield Panel(id="right")
+        with VerticalScroll(id="training", can_focus=False):
+            yield Static(id="problem")
+            table: DataTable[Any] = DataTable(cursor_type="row")
+            table.can_focus = False
+            yield table
+        yield Static(id="legend")
+        yield Static(HINT, id="hint")
+
+    def on_mount(self) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        """All of the screen."""
+        self.query_one("#where", Static).update(self._where())
+        self.query_one("#legend", Static).update(legend(heat=self.heat))
+        training = self.view == "training" and bool(self.passing)
+        self.query_one("#training").display, self.query_one("#panels").display = training, not training
+        left, right = self.query_one("#left", Panel), self.query_one("#right", Panel)
+        right.display = self.view == "compare"
+        if not self.passing:
+            left.show("no group passes these filters; 0 takes them away", None, 0, heat=False)
+            return
+        group = self.recording.group(self.group)
+        if training:
+            self._draw_training(group)
+            return
+        left.show(self._label(self.recording, group), group, self.response, heat=self.heat)
+        if self.view == "compare":
+            other = self.recordings[self.other]
+            there = counterpart(self.recording, self.group, other)
+            beside = None if there is None else other.group(there)
+            right.show(self._label(other, beside), beside, self.response, heat=self.heat)
+
+    def _label(self, recording: Recording, group: Group | None) -> str:
+        return recording.name if group is None else f"{recording.name}, {recording.section_name} {group.section}"
+
+    def _where(self) -> Text:
+        recording = self.recording
+        made = Text.assemble((recording.name, "bold"))
+        if len(self.recordings) > 1:
+            made.append(f" ({self.at + 1} of {len(self.recordings)})", "dim")
+        if self.passing:
+            section = recording.index["section"].iat[self.group]
+            sections = recording.sections
+            made.append(f"   {recording.section_name} ").append(str(section), "bold")
+            made.append(f" ({sections.index(section) + 1} of {len(sections)})", "dim")
+            made.append("   group ").append(f"{self.passing.index(self.group) + 1} of {len(self.passing)}", "bold")
+        made.append(f"   only: {printable(str(self.query_of_groups))}" if str(self.query_of_groups) else "", "italic")
+        return made
+
+    def _draw_training(self, group: Group) -> None:
+        self.query_one("#problem", Static).update(_asked(self.recording.name, group))
+        table: DataTable[Any] = self.query_one("#training DataTable", DataTable)
+        table.clear(columns=True)
+        rows = through_training(map(self.recording.group, self._lines()))
+        table.add_columns(*rows[0])
+        for row in rows:
+            table.add_row(*row.values())
+        table.move_cursor(row=self.line)
+
+    def _lines(self) -> list[int]:
+        return self.recording.of_problem(str(self.recording.index["problem"].iat[self.group]))
+
+    # Keys
+
+    def _move(self, by: int) -> None:
+        if not self.passing:
+            return
+        if self.view == "training":
+            self.line = min(max(self.line + by, 0), len(self._lines()) - 1)
+            self.query_one("#training DataTable", DataTable).move_cursor(row=self.line)
+            return
+        size = len(self.recording.group(self.group).responses)
+        self.response = min(max(self.response + by, 0), size - 1)
+        self.draw()
+
+    def action_next_response(self) -> None:
+        self._move(1)
+
+    def action_previous_response(self) -> None:
+        self._move(-1)
+
+    def go(self, group: int) -> None:
+        """To another group."""
+        size = len(self.recording.group(group).responses)
+        self.group, self.response = group, min(self.response, size - 1)
+        self.view = "group" if self.view == "training" else self.view
+        self.draw()
+
+    def action_next_group(self) -> None:
+        if after := [i for i in self.passing if i > self.group]:
+            self.go(after[0])
+
+    def action_previous_group(self) -> None:
+        if before := [i for i in self.passing if i < self.group]:
+            self.go(before[-1])
+
+    def _go_section(self, by: int) -> None:
+        """To the same place in the next section that has groups which pass."""
+        of_group = self.recording.index["section"].tolist()
+        sections = [s for s in self.recording.sections if any(of_group[i] == s for i in self.passing)]
+        if not self.passing or not 0 <= (at := sections.index(of_group[self.group]) + by) < len(sections):
+            return
+        here, there = ([i for i in self.passing if of_group[i] == s] for s in (of_group[self.group], sections[at]))
+        self.go(there[min(here.index(self.group), len(there) - 1)])
+
+    def action_next_section(self) -> None:
+        self._go_section(1)
+
+    def action_previous_section(self) -> None:
+        self._go_section(-1)
+
+    def action_text_down(self) -> None:
+        for panel in self.query(Panel):
+            panel.scroll_texts(1)
+
+    def action_text_up(self) -> None:
+        for panel in self.query(Panel):
+            panel.scroll_texts(-1)
+
+    def action_heat(self) -> None:
+        self.heat = not self.heat
+        self.draw()
+
+    def action_training(self) -> None:
+        self.view = "group" if self.view == "training" else "training"
+        self.line = self._lines().index(self.group) if self.passing else 0
+        self.draw()
+
+    def action_compare(self) -> None:
+        if len(self.recordings) == 1:
+            self.notify("give two runs to lay them side by side: edge-grpo-browse RUN OTHER_RUN")
+            return
+        self.view = "group" if self.view == "compare" else "compare"
+        self._read(lambda: self.recordings[self.other])
+
+    def action_open(self) -> None:
+        if self.view == "training" and self.passing:
+            self.go(self._lines()[self.line])
+
+    def action_leave(self) -> None:
+        self.view = "group"
+        self.draw()
+
+    def action_next_recording(self) -> None:
+        count = len(self.recordings)
+        if self.view == "compare":
+            self.other = next(i % count for i in range(self.other + 1, self.other + count + 1) if i % count != self.at)
+            self._read(lambda: self.recordings[self.other])
+        elif count > 1:
+            self._read(lambda: self._pick((self.at + 1) % count))
+
+    def _read(self, work: Any) -> None:
+        """Do what may meet a run that cannot be read; then draw."""
+        try:
+            work()
+        except UserError as error:
+            self.notify(str(error), severity="error", markup=False)
+            self.view = "group"
+        self.draw()
+
+    def _pick(self, at: int) -> None:
+        there = counterpart(self.recording, self.group, self.recordings[at]) if len(self.recording) else None
+        if self.other == at:
+            self.other = self.at
+        self.at, self.group = at, 0 if there is None else there
+        self._apply(self.query_of_groups, self.recording.select(self.query_of_groups))
+
+    def action_reload(self) -> None:
+        self.recordings.reload(self.at)
+        self._read(lambda: self._apply(self.query_of_groups, self.recording.select(self.query_of_groups)))
+
+    def _apply(self, query: Query, passing: list[int]) -> None:
+        self.query_of_groups, self.passing = query, passing
+        if passing and self.group not in passing:
+            self.group = next((i for i in passing if i > self.group), passing[0])
+            self.response = 0
+
+    async def _filter(self, query: Query) -> None:
+        # Texts of a long run take seconds to search.
+        self._apply(query, await asyncio.to_thread(self.recording.select, query))
+        self.draw()
+
+    async def action_filter(self, mark: str) -> None:
+        await self._filter(self.query_of_groups.toggled(mark))
+
+    async def action_clear(self) -> None:
+        await self._filter(Query())
+
+    def action_search(self) -> None:
+        self._ask("text in question or response", "text")
+
+    def action_problem(self) -> None:
+        self._ask("part of a problem's id", "problem")
+
+    def _ask(self, title: str, name: str) -> None:
+        async def take(value: str | None) -> None:
+            if value is not None:
+                await self._filter(replace(self.query_of_groups, **{name: value}))
+
+        self.app.push_screen(Asked(title, getattr(self.query_of_groups, name)), take)
+
+    def action_help(self) -> None:
+        self.app.push_screen(Help())
+
+    def action_quit(self) -> None:
+        self.app.exit()
+
+
+class Browser(App[None]):
+    """Args:
+    recordings: what is read; the first is shown.
+    """
+
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #where, #legend, #hint { height: auto; padding: 0 1; }
+    #where { background: $panel; }
+    #hint { background: $panel; color: $text-muted; }
+    #panels { layout: horizontal; height: 1fr; }
+    .-narrow #panels { layout: vertical; }
+    Panel { height: 1fr; padding: 0 1; }
+    .asked { height: auto; max-height: 30%; margin: 0 0 1 0; }
+    Panel DataTable { height: auto; max-height: 50%; }
+    .texts { layout: horizontal; height: 1fr; }
+    .-narrow .texts { layout: vertical; }
+    .texts > VerticalScroll { height: 1fr; width: 1fr; border-top: solid $primary; padding: 0 1; }
+    #training { height: 1fr; padding: 0 1; }
+    #problem { margin: 0 0 1 0; height: auto; }
+    #training DataTable { height: auto; }
+    Asked, Help { align: center middle; }
+    Asked Input { width: 60%; }
+    Help VerticalScroll { width: 90; max-width: 100%; height: auto; max-height: 90%; border: round $primary; background: $surface; padding: 0 1; }
+    """
+
+    def __init__(self, recordings: Recordings) -> None:
+        super().__init__()
+        self.recordings = recordings
+
+    def get_default_screen(self) -> Screen[Any]:
+        return Reading(self.recordings)
