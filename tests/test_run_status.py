@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import run_small
 
+from edge_grpo.browsing.recordings import Recordings
 from edge_grpo.callbacks import rollouts
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.errors import Stopped, UserError
@@ -95,6 +96,23 @@ def test_every_response_of_a_run_has_its_line(tmp_path):
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         if first["correct_after"] != second["correct_after"]:
             assert first["advantage"] * second["advantage"] < 0
+    # The same as a reader of groups has it.
+    (recording,) = Recordings([str(tmp_path)])
+    assert (len(recording), recording.sections) == (4, [0, 1])
+    for i in range(4):
+        for response in recording.group(i).responses:
+            assert not response.before.correct
+            assert response.before.tokens == len(response.before.characters) == len(response.before.entropies) == 8
+            assert {by for by, _ in response.before.pieces} == {"sampled"}
+            assert response.after.correct == (response.branch != "reflect")
+            tokens = list(response.after.tokens_of_text())
+            assert "".join(text for _, text, _ in tokens) == response.after.text
+            assert sum(response.after.characters) == len(response.after.text)
+            assert all((nats is not None) == (by == "sampled") for by, _, nats in tokens)
+            if response.branch == "solution":
+                assert {by for by, _ in response.after.pieces} == {"reference"}
+            if response.advantage:
+                assert response.advantage == pytest.approx(response.base_advantage * response.multiplier, rel=1e-5)
 
 
 def test_rows_that_the_group_filter_took_out_have_no_advantage(tmp_path):

@@ -1,7 +1,7 @@
 """What can be read: the rollouts of a run, or the completions of an evaluation."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,7 +14,7 @@ from edge_grpo.browsing.filters import FILTERS, Query, marks_of_groups
 from edge_grpo.browsing.finding import find
 from edge_grpo.browsing.groups import Group, Response, Version
 from edge_grpo.evaluation.completions import read_completions
-from edge_grpo.runs.rollout_files import NUMBERS, TEXTS, TOKENS, read_rollouts, read_table
+from edge_grpo.runs.rollout_files import read_iteration, read_rollouts, read_table
 
 _GROUP = ["step", "rank", "group"]
 _ASKED = "\n[asked to look again]\n"  # the phrase itself is not in completions.parquet
@@ -84,12 +84,11 @@ class RunRecording(Recording):
         first = rows.groupby(_GROUP, sort=True)["problem"].first()
         self.index = marks_of_groups(rows, _GROUP).assign(problem=first).reset_index()
         self.index["section"] = self.index["step"]
-        self._names = [name for name in rows if name not in NUMBERS.names]
-        self._step = lru_cache(maxsize=4)(self._read_step)
+        self._iteration = lru_cache(maxsize=4)(partial(read_iteration, path))
 
     def group(self, i: int) -> Group:
         at = self.index.iloc[i]
-        table = self._step(int(at["step"]))
+        table = self._iteration(int(at["step"]))
         own = pc.and_(pc.equal(table["rank"], int(at["rank"])), pc.equal(table["group"], int(at["group"])))
         rows = table.filter(own).to_pylist()
         first = rows[0]
@@ -113,9 +112,6 @@ class RunRecording(Recording):
             found |= {tuple(row.values()) for row in table.filter(there).select(_GROUP).to_pylist()}
         keys = self.index[_GROUP].itertuples(index=False, name=None)
         return np.array([key in found for key in keys], dtype=bool)
-
-    def _read_step(self, step: int) -> pa.Table:
-        return read_table(self.path, [*NUMBERS.names, *self._names, *TEXTS.names, *TOKENS.names], steps=[step])
 
 
 class EvaluationRecording(Recording):

@@ -43,20 +43,20 @@ def columns(group: Group) -> dict[str, Cells]:
     def there(of: Callable[[Response], object]) -> bool:
         return any(of(row) is not None for row in rows)
 
-    found: dict[str, Cells] = {"": lambda r: str(r.row), "verdict": _verdicts, "answer": _answers}
+    found: dict[str, Cells] = {"": lambda r: str(r.row), "right": _verdicts, "answer": _answers}
     if there(lambda r: r.before.reward):
         found["reward"] = lambda r: _change(r, lambda v: short(v.reward))
-    for part in rows[0].before.parts:
-        found[part] = lambda r, part=part: _change(r, lambda v: short(v.parts[part]))  # type: ignore[misc]
     eda = there(lambda r: r.multiplier)
     if there(lambda r: r.base_advantage):
-        found["before EDA" if eda else "before entropies"] = lambda r: number(r.base_advantage)
+        found["before\nEDA" if eda else "before\nentropy"] = lambda r: number(r.base_advantage)
     if eda:
-        found["multiplier"] = lambda r: number(r.multiplier) + (" clamped" if r.clamped else "")
+        found["multi-\nplier"] = lambda r: number(r.multiplier) + (" max" if r.clamped else "")
     if there(lambda r: r.advantage):
-        found["advantage"] = lambda r: number(r.advantage)
+        found["advan-\ntage"] = lambda r: number(r.advantage)
     found["branch"] = lambda r: r.branch or "–"
     found["tokens"] = lambda r: _change(r, lambda v: f"{v.tokens}{' cut' if v.finish_reason == 'length' else ''}")
+    for part in rows[0].before.parts:  # last: a narrow terminal shows them over the text alone
+        found[part] = lambda r, part=part: _change(r, lambda v: short(v.parts[part]))  # type: ignore[misc]
     return found
 
 
@@ -69,9 +69,7 @@ def through_training(groups: Iterable[Group]) -> list[dict[str, str]]:
             "right after": _share([r.trained for r in group.responses]),
             "mean reward": short(_mean([r.before.reward for r in group.responses])),
             "mean tokens": number(_mean([r.before.tokens for r in group.responses]), 1),
-            "branches": ", ".join(
-                f"{n} {b}" for b, n in Counter(r.branch for r in group.responses if r.branch).items()
-            ),
+            "branches": _counted(r.branch for r in group.responses if r.branch),
         }
         for group in groups
     ]
@@ -79,7 +77,9 @@ def through_training(groups: Iterable[Group]) -> list[dict[str, str]]:
 
 def title(version: Version, when: str) -> Text:
     """What stands over a text."""
-    found = [f"{version.tokens} tokens"]
+    parts = ", ".join(f"{name} {short(value)}" for name, value in version.parts.items())
+    found = [f"reward {short(version.reward)} ({parts})"] if parts else []
+    found += [f"{version.tokens} tokens"]
     found += ["cut at the length limit"] if version.finish_reason == "length" else []
     found += ["no answer that the grader can read"] if version.unparsed else []
     return Text.assemble((when, "bold"), (f"  {', '.join(found)}", "dim"))
@@ -137,6 +137,10 @@ def _answers(response: Response) -> Text:
 def _change(response: Response, of: Callable[[Version], str]) -> str:
     before, after = of(response.before), of(response.trained)
     return before if before == after else f"{before}→{after}"
+
+
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(names).items())
 
 
 def _share(versions: Sequence[Version]) -> str:

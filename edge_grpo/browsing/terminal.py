@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from rich.table import Table
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -28,7 +27,7 @@ class Panel(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Static(classes="asked")
-        table: DataTable[Any] = DataTable(cursor_type="row", zebra_stripes=False, cell_padding=1)
+        table: DataTable[Any] = DataTable(cursor_type="row", header_height=2)
         table.can_focus = False  # all keys are the screen's
         yield table
         with Container(classes="texts"):
@@ -56,7 +55,10 @@ class Panel(Vertical):
         """Show the texts of one response."""
         row = group.responses[min(response, len(group.responses) - 1)]
         self.query_one(DataTable).move_cursor(row=min(response, len(group.responses) - 1))
-        versions = {"before": ("as sampled", row.before), "after": (f"after {row.branch or 'a replay'}", row.after)}
+        versions = {
+            "before": ("as sampled", row.before),
+            "after": (f"after correction ({row.branch or 'replay'})", row.after),
+        }
         for when, (said, version) in versions.items():
             part = self.query_one(f".{when}", VerticalScroll)
             part.display = version is not None
@@ -115,11 +117,9 @@ class Help(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q,enter", "dismiss")]
 
     def compose(self) -> ComposeResult:
-        table = Table.grid(padding=(0, 2))
-        for key in KEYS:
-            table.add_row(Text(key.shown, "bold"), Text(key.meaning))
+        lines = [Text.assemble((f"{key.shown:<6}", "bold"), key.meaning) for key in KEYS]
         with VerticalScroll():
-            yield Static(table)
+            yield Static(Text("\n").join(lines))
 
 
 class Reading(Screen[None]):
@@ -372,7 +372,7 @@ class Browser(App[None]):
     .-narrow #panels { layout: vertical; }
     Panel { height: 1fr; padding: 0 1; }
     .asked { height: auto; max-height: 30%; margin: 0 0 1 0; }
-    Panel DataTable { height: auto; max-height: 50%; }
+    Panel DataTable { height: auto; max-height: 50%; overflow-x: hidden; }
     .texts { layout: horizontal; height: 1fr; }
     .-narrow .texts { layout: vertical; }
     .texts > VerticalScroll { height: 1fr; width: 1fr; border-top: solid $primary; padding: 0 1; }
@@ -381,7 +381,10 @@ class Browser(App[None]):
     #training DataTable { height: auto; }
     Asked, Help { align: center middle; }
     Asked Input { width: 60%; }
-    Help VerticalScroll { width: 90; max-width: 100%; height: auto; max-height: 90%; border: round $primary; background: $surface; padding: 0 1; }
+    Help VerticalScroll {
+        width: 90; max-width: 100%; height: auto; max-height: 90%;
+        border: round $primary; background: $surface; padding: 0 1;
+    }
     """
 
     def __init__(self, recordings: Recordings) -> None:

@@ -11,7 +11,7 @@ from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.loggers.hooks import run_loggers
-from edge_grpo.runs.rollout_files import TEXTS, read_table, rollout_files
+from edge_grpo.runs.rollout_files import TOKENS, read_iteration, rollout_files
 from edge_grpo.types import Provenance
 
 
@@ -83,11 +83,9 @@ def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor]
 
 def recorded_rows(run: Path, step: int, num_rows: int) -> list[dict[str, Any]]:
     """The same records of an iteration that the first rank has written; none where its texts were dropped."""
-    table = read_table(run, steps=[step])
-    for name, column in zip(TEXTS.names, read_table(run, TEXTS.names, steps=[step]).columns, strict=True):
-        table = table.append_column(name, column)
-    rows = [row for row in table.to_pylist() if row["rank"] == 0 and row["response"] is not None]
-    return [_recorded(row) for row in rows[:num_rows]]
+    table = read_iteration(run, step)
+    rows = [row for row in table.drop_columns(TOKENS.names).to_pylist() if row["rank"] == 0]
+    return [_recorded(row) for row in rows[:num_rows] if row["response"] is not None]
 
 
 def _recorded(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,15 @@ def read_table(run: Path, columns: Iterable[str] | None = None, steps: Iterable[
         raise UserError(f"{run / FOLDER} cannot be read: {str(error).splitlines()[0]}") from error
 
 
+def read_iteration(run: Path, step: int) -> pa.Table:
+    """All columns of one iteration; raises as `read_table`."""
+    table = read_table(run, steps=[step])
+    large = read_table(run, [*TEXTS.names, *TOKENS.names], steps=[step])
+    for field, column in zip(large.schema, large.columns, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path).remove_metadata()
