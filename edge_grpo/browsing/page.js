@@ -82,13 +82,15 @@ function tokens(version) {
     const by = writers[at], nats = version.entropies[i] / 100, part = letters.slice(at, at + length).join("");
     at += length;
     nodes.push(by === "sampled"
-      ? make("span", {class: "hot", style: `--h:${heat(nats)}`, title: `${number(nats)} nats`}, part)
+      ? make("span", {...hot(nats), title: `${number(nats)} nats`}, part)
       : make("span", {class: by, title: WRITERS[by]}, part));
   });
   return nodes;
 }
 
+// Tokens that the policy was sure of stand on the page's own ground.
 const heat = (nats) => Math.round(100 * Math.sqrt(Math.min(nats / 3, 1)));
+const hot = (nats) => (heat(nats) < 15 ? {} : {class: "hot", style: `--h:${heat(nats)}`});
 
 function verdict(version) {
   if (version.correct === null) return "–";
@@ -152,7 +154,7 @@ function panel(g, chosen, choose) {
 
 function legend() {
   const spans = [make("span", {}, "sampled by the policy"), ...Object.entries(WRITERS).map(([by, title]) => make("span", {class: by}, title))];
-  const nats = [0, 0.1, 0.5, 1, 2, 3].map((x) => make("span", {class: "hot", style: `--h:${heat(x)}`}, x === 3 ? "3+ nats" : String(x)));
+  const nats = [0, 0.1, 0.5, 1, 2, 3].map((x) => make("span", hot(x), x === 3 ? "3+ nats" : String(x)));
   return make("div", {class: "legend"}, ...spans, ...(state.heat ? ["entropy ", ...nats] : []));
 }
 

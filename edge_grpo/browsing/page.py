@@ -69,7 +69,7 @@ def write_page(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return [f"{of['name']}: {of['note']}" for of in data["recordings"]]  # type: ignore[index]
+    return [f"{of['name']}: {of['note']}" for of in data["recordings"]]
 
 
 def embedded(data: Any) -> str:

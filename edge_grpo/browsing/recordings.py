@@ -132,7 +132,8 @@ class EvaluationRecording(Recording):
         self.index = marks_of_groups(rows, ["place"]).assign(problem=firsts["problem"], section=firsts["benchmark"])
 
     def group(self, i: int) -> Group:
-        rows = self._rows[self._rows["place"] == i].replace({np.nan: None}).to_dict("records")
+        frame = self._rows[self._rows["place"] == i].astype(object)
+        rows: list[Any] = frame.where(frame.notna(), None).to_dict("records")
         return Group(
             section=rows[0]["benchmark"],
             problem=rows[0]["problem"],
@@ -156,11 +157,11 @@ def counterpart(one: Recording, i: int, other: Recording) -> int | None:
     in which the problem was drawn, the earlier of two; None where it was drawn in none.
     """
     same = other.of_problem(str(one.index["problem"].iat[i]))
-    section = one.index["section"].iat[i]
-    here = [j for j in same if other.index["section"].iat[j] == section]
+    section, there = one.index["section"].tolist()[i], other.index["section"].tolist()
+    here = [j for j in same if there[j] == section]
     if here or not same or one.kind != "run" or other.kind != "run":
-        return (here or same or [None])[0]
-    return min(same, key=lambda j: abs(int(other.index["section"].iat[j]) - int(section)))
+        return next(iter(here or same), None)
+    return min(same, key=lambda j: abs(there[j] - section))
 
 
 class Recordings(Sequence[Recording]):

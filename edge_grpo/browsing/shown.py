@@ -18,7 +18,7 @@ WRITERS = {
     "injected": Style(color="black", bgcolor=INJECTED, bold=True, underline=True),
     "reference": Style(color="black", bgcolor=REFERENCE, italic=True, underline2=True),
 }
-HOTTEST = 3.0  # nats
+HOTTEST, SURE = 3.0, 0.15  # nats; a share of the scale, 0.07 nats
 Cells = Callable[[Response], Text | str]
 
 
@@ -107,10 +107,11 @@ def legend(*, heat: bool) -> Text:
 
 
 def _heat(nats: float | None) -> Style | None:
-    """Ground between white and the hottest; None for a token that the policy was sure of, or did not sample."""
+    """Ground from pale to the hottest; None for a token that the policy was sure of, or did not sample."""
     share = 0.0 if nats is None else min(max(nats, 0.0) / HOTTEST, 1.0) ** 0.5
-    if share < 0.1:
+    if share < SURE:
         return None
+    share = 0.25 + 0.75 * share  # white would be the most striking on a dark terminal
     hot = Color.parse(HEAT).get_truecolor()
     red, green, blue = (round(255 + share * (channel - 255)) for channel in hot)
     return Style(color="black", bgcolor=Color.from_rgb(red, green, blue))

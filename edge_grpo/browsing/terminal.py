@@ -1,6 +1,7 @@
 """The terminal program: the same views, filters and keys as the page."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -130,7 +131,7 @@ class Reading(Screen[None]):
         Binding("enter", "open", show=False),
         Binding("escape", "leave", show=False),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (130, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (130, "-wide")]  # noqa: RUF012
 
     def __init__(self, recordings: Recordings) -> None:
         super().__init__()
@@ -301,7 +302,7 @@ class Reading(Screen[None]):
         elif count > 1:
             self._read(lambda: self._pick((self.at + 1) % count))
 
-    def _read(self, work: Any) -> None:
+    def _read(self, work: Callable[[], object]) -> None:
         """Do what may meet a run that cannot be read; then draw."""
         try:
             work()
@@ -339,17 +340,19 @@ class Reading(Screen[None]):
         await self._filter(Query())
 
     def action_search(self) -> None:
-        self._ask("text in question or response", "text")
+        query = self.query_of_groups
+        self._ask("text in question or response", query.text, lambda text: replace(query, text=text))
 
     def action_problem(self) -> None:
-        self._ask("part of a problem's id", "problem")
+        query = self.query_of_groups
+        self._ask("part of a problem's id", query.problem, lambda problem: replace(query, problem=problem))
 
-    def _ask(self, title: str, name: str) -> None:
-        async def take(value: str | None) -> None:
-            if value is not None:
-                await self._filter(replace(self.query_of_groups, **{name: value}))
+    def _ask(self, title: str, value: str, queried: Callable[[str], Query]) -> None:
+        async def take(typed: str | None) -> None:
+            if typed is not None:
+                await self._filter(queried(typed))
 
-        self.app.push_screen(Asked(title, getattr(self.query_of_groups, name)), take)
+        self.app.push_screen(Asked(title, value), take)
 
     def action_help(self) -> None:
         self.app.push_screen(Help())
@@ -363,6 +366,7 @@ class Browser(App[None]):
     recordings: what is read; the first is shown.
     """
 
+    TITLE = "edge-grpo-browse"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #where, #legend, #hint { height: auto; padding: 0 1; }

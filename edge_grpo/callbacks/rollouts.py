@@ -109,7 +109,7 @@ def _written(
     """Problem, texts and tokens of a row."""
     problem, other = sampled.rollout.problem_of(row), after.rollout.problem_of(row)
     response, changed = sampled.rollout.responses[row], after.rollout.responses[row]
-    record = {
+    record: dict[str, Any] = {
         "problem": problem.id,
         "question": problem.transcript,
         "answers": list(problem.answers),

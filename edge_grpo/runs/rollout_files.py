@@ -111,14 +111,14 @@ class RolloutFiles:
         Columns that are in none of the schemas above are numbers.
         """
         path = self.folder / f"iteration-{step:06d}-rank{self.rank}.parquet"
-        fixed = [*NUMBERS, *TEXTS, *TOKENS]
-        known = {field.name for field in fixed}
-        named = [*NUMBERS, *(pa.field(name, pa.float64()) for name in rows[0] if name not in known), *TEXTS, *TOKENS]
+        known = {*NUMBERS.names, *_LARGE}
+        more = [pa.field(name, pa.float64()) for name in rows[0] if name not in known]
+        schema = pa.schema([*NUMBERS, *more, *TEXTS, *TOKENS])
+        rows = [{"step": step, "rank": self.rank, **row} for row in rows]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            columns = {"step": [step] * len(rows), "rank": [self.rank] * len(rows)}
-            arrays = [pa.array(columns.get(f.name) or [row.get(f.name) for row in rows], f.type) for f in named]
-            _write(pa.Table.from_arrays(arrays, schema=pa.schema(named)), path)
+            arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
+            _write(pa.Table.from_arrays(arrays, schema=schema), path)
             self._whole.append((path, path.stat().st_size))
             self._thin()
         except OSError as error:
