@@ -47,7 +47,7 @@ def test_filters_name_the_groups_that_they_are_for(run):
 
 
 def test_a_problem_is_followed_through_training_and_into_another_run(run, tmp_path):
-    drawn = {0: "wrong", 3: "revived", 7: "wrong"}
+    drawn = {0: "wrong", 3: "revived", 7: "wrong", 9: "revived"}
     rows = [row for step, problem in drawn.items() for row in group([0], step=step, problem=problem)]
     one, other = read(run, write_rollouts(tmp_path / "other", rows))
     assert one.of_problem("revived") == [0, 4]
@@ -55,6 +55,7 @@ def test_a_problem_is_followed_through_training_and_into_another_run(run, tmp_pa
     assert counterpart(one, 4, other) == 1  # the nearest: 3 for 1
     assert counterpart(one, 1, other) is None
     assert counterpart(other, 2, one) == 3
+    assert counterpart(other, 3, one) == 4  # of 0 and 1, 1 is nearer to 9
     assert (one.name, other.name) == ("run", "other")
 
 
@@ -102,12 +103,13 @@ def test_the_page_holds_what_was_read_and_no_markup_of_a_model(run, tmp_path):
 
 
 def test_a_page_is_bounded_and_says_what_is_left_out(tmp_path):
-    rows = [row for step in range(20) for row in group([0, 2], step=step, before="x" * 5000)]
+    rows = [row for step in range(20) for p in "ab" for row in group([0, 2], step=step, problem=p, before="x" * 2500)]
     recordings = read(write_rollouts(tmp_path / "run", rows))
     page = tmp_path / "page.html"
-    (note,) = write_page(page, recordings, max_mb=0.06)  # of 20 groups of 10 kB
-    assert note.startswith("run: 5 of 20 groups, of 5 of 20 iterations: 0, 5, 10, 14, 19.")
-    assert page.stat().st_size < 0.06e6 + 50_000
+    # A group has 6 kB. After five iterations one more group would fit, but half an iteration is none.
+    (note,) = write_page(page, recordings, max_mb=0.065)
+    assert note.startswith("run: 10 of 40 groups, of 5 of 20 iterations: 0, 5, 10, 14, 19.")
+    assert page.stat().st_size < 0.065e6 + 50_000
     write_page(page, recordings, max_mb=1, sections=[3, 4, 99])
     assert data_of(page)["recordings"][0]["embedded"] == [3, 4]
     with pytest.raises(UserError, match=r"--iterations: none of the runs has one of \[99\]; they have 0 to 19"):
