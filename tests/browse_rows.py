@@ -4,7 +4,7 @@ from pathlib import Path
 
 from analysis_rows import rollout, write_rollouts
 
-from edge_grpo.browsing.recordings import Recordings
+from edge_grpo.browsing.opening import Recordings
 
 
 def told(row, step=0, problem="a", before="", after=None, **values):

@@ -56,11 +56,13 @@ def piloted(recordings, *presses, size=(120, 40)):
 
 
 def test_the_terminal_program_steps(run):
-    keys = [["right", "down"], ["right_square_bracket"], ["left_square_bracket", "j", "k", "p"], ["n"] * 9]
+    keys = [["right", "down"], ["right_square_bracket"], ["left_square_bracket", "j", "k", "p", "a"], ["n"] * 5]
     seen = piloted(read(run), *keys)
     # Groups 0 to 3 are of the first iteration, 4 alone is of the second.
     assert [(at.group, at.response) for at in seen] == [(1, 1), (4, 1), (0, 0), (4, 0)]
     assert "group 2 of 5" in seen[0].text
+    assert ["response 1 as sampled" in at.text for at in seen] == [True, True, True, True]  # the last two show all
+    assert ["response 0 as sampled" in at.text for at in seen] == [False, False, True, True]
 
 
 def test_the_terminal_program_filters_and_searches(run):
@@ -109,3 +111,13 @@ def test_every_key_is_in_the_help_and_in_the_docs(run):
     for key in KEYS:
         assert key.meaning in shown.text
         assert f"| {' '.join(f'`{one}`' for one in key.shown.split())} | {key.meaning} |" in page
+
+
+def test_a_file_that_is_gone_is_told_of_and_can_be_read_again(run):
+    recordings = read(run)
+    assert len(recordings[0]) == 5
+    (run / "rollouts" / "iteration-000001-rank0.parquet").unlink()  # as a resume drops what it writes again
+    gone, again = piloted(recordings, ["right_square_bracket"], ["u"])
+    assert "holds no rows" in gone.text
+    assert "u reads again" in gone.text
+    assert (again.passing, again.group) == ([0, 1, 2, 3], 0)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import run_small
 
-from edge_grpo.browsing.recordings import Recordings
+from edge_grpo.browsing.opening import Recordings
 from edge_grpo.callbacks import rollouts
 from edge_grpo.callbacks.step_rows import append_rows, cut_back
 from edge_grpo.errors import Stopped, UserError

@@ -18,8 +18,7 @@ class Version:
         finish_reason: "stop" or "length".
         pieces: (who wrote it, text) in order: sampled, injected or reference; None where the texts were dropped.
         characters: of each token in the text; empty where tokens were not kept, as the next two.
-        entropies: of each token, nats.
-        logprobs: of each token, of the distribution that was sampled from.
+        entropies: of each token, nats; None for one that is not finite.
     """
 
     correct: bool | None
@@ -30,8 +29,7 @@ class Version:
     finish_reason: str
     pieces: tuple[tuple[str, str], ...] | None
     characters: tuple[int, ...] = ()
-    entropies: tuple[float, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    entropies: tuple[float | None, ...] = ()
 
     @property
     def text(self) -> str:

@@ -28,6 +28,7 @@ KEYS = (
     Key("left_square_bracket", "[", "previous_section", "iteration before"),
     Key("pagedown,space", "PgDn", "text_down", "further down in the texts (terminal only)"),
     Key("pageup", "PgUp", "text_up", "further up (terminal only)"),
+    Key("a", "a", "all", "the texts of all responses of the group, or of the chosen one"),
     Key("e", "e", "heat", "token entropies as a heat map, on or off"),
     Key("t", "t", "training", "this problem through training; Enter opens a line, Escape goes back"),
     Key("c", "c", "compare", "two runs side by side, at the same iteration and problem"),

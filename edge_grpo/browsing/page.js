@@ -2,7 +2,7 @@
 // Reads the embedded groups. What a model wrote only ever becomes the text of a node, never markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const WRITERS = {injected: "injected by the correction", reference: "from the reference solution"};
-const state = {recording: 0, other: 1, group: 0, response: 0, line: 0, view: "group", heat: false, marks: new Set(), problem: "", text: ""};
+const state = {recording: 0, other: 1, group: 0, response: 0, line: 0, view: "group", heat: false, all: false, marks: new Set(), problem: "", text: ""};
 
 function make(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -79,7 +79,7 @@ function tokens(version) {
   let at = 0;
   version.characters.forEach((length, i) => {
     if (!length) return;
-    const by = writers[at], nats = version.entropies[i] / 100, part = letters.slice(at, at + length).join("");
+    const by = writers[at], nats = version.entropies[i] === null ? null : version.entropies[i] / 100, part = letters.slice(at, at + length).join("");
     at += length;
     nodes.push(by === "sampled"
       ? make("span", {...hot(nats), title: `${number(nats)} nats`}, part)
@@ -146,9 +146,9 @@ function question(g) {
 }
 
 function panel(g, chosen, choose) {
-  const response = g.responses[chosen];
-  const after = response.after ? version(`response ${response.row} after correction (${response.branch || "replay"})`, response.after) : null;
-  const texts = make("div", {class: "panes"}, version(`response ${response.row} as sampled`, response.before), after);
+  const written = (r) => make("div", {class: "panes"}, version(`response ${r.row} as sampled`, r.before),
+    r.after ? version(`response ${r.row} after correction (${r.branch || "replay"})`, r.after) : null);
+  const texts = make("div", {}, ...(state.all ? g.responses : [g.responses[chosen]]).map(written));
   return make("div", {class: "panel"}, question(g), table(g, chosen, choose, texts), NARROW.matches ? null : texts);
 }
 
@@ -208,6 +208,7 @@ function where() {
   return [chooser, button("[", `${r.section_name} before`, () => stepSection(-1)), make("span", {}, `${r.section_name} `, make("strong", {}, String(group().section))),
     button("]", `next ${r.section_name}`, () => stepSection(1)), button("←", "group before", () => step(-1)),
     make("span", {}, "group ", make("strong", {}, place ? `${place} of ${list.length}` : `– of ${list.length}`)), button("→", "next group", () => step(1)),
+    make("button", {"aria-pressed": String(state.all), onclick: ACTIONS.all}, "all texts ", make("kbd", {}, "a")),
     make("button", {"aria-pressed": String(state.heat), onclick: ACTIONS.heat}, "entropy ", make("kbd", {}, "e")),
     make("button", {"aria-pressed": String(state.view === "training"), onclick: ACTIONS.training}, "through training ", make("kbd", {}, "t")),
     ...(names.length > 1 ? [make("button", {"aria-pressed": String(state.view === "compare"), onclick: ACTIONS.compare}, "side by side ", make("kbd", {}, "c"))] : []),
@@ -236,12 +237,15 @@ function pick(i) {
 
 function draw() {
   const focused = document.activeElement?.id, caret = document.activeElement?.selectionStart;
+  const controls = () => [...document.querySelectorAll("header button, header select")];
+  const control = controls().indexOf(document.activeElement);
   document.getElementById("where").replaceChildren(...where());
   document.getElementById("filters").replaceChildren(...filters());
   const nothing = () => make("p", {}, "No group passes these filters. ", make("button", {onclick: ACTIONS.clear}, "no filter ", make("kbd", {}, "0")));
   const views = {group: () => panel(group(), state.response, choose), training, compare: beside};
   document.getElementById("main").replaceChildren(shown().length ? views[state.view]() : nothing());
   document.getElementById("foot").replaceChildren(legend(), make("p", {}, recording().note));
+  if (control >= 0) controls()[control]?.focus();
   if (focused === "text" || focused === "problem") {
     const input = document.getElementById(focused);
     input.focus();
@@ -265,6 +269,7 @@ const ACTIONS = {
   previous_group: () => step(-1),
   next_section: () => stepSection(1),
   previous_section: () => stepSection(-1),
+  all: () => { state.all = !state.all; draw(); },
   heat: () => { state.heat = !state.heat; draw(); },
   training: () => { Object.assign(state, {view: state.view === "training" ? "group" : "training", line: ofProblem().indexOf(state.group)}); draw(); },
   compare: () => { if (DATA.recordings.length > 1) { state.view = state.view === "compare" ? "group" : "compare"; draw(); } },

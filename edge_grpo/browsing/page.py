@@ -1,6 +1,7 @@
 """The page: one file that shows groups in a browser and fetches nothing."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import Template
@@ -187,9 +188,13 @@ def _version(version: Version) -> dict[str, Any]:
         "answer": version.answer,
         "pieces": version.pieces,
         "characters": version.characters if tokens else None,
-        "entropies": [round(100 * value) for value in version.entropies] if tokens else None,  # hundredths of a nat
+        "entropies": _hundredths(version.entropies) if tokens else None,
     }
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+    return None if value is None or not math.isfinite(value) else round(value, 4)
+
+
+def _hundredths(nats: Sequence[float | None]) -> list[int | None]:
+    return [None if value is None else round(100 * value) for value in nats]

@@ -1,9 +1,8 @@
 """What can be read: the rollouts of a run, or the completions of an evaluation."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,13 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from edge_grpo.browsing.filters import FILTERS, Query, marks_of_groups
-from edge_grpo.browsing.finding import find
-from edge_grpo.browsing.groups import Group, Response, Version
+from edge_grpo.browsing.groups import Group
+from edge_grpo.browsing.rows import completion_of, response_of
 from edge_grpo.evaluation.completions import read_completions
 from edge_grpo.runs.rollout_files import read_iteration, read_rollouts, read_table
 
 _GROUP = ["step", "rank", "group"]
-_ASKED = "\n[asked to look again]\n"  # the phrase itself is not in completions.parquet
 
 
 class Recording:
@@ -33,7 +31,7 @@ class Recording:
     section_name: str
     """what the groups are divided into: iteration or benchmark"""
     index: pd.DataFrame
-    """a row a group: `section`, `problem`, and a column of bools for each filter"""
+    """a row a group: `section`, `problem`, `size` (responses), and a column of bools for each filter"""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
@@ -81,8 +79,9 @@ class RunRecording(Recording):
     def __init__(self, name: str, path: Path) -> None:
         super().__init__(name, path)
         rows = read_rollouts(path)
-        first = rows.groupby(_GROUP, sort=True)["problem"].first()
-        self.index = marks_of_groups(rows, _GROUP).assign(problem=first).reset_index()
+        problems = rows.groupby(_GROUP, sort=True)["problem"]
+        marks = marks_of_groups(rows, _GROUP)
+        self.index = marks.assign(problem=problems.first(), size=problems.size()).reset_index()
         self.index["section"] = self.index["step"]
         self._iteration = lru_cache(maxsize=4)(partial(read_iteration, path))
 
@@ -98,7 +97,7 @@ class RunRecording(Recording):
             problem=first["problem"],
             question=first["question"],
             answers=tuple(first["answers"] or ()),
-            responses=tuple(map(_response, rows)),
+            responses=tuple(map(response_of, rows)),
             marks=self._marks(i),
             replaced_by=replaced,
         )
@@ -128,8 +127,11 @@ class EvaluationRecording(Recording):
         right = self._rows["correct"].astype(float)
         rewards = {"reward": right, "reward_after": self._rows["forced_correct"].astype("Float64").fillna(right)}
         rows = self._rows.assign(finish_reason_after="", **rewards)
-        firsts = self._rows.groupby("place")[group].first()
-        self.index = marks_of_groups(rows, ["place"]).assign(problem=firsts["problem"], section=firsts["benchmark"])
+        of_group = self._rows.groupby("place")
+        first = of_group[group].first()
+        self.index = marks_of_groups(rows, ["place"]).assign(
+            problem=first["problem"], section=first["benchmark"], size=of_group.size()
+        )
 
     def group(self, i: int) -> Group:
         frame = self._rows[self._rows["place"] == i].astype(object)
@@ -139,7 +141,7 @@ class EvaluationRecording(Recording):
             problem=rows[0]["problem"],
             question=rows[0]["question"],
             answers=tuple(rows[0]["answers"]),
-            responses=tuple(map(_completion, rows)),
+            responses=tuple(map(completion_of, rows)),
             marks=self._marks(i),
         )
 
@@ -162,118 +164,6 @@ def counterpart(one: Recording, i: int, other: Recording) -> int | None:
     if here or not same or one.kind != "run" or other.kind != "run":
         return next(iter(here or same), None)
     return min(same, key=lambda j: abs(there[j] - section))
-
-
-class Recordings(Sequence[Recording]):
-    """What some paths name, each under the shortest name that tells it from the others, read when it is asked for.
-
-    Args:
-        paths: folders of runs, sweeps or evaluations, or files completions.parquet.
-
-    Raises:
-        UserError: there is nothing to read at one of them; later, one that cannot be read.
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._found = [source for path in paths for source in find(path)]
-        self.names = short_names([path if kind == "run" else path.parent for kind, path in self._found])
-        self._read: dict[int, Recording] = {}
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    @overload
-    def __getitem__(self, i: int) -> Recording: ...
-    @overload
-    def __getitem__(self, i: slice) -> Sequence[Recording]: ...
-    def __getitem__(self, i: int | slice) -> Recording | Sequence[Recording]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(len(self))[i]]
-        if i not in self._read:
-            kind, path = self._found[i]
-            self._read[i] = (RunRecording if kind == "run" else EvaluationRecording)(self.names[i], path)
-        return self._read[i]
-
-    def reload(self, i: int) -> None:
-        """Read it again when it is asked for: a run may have gone on."""
-        self._read.pop(i, None)
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as it takes to tell them apart.
-
-    >>> short_names([Path("/a/sweep/0"), Path("/a/sweep/1")]), short_names([Path("/a/x/0"), Path("/a/y/0")])
-    (['0', '1'], ['x/0', 'y/0'])
-    """
-    parts = [path.resolve().parts for path in paths]
-    longest = max((len(each) for each in parts), default=0)
-    for count in range(1, longest + 1):
-        names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
-def _response(row: Mapping[str, Any]) -> Response:
-    pieces = row["pieces_after"]
-    left_alone = pieces is None and not row["branch"] and row["problem_after"] is None
-    before = None if row["response"] is None else ((("sampled", row["response"]),) if row["response"] else ())
-    after = None if pieces is None else tuple((piece["by"], piece["text"]) for piece in pieces)
-    return Response(
-        row=row["row"],
-        before=_version(row, "", before),
-        after=None if left_alone else _version(row, "_after", after),
-        branch=row["branch"],
-        base_advantage=row.get("advantage/base"),
-        advantage=row["advantage"],
-        multiplier=row.get("eda/multiplier"),
-        clamped=bool(row.get("eda/clamped")),
-    )
-
-
-def _version(row: Mapping[str, Any], when: str, pieces: tuple[tuple[str, str], ...] | None) -> Version:
-    prefix = f"reward{when}/"
-    return Version(
-        correct=row[f"correct{when}"],
-        unparsed=row[f"unparsed{when}"],
-        reward=row[f"reward{when}"],
-        parts={name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)},
-        tokens=row[f"tokens{when}"],
-        finish_reason=row[f"finish_reason{when}"],
-        pieces=pieces,
-        characters=tuple(row[f"token_characters{when}"] or ()),
-        entropies=_numbers(row[f"entropies{when}"]),
-        logprobs=_numbers(row[f"logprobs{when}"]),
-    )
-
-
-def _numbers(values: Iterable[Any] | None) -> tuple[float, ...]:
-    return tuple(float(value) for value in values or ())
-
-
-def _completion(row: Mapping[str, Any]) -> Response:
-    said = ("sampled", row["response"])
-    before = Version(
-        correct=row["correct"],
-        unparsed=row["unparsed"],
-        reward=None,
-        parts={},
-        tokens=row["tokens"],
-        finish_reason=row["finish_reason"],
-        pieces=(said,),
-    )
-    if row["forced_response"] is None:
-        return Response(row["sample"], before)
-    after = Version(
-        correct=row["forced_correct"],
-        unparsed=None,
-        reward=None,
-        parts={},
-        tokens=row["tokens"] + int(row["forced_tokens"]),
-        finish_reason="",
-        pieces=(said, ("injected", _ASKED), ("sampled", row["forced_response"])),
-    )
-    return Response(row["sample"], before, after, branch="forced reflection")
 
 
 def _contains(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:

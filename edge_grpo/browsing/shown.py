@@ -75,6 +75,17 @@ def through_training(groups: Iterable[Group]) -> list[dict[str, str]]:
     ]
 
 
+def texts_of(responses: Sequence[Response], *, heat: bool) -> tuple[Text, Text]:
+    """What the responses are as sampled, and those that correction changed after it, each under its title."""
+    before = [(r.before, f"response {r.row} as sampled") for r in responses]
+    after = [(r.after, f"response {r.row} after correction ({r.branch or 'replay'})") for r in responses if r.after]
+    gap = Text("\n\n")
+    return (
+        gap.join(Text("\n").join([title(version, said), text_of(version, heat=heat)]) for version, said in before),
+        gap.join(Text("\n").join([title(version, said), text_of(version, heat=heat)]) for version, said in after),
+    )
+
+
 def title(version: Version, when: str) -> Text:
     """What stands over a text."""
     parts = ", ".join(f"{name} {short(value)}" for name, value in version.parts.items())

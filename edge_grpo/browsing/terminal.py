@@ -8,119 +8,21 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, Vertical, VerticalScroll
-from textual.screen import ModalScreen, Screen
-from textual.widgets import DataTable, Input, Static
+from textual.containers import Container, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import DataTable, Static
 
-from edge_grpo.browsing.filters import FILTERS, Query
+from edge_grpo.browsing.filters import Query
 from edge_grpo.browsing.groups import Group
 from edge_grpo.browsing.keys import KEYS
-from edge_grpo.browsing.recordings import Recording, Recordings, counterpart
-from edge_grpo.browsing.shown import columns, legend, text_of, through_training, title
+from edge_grpo.browsing.opening import Recordings
+from edge_grpo.browsing.panels import Asked, Help, Panel, asked_of
+from edge_grpo.browsing.recordings import Recording, counterpart
+from edge_grpo.browsing.shown import legend, through_training
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.terminal import printable
 
 HINT = "↓↑ response  ←→ group  [ ] iteration  1-8 filters  / text  e entropy  t training  c side by side  ? keys  q end"
-
-
-class Panel(Vertical):
-    """One group: what was asked, a row a response, and the texts of one of them."""
-
-    def compose(self) -> ComposeResult:
-        yield Static(classes="asked")
-        table: DataTable[Any] = DataTable(cursor_type="row", header_height=2)
-        table.can_focus = False  # all keys are the screen's
-        yield table
-        with Container(classes="texts"):
-            for when in ("before", "after"):
-                with VerticalScroll(classes=when, can_focus=False):
-                    yield Static(classes="title")
-                    yield Static(classes="text")
-
-    def show(self, name: str, group: Group | None, response: int, *, heat: bool) -> None:
-        """Draw a group, or that there is none."""
-        asked, table = self.query_one(".asked", Static), self.query_one(DataTable)
-        table.clear(columns=True)
-        self.query_one(".texts").display = table.display = group is not None
-        if group is None:
-            asked.update(Text(f"{name}\nnot drawn in this run"))
-            return
-        asked.update(_asked(name, group))
-        cells = columns(group)
-        table.add_columns(*cells)
-        for row in group.responses:
-            table.add_row(*(of(row) for of in cells.values()))
-        self.choose(group, response, heat=heat)
-
-    def choose(self, group: Group, response: int, *, heat: bool) -> None:
-        """Show the texts of one response."""
-        row = group.responses[min(response, len(group.responses) - 1)]
-        self.query_one(DataTable).move_cursor(row=min(response, len(group.responses) - 1))
-        versions = {
-            "before": ("as sampled", row.before),
-            "after": (f"after correction ({row.branch or 'replay'})", row.after),
-        }
-        for when, (said, version) in versions.items():
-            part = self.query_one(f".{when}", VerticalScroll)
-            part.display = version is not None
-            if version is not None:
-                part.query_one(".title", Static).update(title(version, f"response {row.row} {said}"))
-                part.query_one(".text", Static).update(text_of(version, heat=heat))
-            part.scroll_home(animate=False)
-
-    def scroll_texts(self, by: int) -> None:
-        """By half of what is seen."""
-        for part in self.query(VerticalScroll):
-            part.scroll_relative(y=by * max(part.size.height // 2, 1), animate=False)
-
-
-def _asked(name: str, group: Group) -> Text:
-    made = Text.assemble((f"{name}  ", "dim"), (printable(group.problem), "bold"))
-    made.append(f"  gold {printable(' | '.join(group.answers)) or '–'}")
-    for mark in FILTERS:
-        if mark in group.marks:
-            made.append(f"  [{FILTERS[mark].title}]", "italic")
-    made.append(f"\n{printable(group.question or '–', keep=chr(10))}")
-    if group.replaced_by is not None:
-        made.append(f"\na replay put {' : '.join(map(printable, group.replaced_by))} in its place", "dim")
-    return made
-
-
-class Asked(ModalScreen[str | None]):
-    """A line of text.
-
-    Args:
-        title: what is asked for.
-        value: what is there.
-    """
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave")]
-
-    def __init__(self, title: str, value: str) -> None:
-        super().__init__()
-        self._title, self._value = title, value
-
-    def compose(self) -> ComposeResult:
-        field = Input(self._value)
-        field.border_title = self._title
-        yield field
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value)
-
-    def action_leave(self) -> None:
-        self.dismiss(None)
-
-
-class Help(ModalScreen[None]):
-    """What each key does."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q,enter", "dismiss")]
-
-    def compose(self) -> ComposeResult:
-        lines = [Text.assemble((f"{key.shown:<6}", "bold"), key.meaning) for key in KEYS]
-        with VerticalScroll():
-            yield Static(Text("\n").join(lines))
 
 
 class Reading(Screen[None]):
@@ -139,7 +41,7 @@ class Reading(Screen[None]):
         self.at, self.other = 0, min(1, len(recordings) - 1)
         self.group, self.response, self.line = 0, 0, 0
         self.query_of_groups, self.passing = Query(), list(range(len(recordings[0])))
-        self.view, self.heat = "group", False
+        self.view, self.heat, self.every = "group", False, False
 
     @property
     def recording(self) -> Recording:
@@ -167,24 +69,33 @@ class Reading(Screen[None]):
         self.query_one("#legend", Static).update(legend(heat=self.heat))
         training = self.view == "training" and bool(self.passing)
         self.query_one("#training").display, self.query_one("#panels").display = training, not training
-        left, right = self.query_one("#left", Panel), self.query_one("#right", Panel)
-        right.display = self.view == "compare"
+        self.query_one("#right").display = self.view == "compare"
+        left = self.query_one("#left", Panel)
         if not self.passing:
             left.show("no group passes these filters; 0 takes them away", None, 0, heat=False)
             return
-        group = self.recording.group(self.group)
-        if training:
-            self._draw_training(group)
-            return
-        left.show(self._label(self.recording, group), group, self.response, heat=self.heat)
+        try:
+            if training:
+                self._draw_training()
+            else:
+                self._draw_groups()
+        except UserError as error:  # a resumed run has dropped what it writes again
+            left.show(f"{error}; u reads again", None, 0, heat=False)
+
+    def _draw_groups(self) -> None:
+        shown = {"#left": (self.recording, self.group)}
         if self.view == "compare":
             other = self.recordings[self.other]
-            there = counterpart(self.recording, self.group, other)
-            beside = None if there is None else other.group(there)
-            right.show(self._label(other, beside), beside, self.response, heat=self.heat)
+            shown["#right"] = other, counterpart(self.recording, self.group, other)
+        for panel, (recording, i) in shown.items():
+            group = None if i is None else recording.group(i)
+            label = self._label(recording, group)
+            self.query_one(panel, Panel).show(label, group, self.response, heat=self.heat, every=self.every)
 
     def _label(self, recording: Recording, group: Group | None) -> str:
-        return recording.name if group is None else f"{recording.name}, {recording.section_name} {group.section}"
+        if group is None:
+            return f"{recording.name}\nnot drawn in this run"
+        return f"{recording.name}, {recording.section_name} {group.section}"
 
     def _where(self) -> Text:
         recording = self.recording
@@ -200,8 +111,9 @@ class Reading(Screen[None]):
         made.append(f"   only: {printable(str(self.query_of_groups))}" if str(self.query_of_groups) else "", "italic")
         return made
 
-    def _draw_training(self, group: Group) -> None:
-        self.query_one("#problem", Static).update(_asked(self.recording.name, group))
+    def _draw_training(self) -> None:
+        group = self.recording.group(self.group)
+        self.query_one("#problem", Static).update(asked_of(self.recording.name, group))
         table: DataTable[Any] = self.query_one("#training DataTable", DataTable)
         table.clear(columns=True)
         rows = through_training(map(self.recording.group, self._lines()))
@@ -222,9 +134,11 @@ class Reading(Screen[None]):
             self.line = min(max(self.line + by, 0), len(self._lines()) - 1)
             self.query_one("#training DataTable", DataTable).move_cursor(row=self.line)
             return
-        size = len(self.recording.group(self.group).responses)
-        self.response = min(max(self.response + by, 0), size - 1)
+        self.response = min(max(self.response + by, 0), self._responses(self.group) - 1)
         self.draw()
+
+    def _responses(self, group: int) -> int:
+        return int(self.recording.index["size"].tolist()[group])
 
     def action_next_response(self) -> None:
         self._move(1)
@@ -234,8 +148,7 @@ class Reading(Screen[None]):
 
     def go(self, group: int) -> None:
         """To another group."""
-        size = len(self.recording.group(group).responses)
-        self.group, self.response = group, min(self.response, size - 1)
+        self.group, self.response = group, min(self.response, self._responses(group) - 1)
         self.view = "group" if self.view == "training" else self.view
         self.draw()
 
@@ -269,6 +182,10 @@ class Reading(Screen[None]):
     def action_text_up(self) -> None:
         for panel in self.query(Panel):
             panel.scroll_texts(-1)
+
+    def action_all(self) -> None:
+        self.every = not self.every
+        self.draw()
 
     def action_heat(self) -> None:
         self.heat = not self.heat

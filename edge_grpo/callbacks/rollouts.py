@@ -1,7 +1,7 @@
 """Every response of every iteration as a row of `rollouts/`: what the analysis of a run and its reader read."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _written(
     record: dict[str, Any] = {
         "problem": problem.id,
         "question": problem.transcript,
-        "answers": list(problem.answers),
+        "answers": _encodable(problem.answers),
         "response": sampled.texts[row],
     }
     if tokens:
@@ -140,8 +140,13 @@ def _replaced(problem: Problem, other: Problem) -> dict[str, Any]:
     return {
         "problem_after": other.id,
         "question_after": other.transcript,
-        "answers_after": list(other.answers),
+        "answers_after": _encodable(other.answers),
     }
+
+
+def _encodable(answers: Sequence[str]) -> list[str]:
+    """No tokenizer has seen a gold answer, so it may hold half a surrogate pair, which becomes its escape."""
+    return [answer.encode(errors="backslashreplace").decode() for answer in answers]
 
 
 def _tokens(response: Response, characters: list[int], when: str) -> dict[str, Any]:

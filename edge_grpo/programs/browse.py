@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_grpo.errors import UserError
 
 if TYPE_CHECKING:
-    from edge_grpo.browsing.recordings import Recordings
+    from edge_grpo.browsing.opening import Recordings
 
 DESCRIPTION = """\
 Read what was sampled: every group with its responses before and after correction, rewards, advantages and token
@@ -79,7 +79,7 @@ def browse(arguments: argparse.Namespace) -> None:
     if arguments.iterations is not None and arguments.html is None:
         raise UserError("--iterations is for the page: give --html FILE too")
     # Imported here: --help shall not wait for pandas.
-    from edge_grpo.browsing.recordings import Recordings
+    from edge_grpo.browsing.opening import Recordings
 
     recordings = Recordings(arguments.paths)
     if arguments.html is None:
