@@ -83,7 +83,7 @@ class Reading(Screen[None]):
             left.show(f"{error}; u reads again", None, 0, heat=False)
 
     def _draw_groups(self) -> None:
-        shown = {"#left": (self.recording, self.group)}
+        shown: dict[str, tuple[Recording, int | None]] = {"#left": (self.recording, self.group)}
         if self.view == "compare":
             other = self.recordings[self.other]
             shown["#right"] = other, counterpart(self.recording, self.group, other)
