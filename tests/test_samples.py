@@ -3,6 +3,8 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
+import pytest
 import torch
 
 from edge_grpo.algorithms.iteration import Iteration, TrainedRows
@@ -10,6 +12,7 @@ from edge_grpo.callbacks.rollouts import RolloutRecords
 from edge_grpo.callbacks.samples import Samples, describe_rows
 from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
+from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import RunLogger
 from edge_grpo.loggers.samples import as_html
 from edge_grpo.policy.tiny import byte_tokenizer
@@ -184,8 +187,28 @@ def test_a_resume_drops_what_it_writes_again_and_no_more(tmp_path):
     for step in range(4):
         for files in ranks:
             files.append(step, [{"group": 0, "row": 0}])
-    (tmp_path / "rollouts" / "iteration-000004-rank0.tmp").write_text("half")
+    (tmp_path / "rollouts" / ".iteration-000004-rank0.tmp").write_text("half")  # as a kill leaves it
+    assert len(pd.read_parquet(tmp_path / "rollouts")) == 8
     ranks[0].cut_back(2)
     left = [(step, rank) for step, rank, _ in rollout_files(tmp_path)]
     assert left == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1)]
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_rows_that_a_full_disk_refuses_leave_no_file(tmp_path, monkeypatch, caplog):
+    def full(table, path, **options):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    files = RolloutFiles(tmp_path, 0, keep_bytes=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.write_table", full)
+        files.append(0, [{"group": 0, "row": 0}])
+    files.append(1, [{"group": 0, "row": 0}])
+    assert "lacks the rows of step 0: No space left on device" in caplog.text
+    assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["iteration-000001-rank0.parquet"]
+
+
+def test_a_bound_below_zero_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"callbacks.rollouts.keep_gb=-1 must be at least 0, or null"):
+        RolloutRecords(str(tmp_path), True, -1)

@@ -136,7 +136,7 @@ class RolloutFiles:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.stem}.tmp")  # a name that readers of the whole folder pass over
     try:
         # Half-floats hardly repeat; nobody searches by the statistics of a column, which are a third of a small file.
         repeating = [field.name for field in table.schema if field.type != _HALVES]
