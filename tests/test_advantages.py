@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_grpo.advantages.base import AdvantageInputs
+from edge_grpo.advantages.base import BASE_ADVANTAGE, AdvantageInputs
 from edge_grpo.advantages.dr_grpo import DrGRPO
+from edge_grpo.advantages.entropy_bonus import EntropyBonus
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.opo import OPO
 from edge_grpo.advantages.qae import QuantileBaseline
@@ -182,6 +183,19 @@ def test_eda_over_sampled_tokens_only():
     both = torch.ones(2, 2, dtype=torch.bool)
     metrics = eda(mask="sampled")(inputs([1, 0], entropy, both, sampled, g=2))[1]
     torch.testing.assert_close(metrics["eda/multiplier"], torch.tensor([1.5, 0.75], dtype=torch.float64))
+
+
+def test_what_the_base_was_is_recorded_and_of_several_the_innermost():
+    # Dr. GRPO of (1, 0) is (1/2, -1/2); a bonus and EDA over it change it, in either order.
+    rows = inputs([1.0, 0.0], torch.tensor([[0.5], [0.1]]), g=2)
+    of_eda = {"clamp": None, "detach": True, "scope": "group", "mask": "response", "refresh": "rollout"}
+    one = EntropyDriven(base=EntropyBonus(DrGRPO(), 0.4, 2.0), **of_eda)
+    other = EntropyBonus(EntropyDriven(base=DrGRPO(), **of_eda), 0.4, 2.0)
+    for strategy in (one, other):
+        taken, reports = strategy(rows)
+        assert reports[BASE_ADVANTAGE].flatten().tolist() == [0.5, -0.5]
+        assert not torch.isclose(taken.flatten(), reports[BASE_ADVANTAGE].flatten()).any()
+        assert strategy.records == (BASE_ADVANTAGE,)
 
 
 def test_values_out_of_range_are_refused():
