@@ -74,7 +74,8 @@ def write_rollouts(folder: Path, rows: Iterable[dict[str, Any]], rank: int = 0) 
             place = row["problem"], row["row"]
             again = seen.update([place]) or seen[place]
             row["group"] = groups.setdefault((row["problem"], again), len(groups))
-        files.append(step, of_step)
+        columns = dict.fromkeys(name for row in of_step for name in row)
+        files.append(step, [columns | row for row in of_step])
     return folder
 
 
