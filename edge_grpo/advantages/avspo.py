@@ -46,7 +46,7 @@ class AVSPO(RewardAdvantage):
         threshold: tau at the start, within the bounds.
         step: of tau, not negative; 0 keeps it.
         min_threshold, max_threshold: bounds of tau, in [0, 1].
-        exponent: above 0.
+        exponent: of ACR in K = ceil(G ACR^exponent), above 0.
         margin: of the best virtual reward of an all-wrong group, above 0.
         eps: added to the standard deviations.
 

@@ -21,7 +21,7 @@ class PoolMean(RewardAdvantage):
 
     Args:
         std: whether to divide by the standard deviation, with its number less 1 in its denominator.
-        eps: added to it.
+        eps: added to the standard deviation, if there is one.
 
     Raises:
         UserError: eps is not above 0.

@@ -22,7 +22,7 @@ class ZeroVariancePrompts(OverBase):
 
     Args:
         base: the advantage of the other groups; the paper's is `vanilla`.
-        alpha: advantage a nat.
+        alpha: advantage a nat of entropy, in groups of equal rewards.
 
     >>> from edge_grpo.advantages.base import Grading, UpdateGroups
     >>> from edge_grpo.advantages.dr_grpo import DrGRPO

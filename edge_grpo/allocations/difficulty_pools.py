@@ -23,8 +23,8 @@ class DifficultyPools(BestCandidates):
     sampled, unless all candidates are of such pools: then the first one is.
 
     Args:
-        bounds: ascending.
-        weights: one more than bounds, at least 0, not all 0.
+        bounds: of the pools, shares of right responses at the latest visit, ascending.
+        weights: of the pools, from hard to easy: one more than bounds, at least 0, not all 0; an unseen problem has 1.
 
     Raises:
         UserError: numbers that are no such lists.

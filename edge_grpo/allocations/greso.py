@@ -29,9 +29,10 @@ class Greso(Skipping):
     `Dynamic`.
 
     Args:
-        easy, hard: shares of right responses, 0 <= hard < easy <= 1.
-        p_start, p_step, p_min, p_max: probabilities, p_min <= p_start <= p_max.
-        easy_target, hard_target: shares of an iteration's visits.
+        easy, hard: a visit is easy (or hard) with at least (at most) this share of right responses;
+            0 <= hard < easy <= 1.
+        p_start, p_step, p_min, p_max: p at the start, its step an iteration, and its bounds; p_min <= p_start <= p_max.
+        easy_target, hard_target: shares of easy and of hard visits in an iteration that p is moved towards.
         floor: a problem is sampled with this probability at least; above 0, so that none is lost for good.
 
     Raises:

@@ -24,7 +24,7 @@ class MoPPS(BestCandidates):
 
     Args:
         decay: lambda, in [0, 1]; 1 never forgets (the authors' value).
-        target: rate, in (0, 1).
+        target: success rate to which the chosen problems are nearest, in (0, 1).
 
     Raises:
         UserError: a number out of range.

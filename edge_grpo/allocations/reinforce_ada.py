@@ -21,9 +21,10 @@ class ReinforceAda:
     teaches nothing.
 
     Args:
-        until: see above.
-        rows_per_round: at least 1.
-        max_rounds: at least 1; max_rounds * rows_per_round must be at least G. No problem gets more responses.
+        until: what a problem ends with: "balanced", half of G right and half wrong; "positive", one right response.
+        rows_per_round: responses to a problem in a round, at least 1.
+        max_rounds: rounds at most, at least 1; max_rounds * rows_per_round must be at least G, and is the most that a
+            problem gets.
 
     Raises:
         UserError: a number below 1.

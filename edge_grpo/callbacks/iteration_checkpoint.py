@@ -50,7 +50,7 @@ class IterationCheckpoint(Checkpoint):
 
     Args:
         folder: of the checkpoints.
-        every_n_iterations: at least 1.
+        every_n_iterations: at least 1; signals and the end of the run save too.
         keep: newest checkpoints that stay, at least 1.
 
     Raises:

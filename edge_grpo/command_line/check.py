@@ -142,7 +142,7 @@ def _check_target(node: dict[str, Any], key: str, target: Callable[..., Any], in
     if required and not node.get("_partial_") and "_args_" not in node:
         missing = [_join(key, name) for name in named if name in required]
         raise UserError(f"{', '.join(missing)} not given: {node['_target_']} needs it")
-    hints = _type_hints(target)
+    hints = type_hints(target)
     for name, value in given.items():
         if name in hints:
             _check_value(_join(key, name), value, hints[name])
@@ -179,7 +179,7 @@ def _refuse_unknown(given: Mapping[str, Any], key: str, target: str, named: Mapp
             raise UserError(f"{_join(key, name)}: {target} has no argument {name!r}; {hint}")
 
 
-def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+def type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     try:
         if not inspect.isclass(target):
             return get_type_hints(target)

@@ -32,7 +32,7 @@ class OfficialGuidedCorrection(GuidedCorrection):
     Encoded tokens have the provenance of the response as a whole (a mixed one counts as sampled), padding is injected.
 
     Args:
-        max_batch_prompt_tokens: the released code's 256.
+        max_batch_prompt_tokens: prompts padded to this width or more are not corrected, as in the released code (256).
         batch: the rows that are padded and cut together: those of an "iteration" (on this rank), or each "row" alone,
             as the released script launches it.
         guided: arguments of `GuidedCorrection`; `keep_eos` must be false, `max_response_tokens` null and every one of

@@ -28,8 +28,8 @@ class FileBenchmark:
     """A file or a folder: see `edge_grpo.data.tables.read_table`.
 
     Args:
-        path: of it.
-        split: of a folder that holds several.
+        path: a file or folder, in any format of docs/data.md.
+        split: which one of a folder that holds several; null where there is one.
         columns: see `FileDataModule`.
     """
 
@@ -45,7 +45,7 @@ class HubBenchmark:
     """A data set on the Hugging Face hub (the extra `hub`), or a folder that `datasets.load_dataset` takes.
 
     Args:
-        name, subset, split, revision: as `datasets.load_dataset` takes them.
+        name, subset, split, revision: of the data set on the hub, as `datasets.load_dataset` takes them.
         columns: see `FileBenchmark`.
     """
 

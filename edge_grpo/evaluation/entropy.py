@@ -24,7 +24,7 @@ class ResponseEntropy:
     Args:
         microbatch_tokens: bound on the tokens of one forward pass.
         chunk_tokens: tokens whose logits are in memory at once.
-        packing: see `PolicyModule`.
+        packing: compute a prompt once for all its responses and no padding, as `algorithm.packing`.
 
     Raises:
         UserError: a value below 1.

@@ -20,11 +20,11 @@ class Evaluation:
     """Benchmarks and the sampling settings of their responses, which are not those of training.
 
     Args:
-        benchmarks: name -> `Benchmark`.
+        benchmarks: name -> source of problems; {} for the held-out problems alone.
         average: names in the total and the mean; null for all.
         num_samples: n, responses a problem.
-        temperature, top_p: see `Sampling`; temperature 0 is greedy.
-        max_new_tokens: budget of a response.
+        temperature, top_p: of the sampling; temperature 0 is greedy.
+        max_new_tokens: budget of a response, in tokens.
         seed: of the draws; null takes the clock, as the official code does (departure 19).
         limit: the first problems of each benchmark; null for all.
         template: of the prompts; null for the program's own (the training data's, the evaluated run's).

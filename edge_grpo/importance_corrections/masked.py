@@ -19,9 +19,9 @@ class Masked:
     and no information. Degenerate case: where engine and trainer agree, every weight is 1.
 
     Args:
-        level: token, sequence or geometric.
-        lowest, highest: 0 <= lowest <= 1 <= highest. 0.5 and 5 by token in verl's IcePop; 0 and 3 by sequence in TRL;
-            0.99 and 1.01 for the geometric mean in SkyRL.
+        level: w of each "token", the product over its "sequence", or their "geometric" mean.
+        lowest, highest: bounds of w, 0 <= lowest <= 1 <= highest. 0.5 and 5 by token in verl's IcePop; 0 and 3 by
+            sequence in TRL; 0.99 and 1.01 for the geometric mean in SkyRL.
 
     Raises:
         UserError: a range without 1, the weight where engine and trainer agree.

@@ -20,8 +20,8 @@ class Truncated:
     of any length weighs. Degenerate case: where engine and trainer agree, every weight is 1.
 
     Args:
-        level: token, sequence or geometric.
-        cap: at least 1; 2 by token in the source.
+        level: w of each "token", the product over its "sequence", or their "geometric" mean.
+        cap: upper bound on the weight, at least 1; 2 by token in the source.
 
     Raises:
         UserError: a cap below 1, which would shrink the gradient where engine and trainer agree.

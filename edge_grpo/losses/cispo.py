@@ -18,7 +18,7 @@ class CISPOLoss(ClippedLoss):
     exactly 1 the gradient is that of `ClippedLoss`; the loss itself is another number.
 
     Args:
-        epsilon_low, epsilon_high: range of the weight.
+        epsilon_low, epsilon_high: the weight lies in [1 - epsilon_low, 1 + epsilon_high].
         aggregation: the paper's is dapo, the mean over all tokens; see `TokenLoss` for it and the rest.
 
     Raises:

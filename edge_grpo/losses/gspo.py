@@ -25,7 +25,8 @@ class GSPOLoss(ClippedLoss):
     gradient is that of `ClippedLoss`; a response of one token: s is its rho.
 
     Args:
-        level: sequence or token.
+        level: "sequence", one ratio and one clip for the response; "token", for advantages that differ within a
+            response.
         epsilon_low, epsilon_high: clip range of s; 0.0003 and 0.0004 in the paper.
         aggregation: the paper's is grpo, the mean over responses; see `TokenLoss` for it and the rest.
 

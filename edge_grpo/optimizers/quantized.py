@@ -22,9 +22,12 @@ class QuantizedAdamW:
     state and every step on a GPU did not run here.
 
     Args:
-        lr, betas, eps, weight_decay: as torch's.
-        bits: 8 or 32, of a moment.
-        paged: needs CUDA.
+        lr: learning rate.
+        betas: decay of the running means of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: coefficient of the decay, which is apart from the gradient.
+        bits: of each moment, 8 or 32.
+        paged: state moves to RAM while the card has no room for it; needs CUDA.
 
     Raises:
         UserError: 32 bits that are not paged, which are torch's own AdamW.

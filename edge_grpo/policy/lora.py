@@ -33,11 +33,11 @@ class Lora:
 
     Args:
         r: rank, at least 1; None trains the weights, without adapters.
-        alpha: above 0.
-        dropout: in [0, 1), in the update alone.
+        alpha: the adapters are scaled by alpha / r; above 0.
+        dropout: share of their inputs that is dropped, in [0, 1), in the update alone.
         targets: "all-linear", every linear layer but the head; or names of linear layers, whole or from a dot on, such
             as `q_proj` or `layers.0.mlp.up_proj`.
-        seed: of A.
+        seed: of the initial values of A; B begins at 0.
 
     Raises:
         UserError: a value out of range, or peft is not installed.

@@ -57,6 +57,11 @@ def random_tiny_policy(
 
     Args:
         seed: of the initial weights.
+        hidden_size: width of a layer's input.
+        num_layers: decoder layers.
+        num_heads: attention heads, a divisor of hidden_size.
+        num_kv_heads: heads of keys and values, a divisor of num_heads.
+        intermediate_size: width inside an MLP.
         context_length: in tokens, prompt and response together.
         lora: adapters to train in place of the weights; None for none.
     """

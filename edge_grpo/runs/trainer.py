@@ -36,12 +36,15 @@ def build_trainer(
 
     Args:
         max_iterations: iterations in all, at most.
-        max_generated_tokens: see `TokenBudget`.
+        max_generated_tokens: the run ends after the iteration that reaches so many generated tokens; null for no such
+            end.
         accelerator: "auto" takes the GPU where there is one.
         strategy: one of `STRATEGIES`; "auto" is DDP for several ranks; "fsdp2" leaves each rank a part of weights,
             gradients and optimiser state.
-        precision: see `policy.precision`.
-        devices, num_nodes, deterministic: as Lightning's.
+        precision: 32-true, bf16-mixed or bf16-true, as Lightning's.
+        devices: processes on a node, a GPU each; "auto" for all GPUs that are there.
+        num_nodes: machines.
+        deterministic: algorithms of torch that give the same bits each time, as Lightning's.
         plugins: of the ranks, see `ranks.group.Ranks`.
 
     Raises:

@@ -27,8 +27,8 @@ class TopEntropy:
     every token counts.
 
     Args:
-        top_share: above 0, at most 1; 0.2 in the paper.
-        over: update or response.
+        top_share: of the tokens that keep their advantage, above 0, at most 1; 0.2 in the paper.
+        over: what the quantile is taken over: all tokens of the "update" and all ranks, or those of each "response".
 
     Raises:
         UserError: a value out of range.
