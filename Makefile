@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install train test types pytest smoke chaos cluster mutants gpu slow format
+.PHONY: install train test types pytest smoke chaos cluster mutants gpu slow format docs package
 
 KILLS := 20
 RANKS := 1
@@ -22,6 +22,10 @@ install = $(BIN)/pip install --quiet --no-compile --editable $(1) && \
 .venv/installed: pyproject.toml | $(BIN)/pip
 	$(call install,.)
 	touch $@
+
+.venv/installed-docs: pyproject.toml | $(BIN)/pip
+	$(call install,'.[docs]')
+	touch $@ .venv/installed
 
 .venv/installed-test: pyproject.toml | $(BIN)/pip
 	$(call install,'.[test]')
@@ -77,3 +81,11 @@ slow: .venv/installed-test
 format: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages, into site/: open site/index.html, no server and no network needed. A warning, a broken link say, ends it.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Half a minute: wheel and sdist, and the wheel in a folder without the clone.
+package: .venv/installed-test
+	.ci/package $(BIN)/python
