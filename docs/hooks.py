@@ -41,6 +41,7 @@ def notebook_files(path: Path, config: MkDocsConfig) -> Iterator[File]:
     """The notebook as a page with the outputs that it was saved with, and their pictures."""
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     text, resources = MarkdownExporter().from_notebook_node(notebook)
+    text = text.replace('<table border="1" class="dataframe">', "<table>")  # the theme's tables
     folder = path.stem
     for name, content in resources["outputs"].items():
         text = text.replace(f"({name})", f"({folder}/{name})")
@@ -58,6 +59,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = posixpath.normpath(posixpath.join(here, found[1]))
         if target in OUTSIDE:
             target = f"docs/{OUTSIDE[target]}"
+        elif target == f"docs/{NOTEBOOK}":
+            target = target.replace(".ipynb", ".md")
         elif uri not in sources:
             return found[0]
         return posixpath.relpath(target, posixpath.join("docs", posixpath.dirname(uri))) + (found[2] or "")

@@ -4,6 +4,7 @@ Types come from the constructors' annotations and meanings from their docstrings
 constructor's argument, from the comment beside it in the YAML file. A test refuses a setting without a meaning.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -227,13 +228,14 @@ def _defaults(setting: Setting, options: tuple[str, ...]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text for a table's cell: no column ends in it, and no tag begins outside of code.
+    """Text for a table's cell: no column ends in it, and outside of code no tag and no emphasis begins.
 
-    >>> print(_cell("a|b <c> `<d>`"))
-    a\\|b &lt;c> `<d>`
+    >>> print(_cell("a|b <c> `<d>` _e_ f_g"))
+    a\\|b &lt;c> `<d>` \\_e\\_ f_g
     """
     parts = text.replace("|", "\\|").split("`")
-    return "`".join(part.replace("<", "&lt;") if i % 2 == 0 else part for i, part in enumerate(parts))
+    parts[::2] = [re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", part.replace("<", "&lt;")) for part in parts[::2]]
+    return "`".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`edge-grpo-scripts`: the sweeps and the example strategies, copied out of the package to where one can change them."""
+"""`edge-grpo-scripts`: the sweeps and the example strategies, copied out of the package to be changed."""
 
 import argparse
 import shutil
