@@ -21,7 +21,7 @@ PAGES = {
     for path in (REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md")))
 }
 SETTING = re.compile(r"[+~]{0,2}([a-z_]+(?:[./@][a-z_\d./@]+)*)=")
-METRIC = re.compile(r"(?:train|collapse|correction|perf|timing_s|verifier|mismatch|allocation|eval|sft)/[\w/*<>@]+")
+METRIC = re.compile(r"(?:eda|train|collapse|correction|perf|timing_s|verifier|mismatch|allocation|eval|sft)/[\w/*<>@]+")
 
 
 @pytest.mark.parametrize("group", groups())
