@@ -1,5 +1,6 @@
 """The page of settings has a meaning for each, and every setting, option and metric that a page names exists."""
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -11,7 +12,6 @@ import pytest
 
 from edge_grpo.command_line.describe import argument_docs, comments
 from edge_grpo.command_line.run import config_dir
-from edge_grpo.loggers.metrics import METRICS
 from edge_grpo.programs.config_page import PROGRAMS, as_markdown, families, groups, located, own_settings
 
 REPO = Path(__file__).resolve().parent.parent
@@ -35,6 +35,21 @@ def test_every_setting_of_a_group_has_a_meaning_and_a_type(group):
 def test_every_setting_of_a_program_has_a_meaning_and_a_type(program):
     settings = own_settings(program)
     assert not [s.key for s in settings if not s.meaning or s.kind == "null"]
+
+
+@pytest.mark.parametrize("group", groups())
+def test_docstrings_name_no_argument_that_is_not_there(group):
+    for target in {located(family.target) for family in families(group) if family.target.startswith("edge_grpo.")}:
+        parts = inspect.getmro(target)[:-1] if inspect.isclass(target) else (target,)
+        there = {name for part in parts if callable(part) for name in _parameters_of(part)}
+        assert set(argument_docs(target)) <= there, target
+
+
+def _parameters_of(part):
+    try:
+        return inspect.signature(part).parameters
+    except ValueError:  # a class written in C
+        return {}
 
 
 def test_options_of_one_class_share_a_table_and_name_their_values():
@@ -97,11 +112,9 @@ def settings() -> dict[str, str]:
     return {".".join(key.split(".")[:n]): "" for key in found for n in range(1, key.count(".") + 1)} | found
 
 
-def of_strategies() -> set[str]:
-    """The metrics that classes of strategies define."""
-    classes = [located(f.target) for group in groups() for f in families(group) if f.target]
-    defined = [getattr(strategy, "metrics", None) for strategy in classes]
-    return {name for metrics in defined if isinstance(metrics, dict) for name in metrics}
+def metrics() -> list[str]:
+    """Every name in the page of metrics, which another test holds against the code."""
+    return re.findall(r"^\| `(\S+)` \|", PAGES["docs/metrics.md"], re.MULTILINE)
 
 
 def spans(text: str) -> Iterator[str]:
@@ -112,7 +125,7 @@ def spans(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_and_metrics_that_a_page_names_exist(page: str) -> None:
-    known, metrics = settings(), (*METRICS, *of_strategies())
+    known, logged = settings(), metrics()
     wrong = []
     for word in spans(PAGES[page]):
         key = SETTING.match(word.strip("'\""))
@@ -121,7 +134,7 @@ def test_settings_and_metrics_that_a_page_names_exist(page: str) -> None:
         if key and key[1] in GROUPS and not options_exist(key[1], word.strip("'\"").partition("=")[2]):
             wrong.append(word)
         pattern = re.sub(r"<.*?>", "*", word)
-        if METRIC.fullmatch(word) and not any(fnmatchcase(pattern, n) or fnmatchcase(n, pattern) for n in metrics):
+        if METRIC.fullmatch(word) and not any(fnmatchcase(pattern, n) or fnmatchcase(n, pattern) for n in logged):
             wrong.append(word)
     assert not wrong
 

@@ -20,7 +20,7 @@ class GradientShares(pl.Callback):
     more forward and backward passes over the update's rows, whose time is `timing_s/probe`.
 
     Args:
-        every_n_iterations: at least 1.
+        every_n_iterations: from one probe to the next, at least 1.
 
     Raises:
         UserError: a value below 1; an algorithm that samples nothing.
