@@ -84,7 +84,7 @@ format: .venv/installed-test
 
 # The pages, into site/: open site/index.html, no server and no network needed. A warning, a broken link say, ends it.
 docs: .venv/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Half a minute: wheel and sdist, and the wheel in a folder without the clone.
 package: .venv/installed-test

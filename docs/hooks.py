@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
@@ -23,6 +24,9 @@ OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANG
 """files of the repository -> their pages"""
 NOTEBOOK = "read_a_run.ipynb"
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(#[^)\s]*)?(?=\))")
+FETCHED = re.compile(
+    r'<(?:script|img|iframe)[^>]*\ssrc="https?:|<link[^>]*\srel="(?:stylesheet|preconnect)"[^>]*"https?:'
+)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -39,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def notebook_files(path: Path, config: MkDocsConfig) -> Iterator[File]:
     """The notebook as a page with the outputs that it was saved with, and their pictures."""
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(path, as_version=4)
     text, resources = MarkdownExporter().from_notebook_node(notebook)
     text = text.replace('<table border="1" class="dataframe">', "<table>")  # the theme's tables
     folder = path.stem
@@ -76,3 +80,10 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return str(convert(unescape(found[2]).strip(), display=display))
 
     return FORMULA.sub(drawn, html)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse pages that a browser without a network cannot show whole."""
+    fetching = [str(page) for page in sorted(Path(config.site_dir).rglob("*.html")) if FETCHED.search(page.read_text())]
+    if fetching:
+        raise PluginError(f"{len(fetching)} pages fetch something from elsewhere, the first of them {fetching[0]}")
