@@ -197,9 +197,11 @@ def as_markdown() -> str:
 
 def _family_lines(family: Family) -> Iterator[str]:
     names = ", ".join(f"`{option}`" for option in family.options)
-    yield f"**{names}**" + (f": `{family.target}`" if family.target else "")
+    yield f"#### {names}"
     yield ""
     if family.target:
+        yield f"`{family.target}`"
+        yield ""
         yield body_of(located(family.target))
         yield ""
     heads = [f"- `{option}`: {_cell(text)}" for option, text in family.options.items() if text]
