@@ -66,7 +66,7 @@ def variants(texts: list[str]) -> Iterator[list[str]]:
 
 
 def test_every_command_of_the_pages_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = {}
+    typed: dict[tuple[str, ...], str] = {}
     for page, text in PAGES.items():
         typed |= {tuple(call): page for call in calls("bash", blocks(text), tmp_path / page.replace("/", "-"))}
     monkeypatch.chdir(tmp_path)
