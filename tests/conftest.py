@@ -24,6 +24,12 @@ def pytest_collection_finish() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _trackio_store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """trackio keeps the data of one folder a process."""
+    os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data beside the checkout."""

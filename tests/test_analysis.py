@@ -184,7 +184,7 @@ def test_folders_without_anything_to_read_say_what_to_give(tmp_path):
     [
         ([], "source not given: set source=..."),
         (["source=nowhere"], "source=nowhere: does not exist"),
-        (["source=.", "bootstrap.confidence=high"], "bootstrap.confidence=high: expected float"),
+        (["source=.", "bootstrap.confidence=high"], "bootstrap.confidence=high: expected a number"),
         ([f"source={__file__}"], f"source={__file__}: is neither a run's"),
         (["source=.", "resample=5"], "there is no setting 'resample'"),
     ],

@@ -10,6 +10,7 @@ import pytest
 from forks import Forks
 from omegaconf import OmegaConf
 
+import edge_grpo
 from edge_grpo.command_line import run as cli
 
 REPO = Path(__file__).resolve().parent.parent
@@ -155,7 +156,7 @@ REFUSED = {
         ["seed=1,2"],
         "seed=1,2 holds several values: add --multirun to run each, or write one list as key=[a,b]",
     ),
-    "wrong type": (["advantage.clamp=abc"], "advantage.clamp=abc: expected float"),
+    "wrong type": (["advantage.clamp=abc"], "advantage.clamp=abc: expected a number"),
     "added key that nothing reads": (
         ["+advantage.epss=1"],
         "advantage.epss: toy.Vanilla has no argument 'epss'; did you mean advantage.eps?",
@@ -165,7 +166,7 @@ REFUSED = {
     "interpolation": (["-cn", "broken"], "seed: Interpolation key 'sede' not found"),
     "unknown config": (["-cn", "trian"], "there is no config 'trian'; did you mean train? available: broken, train"),
     "no config dir": (["-cd", "nope"], "--config-dir nope: no such directory"),
-    "later value of a sweep": (["-m", "seed=1", "advantage.clamp=1,abc"], "advantage.clamp=abc: expected float"),
+    "later value of a sweep": (["-m", "seed=1", "advantage.clamp=1,abc"], "advantage.clamp=abc: expected a number"),
     "later option of a sweep": (
         ["-m", "advantage=vanilla,x"],
         "advantage has no option 'x'; available: entropy_driven, vanilla",
@@ -192,10 +193,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(app: App, case: str) -> None:
     assert (done.returncode, done.stderr.removeprefix(LOADING)) == (2, f"error: {message}\n")
 
 
+def test_the_version_is_ours_and_that_of_the_libraries(app: App) -> None:
+    done = app("seed=1", "--version")
+    lines = dict(line.split() for line in done.stdout.splitlines())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines["edge-grpo"] == edge_grpo.__version__
+    assert {"torch", "transformers", "pytorch-lightning", "hydra-core"} < lines.keys()
+    assert not (app.folder / "outputs").exists()
+
+
+def test_null_is_none_to_an_agent_alone(app: App) -> None:
+    text = "advantage.clamp=None"
+    assert app(text).stderr.removeprefix(LOADING) == "error: advantage.clamp=None: expected a number\n"
+    typed = app(text, WANDB_SWEEP_ID="a").stderr.removeprefix(LOADING)
+    assert typed == "error: advantage.clamp=null: expected a number\n"
+
+
 def test_a_refused_setting_leaves_no_directory_behind(app: App) -> None:
     done = app.from_scratch("advantage.clamp=abc")
     # what is said before an import that may take seconds
-    assert (done.returncode, done.stderr) == (2, f"{LOADING}error: advantage.clamp=abc: expected float\n")
+    assert (done.returncode, done.stderr) == (2, f"{LOADING}error: advantage.clamp=abc: expected a number\n")
     assert not (app.folder / "outputs").exists()
 
 

@@ -84,19 +84,20 @@ def test_accepted(values: dict[str, Any]) -> None:
 
 
 REFUSED = [
-    ({"num_generations": "abc"}, "algorithm.num_generations=abc: expected int"),
-    ({"num_generations": "3"}, "algorithm.num_generations=3: expected int"),
-    ({"num_generations": 3.0}, "algorithm.num_generations=3.0: expected int"),
-    ({"num_generations": None}, "algorithm.num_generations=null: expected int"),
-    ({"num_generations": True}, "algorithm.num_generations=True: expected int"),
-    ({"clamp": True}, "algorithm.clamp=True: expected float | None"),
-    ({"shuffle": 1}, "algorithm.shuffle=1: expected bool"),
-    ({"mode": "median"}, "algorithm.mode=median: expected Literal['mean', 'sum']"),
-    ({"mode": ["mean"]}, "algorithm.mode=['mean']: expected Literal['mean', 'sum']"),
-    ({"names": "abc"}, "algorithm.names=abc: expected collections.abc.Sequence[str]"),
-    ({"betas": [0.9]}, "algorithm.betas=[0.9]: expected tuple[float, float]"),
-    ({"weights": {"a": "b"}}, "algorithm.weights={'a': 'b'}: expected collections.abc.Mapping[str, float] | None"),
-    ({"grader": "abc"}, "algorithm.grader=abc: expected test_config.Grader | float | None"),
+    ({"num_generations": "abc"}, "algorithm.num_generations=abc: expected a whole number"),
+    ({"num_generations": "3"}, 'algorithm.num_generations="3": expected a whole number'),
+    ({"num_generations": 3.0}, "algorithm.num_generations=3.0: expected a whole number"),
+    ({"num_generations": None}, "algorithm.num_generations=null: expected a whole number"),
+    ({"num_generations": True}, "algorithm.num_generations=true: expected a whole number"),
+    ({"clamp": True}, "algorithm.clamp=true: expected a number or null"),
+    ({"clamp": "None"}, "algorithm.clamp=None: null is written null, not None"),
+    ({"shuffle": 1}, "algorithm.shuffle=1: expected true or false"),
+    ({"mode": "median"}, "algorithm.mode=median: expected mean or sum"),
+    ({"mode": ["mean"]}, "algorithm.mode=[mean]: expected mean or sum"),
+    ({"names": "abc"}, "algorithm.names=abc: expected a list of texts"),
+    ({"betas": [0.9]}, "algorithm.betas=[0.9]: expected a list of 2 numbers"),
+    ({"weights": {"a": "b"}}, "algorithm.weights={a:b}: expected a mapping of names to numbers or null"),
+    ({"grader": "abc"}, "algorithm.grader=abc: expected a mapping whose _target_ is a Grader, a number or null"),
     (
         {"clmp": 3},
         "algorithm.clmp: toy.Algorithm has no argument 'clmp'; did you mean algorithm.clamp?",
@@ -165,14 +166,14 @@ def test_what_the_program_passes_is_not_required_and_not_configurable() -> None:
 
 def test_targets_in_lists_are_checked() -> None:
     cfg = OmegaConf.create({"allowed_targets": ["toy"], "parts": [{"_target_": "toy.Part", "size": "x", "owner": 1}]})
-    with pytest.raises(UserError, match=r"parts\.0\.size=x: expected int"):
+    with pytest.raises(UserError, match=r"parts\.0\.size=x: expected a whole number"):
         check_config(cfg)
 
 
 def test_a_number_beside_a_tensor_type_is_still_checked() -> None:
     node = {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1e-5, "betas": [0.9, 0.95]}
     check_config(OmegaConf.create({"optimizer": node}))
-    with pytest.raises(UserError, match=r"optimizer\.lr=abc: expected float"):
+    with pytest.raises(UserError, match=r"optimizer\.lr=abc: expected a number"):
         check_config(OmegaConf.create({"optimizer": {**node, "lr": "abc"}}))
 
 

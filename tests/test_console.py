@@ -233,8 +233,7 @@ def summary_of(folder: Path) -> dict:
 
 def test_the_summary_is_lines_without_a_terminal(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level(logging.INFO)
-    (tmp_path / "wandb/offline-run-1").mkdir(parents=True)
-    show_summary(summary_of(tmp_path), tmp_path)
+    show_summary(summary_of(tmp_path), tmp_path, {"W&B": "wandb sync wandb/latest-run"})
     assert [record.getMessage() for record in caplog.records] == [
         "held-out accuracy 1.2 % -> 94.5 %",
         "iterations   2 in 0:01:01",
@@ -243,15 +242,18 @@ def test_the_summary_is_lines_without_a_terminal(caplog: pytest.LogCaptureFixtur
         f"figure       {tmp_path}/training.png",
         f"model        {tmp_path}/model",
         f"run          {tmp_path}",
-        f"W&B          wandb sync {tmp_path}/wandb/latest-run",
+        "W&B          wandb sync wandb/latest-run",
     ]
 
 
 def test_the_summary_is_a_table_on_a_terminal_and_lines_in_the_log(on_terminal: Terminal, tmp_path: Path) -> None:
     screen, log_file = on_terminal()
-    show_summary(summary_of(tmp_path), tmp_path)
+    show_summary(summary_of(tmp_path), tmp_path, {"trackio": "trackio show --project [p]"})
     shown = screen.getvalue()
-    assert all(part in shown for part in ("gec, seed 3", "held-out accuracy", "1.2 % -> 94.5 %", "2 in 0:01:01"))
+    assert all(
+        part in shown
+        for part in ("gec, seed 3", "held-out accuracy", "1.2 % -> 94.5 %", "2 in 0:01:01", "show --project [p]")
+    )
     assert "held-out accuracy 1.2 %" not in shown
     assert "held-out accuracy 1.2 % -> 94.5 %" in log_file.read_text()
     assert terminal_module._terminal_handlers()[0].filters == []

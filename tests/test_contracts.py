@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import fake_bitsandbytes
@@ -161,6 +162,8 @@ def test_every_trainer_is_built_or_asks_for_the_gpu_it_lacks(option):
 @pytest.mark.parametrize("group", ["callbacks", "logger"])
 def test_every_callback_and_logger_is_built(group, tmp_path):
     for option in options(group):
+        if option in ("trackio", "mlflow") and find_spec(option) is None:
+            continue
         cfg = chosen(group, option)
         nodes = {name: node for name, node in cfg[group].items() if node is not None}
         assert nodes
@@ -208,7 +211,7 @@ def test_every_algorithm_takes_its_stages_from_the_config(option):
 def test_float16_weights_are_refused_and_the_types_that_train_are_named():
     cfg = chosen("model", "hf")
     cfg.model.dtype = "float16"
-    with pytest.raises(UserError, match=r"^model\.dtype=float16: expected Literal\['float32', 'bfloat16'\]$"):
+    with pytest.raises(UserError, match=r"^model\.dtype=float16: expected float32 or bfloat16$"):
         check_config(cfg, INJECTED)
 
 

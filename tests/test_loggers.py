@@ -11,8 +11,10 @@ import yaml
 from small_runs import offline_history
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from edge_grpo.errors import UserError
+from edge_grpo.loggers import identity
 from edge_grpo.loggers.csv import CSVMetrics
-from edge_grpo.loggers.identity import group_of, resolve_mode, tags_of
+from edge_grpo.loggers.identity import group_of, resolve_mode, run_id, tags_of
 from edge_grpo.loggers.tensorboard import TensorBoardMetrics
 from edge_grpo.loggers.wandb import WandbMetrics
 
@@ -318,6 +320,10 @@ def test_wandb_keeps_config_summaries_samples_and_artifacts(nobody, tmp_path):
     tables = [json.loads(path.read_text()) for path in tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")]
     assert sorted([row[0] for row in table["data"]] for table in tables) == [[0, 0], [1, 1], [2, 2]]
     assert "pieces" not in tables[0]["columns"]
+    # A copied run keeps the pages: they lie in its folder, and the file names them by their place there.
+    assert kept["samples_page/path"].startswith("media/html/samples_page_")
+    pages = list(tmp_path.glob("wandb/offline-run-*/files/media/html/samples_page_*.html"))
+    assert (len(pages), all("p: reward 2, right, reflect" in page.read_text() for page in pages)) == (3, True)
     artifacts = {a.type: a for a in records(tmp_path, "artifact") if a.type in ("model", "report")}
     assert [entry.path for entry in artifacts["model"].manifest.contents] == ["model.safetensors"]
     assert [entry.local_path for entry in artifacts["model"].manifest.contents] == [
@@ -325,6 +331,73 @@ def test_wandb_keeps_config_summaries_samples_and_artifacts(nobody, tmp_path):
     ]
     assert [entry.path for entry in artifacts["report"].manifest.contents] == ["summary.json"]
     assert json.loads(artifacts["model"].metadata)["accuracy"] == {"after": 0.25}
+
+
+@pytest.fixture
+def agent(nobody, monkeypatch, tmp_path):
+    """An agent of W&B that has chosen parameters and started this process for one run."""
+    params = {"advantage.clamp": None, "correction": "guided", "seed": 0}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"wandb_version": 1, **{k: {"value": v} for k, v in params.items()}}))
+    told = {"SWEEP_ID": "swp", "RUN_ID": "agents1", "SWEEP_PARAM_PATH": str(path), "PROJECT": "theirs"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # W&B reads them when it starts
+    yield tmp_path / "agents1"
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+def test_an_agents_run_is_the_agents_with_every_setting_once_and_its_parameters_as_the_arm(agent):
+    typed = ["advantage.clamp=null", "correction=guided", "seed=0"]
+    (agent / ".hydra").mkdir(parents=True)
+    (agent / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(typed))
+    logger = WandbMetrics(folder=str(agent), mode="offline", **SETTINGS)
+    guided = {"trigger": "every_wrong", "probabilities": {"reflect": 0.5}}
+    logger.log_hyperparams(ABOUT | {"config": {**ABOUT["config"], "correction": guided}})
+    logger.log_metrics({"train": 1.0}, step=0)
+    logger.save()
+    logger.close(failed=False)
+    assert (agent / "run_id").read_text() == "agents1"
+    (run,) = records(agent, "run")
+    assert (run.run_id, run.sweep_id, run.project) == ("agents1", "swp", "theirs")
+    assert run.run_group == "edge_grpo, advantage.clamp=null, correction=guided"
+    kept = {item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"}
+    for config in records(agent, "config"):
+        kept |= {item.key: json.loads(item.value_json) for item in config.update}
+    assert (kept["advantage.clamp"], kept["advantage"], kept["seed"]) == (None, {"base": None}, 0)
+    assert (kept["correction"], kept["correction.trigger"]) == ("guided", "every_wrong")
+    assert kept["correction.probabilities.reflect"] == 0.5
+
+
+def test_what_an_agent_cannot_start_is_refused(agent, monkeypatch):
+    agent.mkdir()
+    (agent / "run_id").write_text("another")
+    with pytest.raises(UserError, match=r"is run another, and W&B's agent starts run agents1: .*oc\.env:WANDB_RUN_ID"):
+        WandbMetrics(folder=str(agent), mode="offline", **SETTINGS)
+    (agent / "run_id").unlink()
+    monkeypatch.setattr(identity, "_sweep_at_work", lambda: agent.parent)
+    with pytest.raises(UserError, match="W&B's agent starts one run at a time: leave out --multirun"):
+        WandbMetrics(folder=str(agent), mode="offline", **SETTINGS)
+
+
+def test_a_jobs_wandb_folder_is_found_in_its_sweep_also_after_a_resume(nobody, job):
+    def session():
+        logger = WandbMetrics(folder=str(job), mode="offline", **SETTINGS)
+        logger.log_metrics({"train": 1.0}, step=0)
+        logger.close(failed=True)
+        return logger
+
+    sweep = job.parent / "wandb"
+    sweep.mkdir()
+    gone = sweep / f"offline-run-20000101_000000-{run_id(job)}"
+    gone.symlink_to("nowhere")
+    logger = session()
+    (link,) = sweep.iterdir()
+    assert not os.path.isabs(os.readlink(link))
+    (file,) = job.glob("wandb/offline-run-*/*.wandb")
+    assert [path.resolve() for path in link.glob("*.wandb")] == [file]
+    assert logger.ways_to_look() == {"W&B": f"wandb sync {sweep}", "W&B, here": f"wandb leet {sweep}"}
 
 
 def test_no_artifact_is_uploaded_unasked(nobody, monkeypatch, tmp_path):

@@ -275,7 +275,7 @@ def test_what_cannot_be_reported_is_refused_in_one_line(tmp_path, no_figures):
         (runs, "baseline=b"): "baseline=b: no arm of finished runs has that label; there are: a",
         (runs, "evaluation_name=paper"): "evaluation_name=paper: no finished run has one of that name; there are: none",
         (runs, "bootstrap.confidence=95"): "bootstrap.confidence=95",
-        (runs, "bootstrap.resamples=x"): "bootstrap.resamples=x: expected int",
+        (runs, "bootstrap.resamples=x"): "bootstrap.resamples=x: expected a whole number",
         ("runs='wandb:'",): "name the project",
     }
     for overrides, message in refused.items():

@@ -259,7 +259,7 @@ def test_wandb_offline_writes_its_run_into_the_run_directory(tmp_path, monkeypat
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = run_small(tmp_path / "run", "experiment=vanilla", "logger=wandb")
     (run_folder,) = (folder / "wandb").glob("offline-run-*")
-    identity = (folder / "wandb_run_id").read_text()
+    identity = (folder / "run_id").read_text()
     assert run_folder.name.endswith(identity)
     assert list(run_folder.glob("*.wandb"))
     assert len(metrics_rows(folder)) == 3

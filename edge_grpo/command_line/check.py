@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
+from edge_grpo.command_line.words import as_typed, in_words
 from edge_grpo.errors import UserError
 from edge_grpo.nearest import nearest
 
@@ -195,12 +196,19 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
     adapter = _adapter(annotation, scalar=not isinstance(value, dict | list))
     if adapter is None:
         return
+    if value == "None" and _takes(adapter, None):
+        raise UserError(f"{key}=None: null is written null, not None")
+    if not _takes(adapter, value):
+        raise UserError(f"{key}={as_typed(value)}: expected {in_words(annotation)}")
+
+
+def _takes(adapter: TypeAdapter[Any], value: Any) -> bool:
     try:
         # As strict JSON: int passes for float and a list for a tuple, but "3" and true pass for no number.
         adapter.validate_json(json.dumps(value, default=str), strict=True)
-    except ValidationError as error:
-        expected = inspect.formatannotation(annotation).replace("NoneType", "None")
-        raise UserError(f"{key}={'null' if value is None else value}: expected {expected}") from error
+    except ValidationError:
+        return False
+    return True
 
 
 def _holds_target(value: Any) -> bool:

@@ -28,6 +28,7 @@ from edge_grpo.command_line.check import NOTHING_INJECTED, check_config
 from edge_grpo.command_line.compose import BASIC_LAUNCHER, Checked, check_command_line, key_of, parse
 from edge_grpo.command_line.jobs import Job, Jobs, JobState
 from edge_grpo.command_line.resources import take_cores, take_gpus
+from edge_grpo.command_line.version import version_text
 from edge_grpo.errors import UserError, message_of
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,12 @@ def quoted_path(override: str) -> str:
     return f"{key}='{value}'"
 
 
+def null_of_agent(override: str) -> str:
+    """`key=None`, as W&B's agent writes the null of a sweep's parameters, in Hydra's writing."""
+    key, _, value = override.partition("=")
+    return f"{key}=null" if value == "None" and os.environ.get("WANDB_SWEEP_ID") else override
+
+
 def typed(*keys: str) -> bool:
     """Whether one of these settings or groups, or something below it, was typed for the job at work."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -153,7 +160,10 @@ def run(
         around_sweep: entered while the jobs of a sweep run.
     """
     job = _Job(task, injected)
-    sys.argv[1:] = [quoted_path(expanded_home(text)) for text in sys.argv[1:]]
+    if "--version" in sys.argv[1:]:
+        print(version_text())
+        return
+    sys.argv[1:] = [null_of_agent(quoted_path(expanded_home(text))) for text in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
         _replay_resumed(args)

@@ -21,6 +21,10 @@ class RunLogger:
     def log_artifacts(self, summary: Mapping[str, Any]) -> None:
         """After the last metric of a run that has finished, once its files are written."""
 
+    def ways_to_look(self) -> Mapping[str, str]:
+        """Label -> the command that shows the run, for its end."""
+        return {}
+
     def close(self, *, failed: bool) -> None:
         """The end, however it came."""
 

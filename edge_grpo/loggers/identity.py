@@ -1,13 +1,17 @@
-"""Who a run is to W&B: its id, its group and tags, and whether there is a key."""
+"""Who a run is to a tracker: its id, its group and tags, its config; and whether there is a key for W&B."""
 
+import copy
 import logging
 import netrc
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from edge_grpo.command_line.compose import key_of, parse
@@ -15,7 +19,7 @@ from edge_grpo.errors import UserError
 
 log = logging.getLogger(__name__)
 
-WANDB_RUN_ID = "wandb_run_id"
+RUN_ID = "run_id"
 """the file in the run directory that keeps the id"""
 MAX_TAG, MAX_GROUP = 64, 128
 """characters that W&B takes"""
@@ -50,12 +54,44 @@ def has_key() -> bool:
 
 
 def run_id(folder: Path) -> str:
-    """The run's id, made once and kept in the run directory."""
-    path = folder / WANDB_RUN_ID
+    """The run's id with every tracker, made once and kept in the run directory; W&B's agent gives its own.
+
+    Raises:
+        UserError: the directory is of another run than the agent's.
+    """
+    path, given = folder / RUN_ID, agents_run(folder)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
+        path.write_text(given or secrets.token_hex(4))
+    known = path.read_text().strip()
+    if given not in (None, known):
+        raise UserError(
+            f"{folder} is run {known}, and W&B's agent starts run {given}: give each its folder, "
+            "hydra.run.dir=multirun/wandb/${oc.env:WANDB_SWEEP_ID}/${oc.env:WANDB_RUN_ID}"
+        )
+    return known
+
+
+def agents_run(folder: Path) -> str | None:
+    """The id of the run for which W&B's agent has started this process; None without an agent.
+
+    Raises:
+        UserError: the process runs several jobs, which W&B would take for one run.
+    """
+    if not os.environ.get("WANDB_SWEEP_ID"):
+        return None
+    if _sweep_at_work() is not None:
+        raise UserError("W&B's agent starts one run at a time: leave out --multirun, the sweep's parameters vary it")
+    return os.environ.get("WANDB_RUN_ID")
+
+
+def agents_parameters() -> dict[str, Any]:
+    """Dotted setting or group -> value that W&B's agent has chosen for this run; W&B has them in its config already."""
+    path = Path(os.environ.get("WANDB_SWEEP_PARAM_PATH", ""))
+    if not os.environ.get("WANDB_SWEEP_ID") or not path.is_file():
+        return {}
+    chosen = yaml.safe_load(path.read_text("utf-8")) or {}
+    return {str(key): entry["value"] for key, entry in chosen.items() if isinstance(entry, dict)}
 
 
 def config_of(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,17 +101,49 @@ def config_of(about: Mapping[str, Any]) -> dict[str, Any]:
     return {**about["config"], "overrides": list(about["overrides"]), **about["info"]}
 
 
+def without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """The config but for these dotted keys. Of a group whose option is such a key the settings stay, each by its name.
+
+    >>> without({"loss": {"beta": 0.0, "clip": 0.2}, "advantage": {"clamp": 4}, "seed": 0}, ["loss.beta", "advantage"])
+    {'loss': {'clip': 0.2}, 'seed': 0, 'advantage.clamp': 4}
+    """
+    kept = copy.deepcopy(dict(config))
+    for key in sorted(keys, key=lambda key: key.count("."), reverse=True):
+        *parents, last = key.split(".")
+        node: Any = kept
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        group = node.pop(last, None) if isinstance(node, dict) else None
+        if isinstance(group, dict) and not parents:
+            kept |= dict(dotted(group, f"{key}."))
+    return kept
+
+
+def dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a nested config under its dotted key; a mapping without entries is one too.
+
+    >>> dict(dotted({"a": {"b": 1, "c": {}}, "d": [2]}))
+    {'a.b': 1, 'a.c': {}, 'd': [2]}
+    """
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def group_of(folder: Path, arm: str) -> str:
     """The arm and, in a sweep, what else is swept besides the seed: runs of one group differ in their seed alone.
 
     `edge_grpo` of `-m experiment=edge_grpo advantage.clamp=2,4 seed=0,1` becomes `edge_grpo, advantage.clamp=4`. What
     was swept is read from the `multirun.yaml` that Hydra's own sweeper writes, so a job that is resumed alone keeps
-    its group. Other sweepers write none: their runs are grouped by arm.
+    its group, or W&B's agent says it. Other sweepers write none: their runs are grouped by arm.
     """
     sweep, record = sweep_of(folder), folder / ".hydra" / "overrides.yaml"
-    if sweep is None or not record.is_file():
+    varied = agents_parameters().keys() if sweep is None else _swept_keys(sweep)
+    if not varied or not record.is_file():
         return arm[:MAX_GROUP]
-    swept = _swept_keys(sweep) - {"seed", "experiment", "name"}
+    swept = varied - {"seed", "experiment", "name"}
     typed = [str(text) for text in OmegaConf.load(record)]
     return ", ".join([arm, *(text for text in typed if key_of(text) in swept)])[:MAX_GROUP]
 
@@ -92,6 +160,18 @@ def tags_of(folder: Path) -> list[str]:
 def sweep_of(folder: Path) -> Path | None:
     """The folder of the sweep that a run is a job of."""
     return next((parent for parent in folder.resolve().parents if (parent / "multirun.yaml").is_file()), None)
+
+
+def shared_folder(folder: Path) -> Path:
+    """Where the runs that are compared lie: the folder of the sweep that is at work or was, else the run's own."""
+    return _sweep_at_work() or sweep_of(folder) or folder.absolute()
+
+
+def _sweep_at_work() -> Path | None:
+    """The folder of the sweep of which this process runs a job; optuna's sweeper leaves no `multirun.yaml` there."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).absolute()
 
 
 def _swept_keys(sweep: Path) -> set[str]:

@@ -34,9 +34,36 @@ def _span(kind: str, text: str) -> str:
     return f'<span title="{title}" style="background:{ground}">{html.escape(text)}</span>'
 
 
+def as_page(rows: Sequence[Row]) -> str:
+    """Rows of one step as a page that fetches nothing."""
+    shown = "".join(
+        f"<h2 style='font-size:14px'>{html.escape(headline(row))}</h2>"
+        f"<p style='white-space:pre-wrap'>{html.escape(row['question'])}</p>{as_html(row['pieces'])}"
+        for row in rows
+    )
+    return f'<!doctype html><meta charset="utf-8"><title>samples</title><body style="font:14px sans-serif">{shown}'
+
+
+def headline(row: Row) -> str:
+    """What a row is and what it earned.
+
+    >>> headline({"id": "p7", "reward": 1.0, "correct": False, "branch": "reflect"})
+    'p7: reward 1, wrong, reflect'
+    """
+    verdict = "right" if row["correct"] else "wrong"
+    return f"{row['id']}: reward {row['reward']:g}, {verdict}{', ' + row['branch'] if row['branch'] else ''}"
+
+
+def marked(pieces: Sequence[tuple[str, str]]) -> str:
+    """The text of one response, in which what was not sampled is marked as [kind: text].
+
+    >>> marked([("sampled", "it is 3"), ("injected", " Wait!")])
+    'it is 3[injected:  Wait!]'
+    """
+    return "".join(text if kind == "sampled" else f"[{kind}: {text}]" for kind, text in pieces)
+
+
 def as_markdown(row: Row) -> str:
-    """One row as a heading and an indented block; text that was not sampled is marked as [kind: text]."""
-    text = "".join(text if kind == "sampled" else f"[{kind}: {text}]" for kind, text in row["pieces"])
-    head = f"{row['id']}: reward {row['reward']:g}, {'right' if row['correct'] else 'wrong'}"
-    block = "\n".join(f"    {line}" for line in text.splitlines())
-    return f"**{head}{', ' + row['branch'] if row['branch'] else ''}**\n\n{block}\n"
+    """One row as a heading and an indented block; see `marked`."""
+    block = "\n".join(f"    {line}" for line in marked(row["pieces"]).splitlines())
+    return f"**{headline(row)}**\n\n{block}\n"

@@ -1,5 +1,6 @@
 """TensorBoard: the same numbers as metrics.csv, every step once."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.hooks import Row, RunLogger
-from edge_grpo.loggers.identity import config_of
+from edge_grpo.loggers.identity import config_of, shared_folder
 from edge_grpo.loggers.samples import as_markdown
 
 
@@ -70,6 +71,10 @@ class TensorBoardMetrics(RunLogger, TensorBoardLogger):
     def log_samples(self, rows: Sequence[Row], step: int) -> None:
         """Sampled completions as text."""
         self.experiment.add_text("samples", "\n\n".join(map(as_markdown, rows)), step)
+
+    def ways_to_look(self) -> Mapping[str, str]:
+        """TensorBoard finds the runs below a folder itself."""
+        return {"TensorBoard": f"tensorboard --logdir {shlex.quote(str(shared_folder(self._folder)))}"}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -1,6 +1,7 @@
 """Weights & Biases: online with a key, offline without one or without a server, every step once."""
 
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,30 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.hooks import Row, RunLogger
-from edge_grpo.loggers.identity import MAX_TAG, Mode, config_of, group_of, resolve_mode, run_id, tags_of
+from edge_grpo.loggers.identity import (
+    MAX_TAG,
+    Mode,
+    agents_parameters,
+    agents_run,
+    config_of,
+    group_of,
+    resolve_mode,
+    run_id,
+    shared_folder,
+    tags_of,
+    without,
+)
 from edge_grpo.loggers.metrics import describe
-from edge_grpo.loggers.samples import as_html
-from edge_grpo.loggers.wandb_folders import keep_in
+from edge_grpo.loggers.samples import as_page, marked
+from edge_grpo.loggers.wandb_folders import keep_in, link_in_sweep
 from edge_grpo.metric import Metric
 
 log = logging.getLogger(__name__)
 
 REPORT = ("training.png", "summary.json", "metrics.csv", "config.yaml")
 """what a finished run's report artifact holds of its folder"""
+SAMPLES, PAGE = "samples", "samples_page"
+"""the table and the page of samples"""
 
 
 class WandbMetrics(RunLogger, WandbLogger):
@@ -34,18 +49,19 @@ class WandbMetrics(RunLogger, WandbLogger):
     run therefore writes all steps into a new file and deletes the one before, unless that was synced already.
 
     Every metric has `iteration` as its x-axis and the summary that `loggers/metrics.py` gives it. W&B's config is the
-    resolved config, with `overrides`, `git_commit`, `packages` and the machine beside it. Samples are one incremental
-    table.
+    resolved config, with `overrides`, `git_commit`, `packages` and the machine beside it; settings that W&B's agent has
+    put there are not repeated. Samples are one incremental table of texts and, each step, a page that shows who wrote
+    what; both lie under the run's folder. Jobs of a sweep are linked in the sweep's `wandb`.
 
     Limits: a finished run that is made longer has no training metrics in W&B for the step that was its last
     (`metrics.csv` has them); an online run that goes on offline has its earlier steps in that file again. Of a resumed
     online run we do not know whether W&B's `max`, `min` and `mean` count the steps before. W&B shows the last 100
     increments of a table, and a server of one's own must be 0.70 or newer for it. Files of an offline run's artifacts
-    lie in the run's folder (see `wandb_folders`) and are found by their absolute path: sync it where it ran. None of
-    this was tried against a real server.
+    (the table is one too) are found by their absolute path, so a run that is copied and synced there has the pages of
+    samples and not the table. None of this was tried against a real server.
 
     Args:
-        folder: the run directory; it remembers the run's id in `wandb_run_id`.
+        folder: the run directory; it remembers the run's id in `run_id`.
         project, entity, name, job_type: as W&B's.
         arm: what is compared; runs of one arm are a group (see `group_of`).
         group: another group than the arm's; null for the arm's.
@@ -115,7 +131,7 @@ class WandbMetrics(RunLogger, WandbLogger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:
         """The resolved config, and where the run came from."""
-        super().log_hyperparams(config_of(params))
+        super().log_hyperparams(without(config_of(params), agents_parameters()))
 
     def define_metrics(self, definitions: Mapping[str, Metric]) -> None:
         """Their summaries are read when each is first sent."""
@@ -132,7 +148,7 @@ class WandbMetrics(RunLogger, WandbLogger):
 
     @rank_zero_only
     def log_samples(self, rows: Sequence[Row], step: int) -> None:
-        """Add the rows to the run's table of samples."""
+        """Add the rows to the run's table of samples, and show them as a page."""
         row = self._open(step)
         if row is None or not self._takes_files:
             return
@@ -140,10 +156,10 @@ class WandbMetrics(RunLogger, WandbLogger):
             columns = [name for name in rows[0] if name != "pieces"]
             self._samples = wandb.Table(columns=columns, log_mode="INCREMENTAL")
         for sample in rows:
-            html = wandb.Html(as_html(sample["pieces"]), inject=False, data_is_not_path=True)
-            shown = {**sample, "response": html}
+            shown = {**sample, "response": marked(sample["pieces"])}
             self._samples.add_data(*[shown.get(name) for name in self._samples.columns])
-        row["samples"] = self._samples
+        row[SAMPLES] = self._samples
+        row[PAGE] = wandb.Html(as_page(rows), inject=False, data_is_not_path=True)
 
     @rank_zero_only
     def log_artifacts(self, summary: Mapping[str, Any]) -> None:
@@ -167,6 +183,16 @@ class WandbMetrics(RunLogger, WandbLogger):
     def _without(self, what: str, error: OSError) -> None:
         reason = str(error).splitlines()[0]
         log.warning("W&B goes on without %s, for its files cannot be written: %s", what, reason)
+
+    def ways_to_look(self) -> Mapping[str, str]:
+        """The terminal view, and of an offline run the upload: of the sweep, where the run is a job of one."""
+        if self._run_mode not in ("online", "offline"):
+            return {}
+        place = shared_folder(self._folder) / "wandb"
+        if place == self._folder.absolute() / "wandb":
+            place = place / "latest-run"
+        upload = {"W&B": f"wandb sync {shlex.quote(str(place))}"} if self._run_mode == "offline" else {}
+        return {**upload, "W&B, here": f"wandb leet {shlex.quote(str(place))}"}
 
     @rank_zero_only
     def save(self) -> None:
@@ -198,7 +224,12 @@ class WandbMetrics(RunLogger, WandbLogger):
         resume = None if self._run_mode == "offline" else "allow"
         settings = {**self._wandb_init, "mode": self._run_mode, "resume": resume}
         settings.pop("anonymous", None)  # Lightning still sets what W&B warns of
+        if agents_run(self._folder) is not None:  # W&B takes these from its agent, and warns of others
+            settings = {key: value for key, value in settings.items() if key not in ("project", "entity", "id")}
         run = wandb.init(**settings)
+        sweep = shared_folder(self._folder)
+        if sweep != self._folder.absolute():
+            link_in_sweep(Path(run.dir).absolute().parent, sweep)
         run.define_metric("iteration", hidden=True)
         run.define_metric("*", step_metric="iteration")
         self._sent = run.step - 1
@@ -231,11 +262,11 @@ class WandbMetrics(RunLogger, WandbLogger):
         try:
             self.experiment.log({"iteration": step, **row}, step=step)
         except OSError as error:
-            if "samples" not in row:
+            if SAMPLES not in row:
                 raise
             self._without("samples", error)
             self._takes_files = False
-            rest = {name: value for name, value in row.items() if name != "samples"}
+            rest = {name: value for name, value in row.items() if name not in (SAMPLES, PAGE)}
             self.experiment.log({"iteration": step, **rest}, step=step)
         self._sent = step
 

@@ -40,13 +40,16 @@ def _failure(problem: Problem) -> dict[str, Any]:
     return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
 
 
-def write_results(folder: Path, policy: Policy, about: Mapping[str, Any], *, here: bool) -> dict[str, Any]:
+def write_results(
+    folder: Path, policy: Policy, about: Mapping[str, Any], ways_to_look: Mapping[str, str], *, here: bool
+) -> dict[str, Any]:
     """Export the model, draw the figure, write and print the summary.
 
     Args:
         folder: of the run.
         policy: as trained.
         about: what the summary holds besides seconds and places: name, seed, accuracy, iterations and more.
+        ways_to_look: see `RunLogger`.
         here: whether this rank writes.
 
     Returns:
@@ -61,7 +64,7 @@ def write_results(folder: Path, policy: Policy, about: Mapping[str, Any], *, her
         _export(policy, places["model"])
         draw_training_figure(places["metrics"], places["figure"], title=str(about["name"]))
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        show_summary(summary, folder)
+        show_summary(summary, folder, ways_to_look)
     return summary
 
 

@@ -15,7 +15,7 @@ from edge_grpo.command_line.check import instantiate, to_dict
 from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
-from edge_grpo.loggers.identity import WANDB_RUN_ID
+from edge_grpo.loggers.identity import RUN_ID
 from edge_grpo.policy.sharding import whole
 from edge_grpo.programs.context import check_context, check_sharding, warn_of_small_budget
 from edge_grpo.programs.plan_run import tell_plan
@@ -187,7 +187,7 @@ def _fit(
     """
     data, evaluation, callbacks, checkpointing, module = parts
     loggers = [instantiate(node) for node in cfg.logger.values() if node is not None and ranks.is_first]
-    about = {**_about(cfg, folder), **behind}  # after the loggers: W&B's gives the run its id
+    about = {**_about(cfg, folder), **behind}  # after the loggers: a tracker's gives the run its id
     checkpointing.about = about
     callbacks = [evaluation, *callbacks, checkpointing]
     trainer = instantiate(cfg.trainer, callbacks=callbacks, loggers=loggers, plugins=ranks.plugins)
@@ -203,8 +203,9 @@ def _fit(
         done = {"name": cfg.name, "seed": cfg.seed, "accuracy": accuracy, "iterations": trainer.current_epoch}
         done |= {"ended_by": portable(ended_by(trainer)), "generated_tokens": generated_tokens(module)}
         done |= {"metrics_last": module.metrics, **about["info"]}
+        ways_to_look = {label: way for logger in run_loggers(loggers) for label, way in logger.ways_to_look().items()}
         with whole(module.model):
-            summary = write_results(folder, module.policy, done, here=ranks.is_first)
+            summary = write_results(folder, module.policy, done, ways_to_look, here=ranks.is_first)
         for logger in run_loggers(loggers):
             logger.log_artifacts(summary)
         failed = False
@@ -238,17 +239,17 @@ def build_algorithm(cfg: DictConfig) -> Any:
 
 def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     """Make the directory this run's: drop what it does not go on from, write its config."""
-    identity, config = folder / WANDB_RUN_ID, folder / CONFIG
+    identity, config = folder / RUN_ID, folder / CONFIG
     written = OmegaConf.to_yaml(cfg, resolve=True)
     write_status(folder, "running")  # before any other file: it says whose folder this is
     if resumed is None:
         empty(folder)
         if cfg.resume.start_over:  # evaluations of weights that are no more
             shutil.rmtree(folder / "evaluation", ignore_errors=True)
-        # A run that was killed before its first checkpoint begins again as the same W&B run.
+        # A run that was killed before its first checkpoint begins again as the same run of its trackers.
         if cfg.resume.start_over or not config.exists() or config.read_text() != written:
             identity.unlink(missing_ok=True)
-    elif not identity.exists() and (known := read_manifest(resumed).get(WANDB_RUN_ID)):
+    elif not identity.exists() and (known := read_manifest(resumed).get(RUN_ID)):
         identity.write_text(known)
     drop_later(folder / "checkpoints", resumed)
     write_whole(config, written)
@@ -256,8 +257,8 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
 
 def _about(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """What checkpoints and loggers keep of the run itself."""
-    identity = folder / WANDB_RUN_ID
-    known = {WANDB_RUN_ID: identity.read_text()} if identity.exists() else {}
+    identity = folder / RUN_ID
+    known = {RUN_ID: identity.read_text()} if identity.exists() else {}
     return {"config": portable(to_dict(cfg)), "overrides": _overrides(), "info": run_info(), **known}
 
 

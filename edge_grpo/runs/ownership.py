@@ -29,7 +29,7 @@ WRITTEN = (
         "checkpoints",
         "evaluation",
         "tensorboard",
-        "wandb_run_id",
+        "run_id",
     ),
 )
 """what a run writes into its folder or deletes there, besides Hydra's and W&B's"""

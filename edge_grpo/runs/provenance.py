@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.metadata
 import logging
 import platform
 import shutil
@@ -10,9 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from edge_grpo.command_line.version import versions
 
-PACKAGES = ("edge-grpo", "torch", "transformers", "pytorch-lightning", "hydra-core", "math-verify", "sympy", "wandb")
+log = logging.getLogger(__name__)
 
 
 def run_info() -> dict[str, Any]:
@@ -20,7 +19,7 @@ def run_info() -> dict[str, Any]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": versions(),
         "python": platform.python_version(),
         "machine": platform.machine(),
     }

@@ -17,14 +17,15 @@ log = logging.getLogger(__name__)
 GROUPS = "collapse/{}/zero_variance"
 
 
-def show_summary(summary: Mapping[str, Any], folder: Path) -> None:
+def show_summary(summary: Mapping[str, Any], folder: Path, ways_to_look: Mapping[str, str]) -> None:
     """Log the summary of a finished run; on a terminal the log's lines give way to a table.
 
     Args:
         summary: as in summary.json.
         folder: of the run.
+        ways_to_look: label -> command, of its trackers.
     """
-    rows = summary_rows(summary, folder)
+    rows = {**summary_rows(summary, folder), **ways_to_look}
     console = terminal()
     if console is None:
         _log_lines(rows)
@@ -54,8 +55,6 @@ def summary_rows(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         ).replace("%", " %")
     rows |= {label: str(summary[label]) for label in ("metrics", "figure", "model")}
     rows["run"] = str(folder)
-    if any((folder / "wandb").glob("offline-run-*")):
-        rows["W&B"] = f"wandb sync {folder / 'wandb' / 'latest-run'}"
     return rows
 
 
