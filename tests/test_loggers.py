@@ -294,7 +294,7 @@ def test_wandb_keeps_config_summaries_samples_and_artifacts(nobody, tmp_path):
     )
     logger.log_hyperparams(ABOUT)
     for step, score in enumerate([0.5, 1.0, 0.25]):
-        logger.log_samples([sample(step), sample(step)], step)
+        logger.log_samples([sample(step, text=f"it is {step}")] * 2, step)
         logger.log_metrics({"eval/held_out/avg@1": score, "train/reward": score}, step=step)
     logger.log_artifacts({"name": "n", "seed": 0, "accuracy": {"after": 0.25}, "iterations": 2, "more": 1})
     logger.save()
