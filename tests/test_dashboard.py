@@ -11,14 +11,23 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from edge_grpo.dashboards.build import as_regex, build_report, build_workspace
-from edge_grpo.dashboards.panels import ITERATION, Bars
+from edge_grpo.dashboards.panels import ITERATION, Bars, Importance, Lines, Swept
 from edge_grpo.dashboards.publish import publish
 from edge_grpo.dashboards.sections import SECTIONS
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import METRICS, describe
+from edge_grpo.loggers.wandb import PAGE
 from edge_grpo.programs.metrics_page import of_strategies
 
-SETTINGS = {"entity": None, "project": "p", "name": "N", "smoothing": 0.6, "report": None, "dry_run": True}
+SETTINGS = {
+    "entity": None,
+    "project": "p",
+    "name": "N",
+    "smoothing": 0.6,
+    "settings": ["seed", "advantage.clamp"],
+    "report": None,
+    "dry_run": True,
+}
 PANELS = [panel for section in SECTIONS for panel in section.panels]
 
 
@@ -33,16 +42,20 @@ def unplugged(monkeypatch):
     monkeypatch.setattr(wandb, "Api", refuse)
 
 
+def metrics_of(panel):
+    return panel.metrics if isinstance(panel, Lines) else [panel.metric] if hasattr(panel, "metric") else []
+
+
 def test_every_metric_of_a_panel_is_defined():
-    names = [name for panel in PANELS for name in ([panel.metric] if isinstance(panel, Bars) else panel.metrics)]
-    names += [panel.x for panel in PANELS if not isinstance(panel, Bars) and panel.x != ITERATION]
+    names = [name for panel in PANELS for name in metrics_of(panel)]
+    names += [panel.x for panel in PANELS if isinstance(panel, Lines) and panel.x != ITERATION]
     reported = {name for metrics in of_strategies().values() for name in metrics}
     defined = {*METRICS, *reported}
     assert {name for name in names if not (fnmatch.filter(defined, name) or describe(name))} == set()
 
 
 def test_what_says_who_revived_whom_is_shown():
-    shown = {name for panel in PANELS for name in ([panel.metric] if isinstance(panel, Bars) else panel.metrics)}
+    shown = {name for panel in PANELS for name in metrics_of(panel)}
     groups = ("collapse/acr*", "collapse/*_live", "collapse/revived_by_*", "allocation/*", "gradient/*/share")
     wanted = {name for pattern in groups for name in fnmatch.filter(METRICS, pattern)} - {"allocation/rows_drawn"}
     assert wanted - shown == set()
@@ -56,8 +69,8 @@ def test_what_says_who_revived_whom_is_shown():
 
 
 def test_a_bar_shows_a_summary_that_wandb_keeps():
-    bars = [panel for panel in PANELS if isinstance(panel, Bars)]
-    assert bars
+    bars = [panel for panel in PANELS if hasattr(panel, "summary")]
+    assert {Bars, Swept, Importance} == set(map(type, bars))
     for panel in bars:
         # The plain last value of another metric has no such ending: see the docs of the summary column.
         assert describe(panel.metric).summary == panel.summary, panel.title
@@ -65,7 +78,8 @@ def test_a_bar_shows_a_summary_that_wandb_keeps():
 
 def test_sections_and_titles():
     assert [section.name for section in SECTIONS] == [
-        "Learning", "Collapse", "Revival", "Allocation", "Correction", "Hints", "Entropy", "Mismatch", "Cost",
+        "Learning", "Collapse", "Revival", "Samples", "Allocation", "Correction", "Hints", "Entropy", "Mismatch",
+        "Cost", "Sweep",
     ]  # fmt: skip
     titles = [panel.title for panel in PANELS]
     assert len(set(titles)) == len(titles)
@@ -105,6 +119,46 @@ def test_a_dry_run_writes_both_without_network_or_key(tmp_path, unplugged):
     assert found["Learning"][1]["config"]["metrics"] == ["eval/held_out/avg@1.max"]
 
 
+def test_shares_reach_from_0_to_1_and_what_is_measured_in_something_says_so(tmp_path, unplugged):
+    publish(tmp_path, **SETTINGS)
+    found = panels_of(json.loads((tmp_path / "workspace.json").read_text()))
+    by_title = {panel["config"].get("chartTitle"): panel["config"] for panels in found.values() for panel in panels}
+    share = {"yAxisMin": 0.0, "yAxisMax": 1.0, "yAxisTitle": "share"}
+    assert share.items() <= by_title["Collapse rate"].items()
+    assert share.items() <= by_title["Groups with a hint"].items()  # a strategy's metric
+    bars = {"xAxisMin": 0.0, "xAxisMax": 1.0, "xAxisTitle": "share"}
+    assert bars.items() <= by_title["Held-out avg@1, highest"].items()
+    assert by_title["Policy entropy"]["yAxisTitle"] == "nats"
+    for title in ("Policy entropy", "pass@k minus that before training"):  # which can be below 0
+        assert "yAxisMin" not in by_title[title]
+    # A unit that a panel states is that of every metric that its pattern finds.
+    reported = {name: metric.unit for metrics in of_strategies().values() for name, metric in metrics.items()}
+    for panel in PANELS:
+        if isinstance(panel, Lines) and panel.unit is not None:
+            units = {reported[name] for pattern in panel.metrics for name in fnmatch.filter(reported, pattern)}
+            assert units <= {panel.unit}, panel.title
+
+
+def test_samples_sweeps_and_the_run_table_are_shown(tmp_path, unplugged):
+    publish(tmp_path, **SETTINGS)
+    view = json.loads((tmp_path / "workspace.json").read_text())
+    found = panels_of(view)
+    assert found["Samples"][0]["config"]["mediaKeys"] == [PAGE]  # what the logger writes
+    swept, importance = found["Sweep"]
+    accessors = [column["accessor"] for column in swept["config"]["columns"]]
+    assert accessors == ["config:seed.value", "config:advantage.value.clamp", "summary:eval/held_out/avg@1.max"]
+    assert importance["config"]["targetKey"] == "eval/held_out/avg@1.max"
+    columns = view["spec"]["section"]["runSets"][0]["runFeed"]["columnOrder"]
+    assert columns[0] == "run:displayName"
+    assert columns[-2:] == ["config:seed.value", "config:advantage.value.clamp"]
+    # Of a metric that keeps several summaries, W&B knows the last as one of them.
+    names = [name.removeprefix("summary:") for name in columns if name.startswith("summary:")]
+    for name in names:
+        bare, kept = re.sub(r"\.(last|max|mean)$", "", name), describe(re.sub(r"\.(last|max|mean)$", "", name))
+        assert (name == bare) == (kept.summary == "last"), name
+        assert name == bare or name.rpartition(".")[2] in (kept.summary, "last")
+
+
 def test_the_report_explains_every_panel_and_shows_it(tmp_path, unplugged):
     publish(tmp_path, **SETTINGS)
     blocks = json.loads((tmp_path / "report.json").read_text())["spec"]["blocks"]
@@ -120,9 +174,9 @@ def test_the_report_explains_every_panel_and_shows_it(tmp_path, unplugged):
 
 
 def test_without_smoothing_no_panel_is_smoothed(unplugged):
-    panels = [p for section in build_workspace("", "p", "N", 0.0).sections for p in section.panels]
+    panels = [p for section in build_workspace("", "p", "N", 0.0, []).sections for p in section.panels]
     assert {p.smoothing_type for p in panels if isinstance(p, wr.LinePlot)} == {"none"}
-    assert build_report("", "p", "N", 0.0).width == "fluid"
+    assert build_report("", "p", "N", 0.0, []).width == "fluid"
 
 
 @pytest.mark.parametrize(

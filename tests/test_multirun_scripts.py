@@ -1,18 +1,21 @@
 """The sweeps: what they call, that all of it composes, and what they do about failures. `make smoke` runs them."""
 
+import itertools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.command_line.compose import _values, check_command_line, parse
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.run import config_dir, null_of_agent
 from edge_grpo.corrections.guided import GuidedCorrection
 from edge_grpo.programs.train import INJECTED
 
@@ -163,6 +166,25 @@ def test_a_wrong_setting_or_a_signal_stops_it_at_once(code: int, sweep: Sweep, t
     (tmp_path / "exit-of-edge-grpo-train").write_text(str(code))
     stopped, calls = sweep(script("paper_table"))
     assert (stopped, [call[0] for call in calls]) == (code, ["edge-grpo-train"])
+
+
+def test_wandbs_agent_can_start_every_run_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line that the agent makes of the file, by its own functions."""
+    sweep = yaml.safe_load((SCRIPTS[0].parent / "wandb_sweep.yaml").read_text())
+    varied = {key: of.get("values", [of.get("value")]) for key, of in sweep["parameters"].items()}
+    assert None in varied["advantage.clamp"]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "swp")
+    monkeypatch.setenv("WANDB_RUN_ID", "run1")
+    for values in itertools.islice(itertools.product(*varied.values()), 0, None, 7):  # every clamp once, or twice
+        chosen = {"args": {key: {"value": value} for key, value in zip(varied, values, strict=True)}}
+        macros = {**create_sweep_command_args(chosen), "env": ["/usr/bin/env"]}
+        parts = create_sweep_command(list(sweep["command"]))
+        argv = [text for part in parts for text in (macros[part[2:-1]] if part.startswith("${") else [part])]
+        assert argv[:2] == ["/usr/bin/env", "edge-grpo-train"]
+        args = get_args_parser().parse_args([null_of_agent(text) for text in argv[2:]])
+        checked = check_command_line(args, _task, config_dir(), "train", INJECTED)
+        assert checked is not None
+        assert (checked.folder, checked.jobs) == ("multirun/wandb/swp/run1", 1)
 
 
 ARMS = {

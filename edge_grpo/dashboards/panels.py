@@ -20,6 +20,7 @@ class Lines:
         says: what to read off it.
         x: the axis.
         smooth: whether neighbouring iterations are averaged; not where a value is exact or rare.
+        unit: of metrics that a strategy defines; null for that of the definition in `loggers/metrics.py`.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Lines:
     says: str
     x: str = ITERATION
     smooth: bool = True
+    unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,49 @@ class Bars:
     says: str
 
 
-Panel = Lines | Bars
+@dataclass(frozen=True)
+class Pages:
+    """Pages that the runs have logged, a step at a time.
+
+    Args:
+        title: of the panel.
+        media: logged name.
+        says: what to read off it.
+    """
+
+    title: str
+    media: str
+    says: str
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Every run as a line through the settings that the dashboard is asked for, to a number of its end.
+
+    Args:
+        title: of the panel.
+        metric: logged name.
+        summary: see `Bars`.
+        says: what to read off it.
+    """
+
+    title: str
+    metric: str
+    summary: Literal["last", "max", "mean"]
+    says: str
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How well each setting predicts a number of a run's end; see `Swept` for the arguments."""
+
+    title: str
+    metric: str
+    summary: Literal["last", "max", "mean"]
+    says: str
+
+
+Panel = Lines | Bars | Pages | Swept | Importance
 
 
 @dataclass(frozen=True)

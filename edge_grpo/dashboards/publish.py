@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ log = logging.getLogger(__name__)
 
 
 def publish(
-    folder: Path, *, entity: str | None, project: str, name: str, smoothing: float, report: str | None, dry_run: bool
+    folder: Path,
+    *,
+    entity: str | None,
+    project: str,
+    name: str,
+    smoothing: float,
+    settings: Sequence[str],
+    report: str | None,
+    dry_run: bool,
 ) -> dict[str, str]:
     """Build workspace and report, write `workspace.json` and `report.json`, save them in W&B and log their addresses.
 
@@ -26,6 +35,7 @@ def publish(
         project: W&B project whose runs are shown; made if absent.
         name: of both.
         smoothing: weight in [0, 1) of the exponential mean over neighbouring iterations; 0 for none.
+        settings: dotted; columns of the run table and axes of the parallel coordinates.
         report: a folder that edge-grpo-report wrote, to be uploaded as an artifact of type "report"; null for none.
         dry_run: write the files and nothing else: no network, no key.
 
@@ -46,8 +56,8 @@ def publish(
         raise UserError("edge-grpo-dashboard needs wandb-workspaces: pip install 'edge-grpo[dashboard]'") from error
     if not dry_run:
         entity = _entity(entity)
-    workspace = build_workspace(entity or "", project, name, smoothing)
-    page = build_report(entity or "", project, name, smoothing)
+    workspace = build_workspace(entity or "", project, name, smoothing, settings)
+    page = build_report(entity or "", project, name, smoothing, settings)
     for built, file in ((workspace, "workspace.json"), (page, "report.json")):
         model = built._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
         (folder / file).write_text(json.dumps(model, indent=2) + "\n")

@@ -3,7 +3,7 @@
 Names only; `build.py` makes W&B's panels of them. tests/test_dashboard.py looks every name up in loggers/metrics.py.
 """
 
-from edge_grpo.dashboards.panels import ROLLOUTS, TOKENS, Bars, Lines, Section
+from edge_grpo.dashboards.panels import ROLLOUTS, TOKENS, Bars, Importance, Lines, Pages, Section, Swept
 
 LEARNING = Section(
     "Learning",
@@ -134,11 +134,16 @@ HINTS = Section(
     "Only with a correction that hints (hint_cascade, sage, scaf_grpo). A group that learns under a hint has learnt "
     "something when it is right without.",
     (
-        Lines("Groups with a hint", ("*/hinted",), "all-wrong groups that were due for one"),
-        Lines("Hint level", ("*/level",), "mean of the last level drawn; rising: weak hints no longer help"),
-        Lines("Hinted groups that were solved", ("*/solved",), "a hinted row was right"),
+        Lines("Groups with a hint", ("*/hinted",), "all-wrong groups that were due for one", unit="share"),
         Lines(
-            "Right without a hint", ("*/unhinted_accuracy",), "problems that were all wrong before: what hints taught"
+            "Hint level", ("*/level",), "mean of the last level drawn; rising: weak hints help no more", unit="level"
+        ),
+        Lines("Hinted groups that were solved", ("*/solved",), "a hinted row was right", unit="share"),
+        Lines(
+            "Right without a hint",
+            ("*/unhinted_accuracy",),
+            "problems that were all wrong before: what hints taught",
+            unit="share",
         ),
     ),
 )
@@ -195,8 +200,13 @@ ENTROPY = Section(
             ("eda/multiplier_p05", "eda/multiplier_p50", "eda/multiplier_p95"),
             "how unlike the responses of a group are; all at 1: EDA does nothing",
         ),
-        Lines("EDA multipliers at the clamp", ("eda/clamped",), "often: advantage.clamp decides, not the entropy"),
-        Lines("KL to the reference", ("train/kl",), "only where loss.beta is above 0"),
+        Lines(
+            "EDA multipliers at the clamp",
+            ("eda/clamped",),
+            "often: advantage.clamp decides, not the entropy",
+            unit="share",
+        ),
+        Lines("KL to the reference", ("train/kl",), "only where loss.beta is above 0", unit="nats"),
     ),
 )
 MISMATCH = Section(
@@ -262,4 +272,17 @@ COST = Section(
         Lines("Peak memory", ("perf/peak_memory_gb",), "room for larger micro-batches", smooth=False),
     ),
 )
-SECTIONS = (LEARNING, COLLAPSE, REVIVAL, ALLOCATION, CORRECTION, HINTS, ENTROPY, MISMATCH, COST)
+SAMPLES = Section(
+    "Samples",
+    "What was sampled and what correction made of it. Yellow was injected by it, blue is from the reference.",
+    (Pages("Groups of an iteration", "samples_page", "read them before you believe a curve"),),
+)
+SWEEP = Section(
+    "Sweep",
+    "Which of the swept settings decides. edge-grpo-dashboard settings=[...] chooses the axes.",
+    (
+        Swept("Settings and held-out avg@1", "eval/held_out/avg@1", "max", "a line a run: which values end high"),
+        Importance("Importance of settings", "eval/held_out/avg@1", "max", "with few runs this is noise"),
+    ),
+)
+SECTIONS = (LEARNING, COLLAPSE, REVIVAL, SAMPLES, ALLOCATION, CORRECTION, HINTS, ENTROPY, MISMATCH, COST, SWEEP)

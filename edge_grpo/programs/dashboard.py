@@ -21,6 +21,7 @@ def dashboard(cfg: DictConfig) -> None:
         project=cfg.project,
         name=cfg.name,
         smoothing=cfg.smoothing,
+        settings=list(cfg.settings),
         report=cfg.report,
         dry_run=cfg.dry_run,
     )
