@@ -11,16 +11,22 @@ SWEEPS := $(filter-out %/common.sh,$(wildcard multirun_scripts/*.sh))
 install: .venv/installed
 
 $(BIN)/pip:
+	@echo "making .venv"
 	$(PYTHON) -m venv .venv
 
+# What it downloads is named, all that it says is in .venv/pip.log.
+SHOWN := ^ *(Downloading|Using cached) [^ ]+ \([0-9.]+ [MG]B\)|^Installing collected packages|^ERROR.*|^error.*
 # pip compiles on one core, which takes as long as the rest of it. Some packages hold files of other Pythons. What is left
 # out, two fifths of the whole, is hardly ever imported.
 RARE := /(tests|testing/_internal|pip|setuptools|networkx)/|/transformers/models/(?!auto/|qwen2/|llama/)
-install = $(BIN)/pip install --quiet --no-compile --editable $(1) && \
+install = echo "installing $(1) and what it needs, most of it torch: minutes the first time" && \
+	{ { $(BIN)/pip install --no-compile --progress-bar off --editable $(1) 2>&1; echo $$? > .venv/pip.status; } | \
+	tee .venv/pip.log | grep -oE --line-buffered '$(SHOWN)' || true; } && \
+	{ test "$$(cat .venv/pip.status)" = 0 || { tail -n 20 .venv/pip.log; exit 1; }; } && echo compiling && \
 	{ $(BIN)/python -W ignore -m compileall -qq -j 0 -x '$(RARE)' .venv/lib || true; }
 
 .venv/installed: pyproject.toml | $(BIN)/pip
-	$(call install,.)
+	@$(call install,.)
 	touch $@
 
 .venv/installed-docs: pyproject.toml | $(BIN)/pip
@@ -28,7 +34,7 @@ install = $(BIN)/pip install --quiet --no-compile --editable $(1) && \
 	touch $@ .venv/installed
 
 .venv/installed-test: pyproject.toml | $(BIN)/pip
-	$(call install,'.[test]')
+	@$(call install,'.[test]')
 	touch $@ .venv/installed
 
 # The main job: EDGE-GRPO on the embedded arithmetic problems, minutes on two CPU cores.

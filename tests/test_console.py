@@ -10,14 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
+from rich.text import Text
 
 from edge_grpo.algorithms.iteration import Iteration
-from edge_grpo.callbacks.console import COLUMNS, ConsoleProgress
+from edge_grpo.callbacks.console import COLUMNS, ConsoleProgress, sample_panel
+from edge_grpo.callbacks.telling import telling_row
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.loggers import terminal as terminal_module
 from edge_grpo.loggers.metrics import describe
-from edge_grpo.loggers.terminal import printable, shortened, terminal
+from edge_grpo.loggers.terminal import printable, shortened, shortened_styled, terminal
 from edge_grpo.runs.summary_table import show_summary
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
 
@@ -60,7 +63,7 @@ class Run:
         self.callback, self.total, self.done = callback, total, done
         self.trainer = SimpleNamespace(is_global_zero=rank == 0, max_epochs=total, current_epoch=0, should_stop=False)
         self.module = SimpleNamespace(policy=SimpleNamespace(decode=lambda ids: text))
-        self.made = Iteration(METRICS, corrected=corrected(text))
+        self.made = Iteration(METRICS, sampled=corrected(text).scored, corrected=corrected(text))
 
     def start(self) -> None:
         self.callback.on_fit_start(self.trainer, self.module)
@@ -130,7 +133,8 @@ def test_a_sample_is_two_lines(caplog: pytest.LogCaptureFixture) -> None:
     verdict = "reward 1 (accuracy 0, format 1), wrong, reflect, 4 tokens"
     text = r"1 + 1 = ? -> \x1b[2J[red]1 + 1 = 3[/red]\n\boxed{3}\u202e"
     # Iterations 1 and 4: every third, the first included.
-    assert samples == [f"sample of iteration 1: {verdict}", text, f"sample of iteration 4: {verdict}", text]
+    heads = [f"sample of iteration {i}, collapsed group, rewards 1: {verdict}" for i in (1, 4)]
+    assert samples == [heads[0], text, heads[1], text]
 
 
 def test_an_algorithm_without_samples_shows_none(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,6 +184,57 @@ def test_a_models_text_reaches_the_terminal_as_text(on_terminal: Terminal) -> No
     assert "\u202e" not in shown
     assert r"\x1b[2J[red]1 + 1 = 3[/red]" in shown
     assert "[b]" in shown
+
+
+def rollout(*rewards: float) -> ScoredRollout:
+    """Groups of two rows."""
+    kinds = torch.full((1,), Provenance.SAMPLED, dtype=torch.int8)
+    row = Response(torch.zeros(1, dtype=torch.long), torch.zeros(1), torch.zeros(1), kinds, "stop")
+    problems = tuple(Problem(f"p{i}", "?", ("2",)) for i in range(len(rewards) // 2))
+    of = torch.tensor(rewards)
+    scores = Scores(of, {}, of > 1)
+    return ScoredRollout(Rollout(problems, (row,) * len(rewards), 2), ("",) * len(rewards), scores)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "branches", "row", "kind"),
+    [
+        # Group 0 stays collapsed, 1 was mixed, 2 is revived: its edited rows are 4 and 5, of which 5 is better.
+        ((0, 0, 0, 1, 1, 1), (0, 0, 0, 1, 1, 2), (None, None, None, None, "reflect", "answer"), 5, "revived"),
+        # The best of the group is 4, but a correction wrote 5.
+        ((0, 0, 0, 1, 1, 1), (0, 0, 0, 1, 2, 0), (None, None, None, None, None, "reflect"), 5, "revived"),
+        # Made uniform by correction: what is left is the mixed group, whose better row is 3.
+        ((0, 1, 0, 1), (1, 1, 0, 1), ("answer", None, None, None), 3, "mixed"),
+        ((0, 0, 1, 1), (0, 0, 1, 1), (None,) * 4, 0, "collapsed"),
+    ],
+)
+def test_the_sample_is_of_a_group_that_tells_something(
+    before: tuple[float, ...], after: tuple[float, ...], branches: tuple[str | None, ...], row: int, kind: str
+) -> None:
+    found = telling_row(rollout(*before), Corrected(rollout(*after), branches))
+    assert (found.row, found.kind) == (row, kind)
+    group = slice(row // 2 * 2, row // 2 * 2 + 2)
+    assert (tuple(found.before), tuple(found.after)) == (before[group], after[group])
+
+
+def test_who_wrote_what_is_coloured_on_a_terminal() -> None:
+    row = {"question": "1 + 1?", "gold": "2", "correct": True}
+    row["pieces"] = [["sampled", "3"], ["injected", " Wait!\x1b[2J"], ["reference", "so 2"]]
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system="truecolor", width=80)
+    console.print(sample_panel("sample", "reward 2", row))
+    shown = screen.getvalue()
+    assert "\x1b[30;48;2;255;217;125m Wait!\\x1b[2J\x1b[0m" in shown  # #ffd97d, and no escape of the model's
+    assert "\x1b[30;48;2;168;212;255mso 2\x1b[0m" in shown  # #a8d4ff
+    assert all(f" {kind} \x1b[0m" in shown for kind in ("injected", "reference"))  # the legend
+    plain = sample_panel("sample", "", row | {"pieces": [["sampled", "3"]]}).renderable
+    assert str(plain) == "1 + 1?\n\n3\n\ngold 2  "
+
+
+def test_a_shortened_text_keeps_its_styles() -> None:
+    text = shortened_styled(Text.assemble(("aaaa", "bold"), "bbbb", ("cccc", "red")), characters=4, lines=2)
+    assert text.plain == "aa[... 8 characters ...]cc"
+    assert [(text.plain[s.start : s.end], str(s.style)) for s in text.spans] == [("aa", "bold"), ("cc", "red")]
 
 
 def test_other_ranks_are_silent(on_terminal: Terminal) -> None:

@@ -1,7 +1,9 @@
 """edge-grpo-evaluate: what it writes, that it goes on after a kill, and what it refuses."""
 
 import json
+import logging
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ from small_runs import SMALL_MODEL, composed, run_small
 
 from edge_grpo.command_line.check import check_config, instantiate
 from edge_grpo.command_line.run import config_dir
-from edge_grpo.errors import UserError
+from edge_grpo.errors import Stopped, UserError
+from edge_grpo.evaluation import pace
 from edge_grpo.evaluation.benchmarks import ArithmeticBenchmark, FileBenchmark, load_benchmarks
 from edge_grpo.evaluation.completions import SCHEMA, read_completions
 from edge_grpo.evaluation.entropy import ResponseEntropy
@@ -32,6 +35,7 @@ from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rewards.verifier import MathVerifier
 from edge_grpo.rollouts.base import Sampling
 from edge_grpo.rollouts.native import NativeRollout
+from edge_grpo.runs.quiet import ToldOnce, silence_expected_warnings
 from edge_grpo.types import Problem, Provenance, Rollout
 
 COLUMNS = {"question": ["question"], "answer": ["answer"]}
@@ -163,7 +167,9 @@ def test_a_finished_evaluation_is_not_sampled_again(finished, monkeypatch):
     assert json.loads((finished[0] / "results.json").read_text())["confidence"] == 0.5
 
 
-def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sys, "argv", ["/bin/edge-grpo-evaluate", "model=tiny", "hydra.run.dir='a b'"])
     append, calls = program.CompletionStore.append, []
 
     def dying(self, rows):
@@ -173,14 +179,45 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(finished, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr(program.CompletionStore, "append", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped) as stopped:
         evaluate(tmp_path, *small("chain2", "chain5"), "problems_per_batch=1")
+    assert stopped.value.code == 130
+    way_on = shlex.join(["edge-grpo-evaluate", "model=tiny", "hydra.run.dir='a b'"])
+    assert caplog.messages[-1] == f"stopped by SIGINT; to go on: {way_on}"
     assert len(list((tmp_path / ".parts").iterdir())) == 2
     evaluate(tmp_path, *small("chain2", "chain5"), "problems_per_batch=4")
     assert calls == [2, 2, 2, 6]  # 2 problems before, then the third of chain2 and the three of chain5
+    told = [message for message in caplog.messages if "tokens/s  left" in message]
+    assert len(told) == 1 + 2  # the batch that was killed has not been told of
+    assert re.fullmatch(r"chain2  1/3 problems  [\d.]+ % right  [\d,]+ tokens/s  left 0:\d\d:\d\d", told[0])
+    assert told[-1].endswith("left 0:00:00")
     compared = [name for name in SCHEMA.names if name != "entropy"]
     whole, resumed = (read_completions(folder)[compared] for folder in (finished[0], tmp_path))
     pd.testing.assert_frame_equal(whole, resumed)
+
+
+def test_the_pace_is_of_what_was_done_in_this_session(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
+    left = pace.Pace(10)
+    clock[0] += 6
+    assert left.after(2, 1200) == "200 tokens/s  left 0:00:24"  # 3 s a problem, 8 problems left
+    clock[0] += 12
+    assert left.after(8, 600) == "100 tokens/s  left 0:00:00"
+
+
+def test_a_hub_that_does_not_answer_is_told_of_once_a_run(caplog):
+    hub = logging.getLogger("huggingface_hub.utils._http")
+    for _ in range(2):  # two jobs of a sweep
+        silence_expected_warnings()
+        for i in range(3):
+            hub.warning("'no route to host' thrown while requesting HEAD https://hub/config.json")
+            hub.warning("Retrying in %ds [Retry %d/5].", 2**i, i + 1)
+    hub.warning("something else")
+    told = "the model hub does not answer (no route to host): trying again, half a minute for each file; "
+    told += "HF_HUB_OFFLINE=1 takes the files that are here at once"
+    assert caplog.messages == [told, told, "something else"]
+    assert sum(isinstance(each, ToldOnce) for each in hub.filters) == 1
 
 
 def test_completions_of_other_settings_are_not_mixed(finished):

@@ -167,7 +167,7 @@ def test_sigterm_ends_a_process_soon_with_143_and_says_how_to_go_on(tmp_path):
         process.kill()
     assert process.returncode == 143, output
     assert time.monotonic() - start < 30
-    assert f"stopped by SIGTERM; to go on: resume={tmp_path}/run" in output
+    assert f"stopped by SIGTERM; to go on: edge-grpo-train resume={tmp_path}/run\n" in output
     assert "Traceback" not in output
     assert len(names(tmp_path / "run")) == 1
 

@@ -1,6 +1,7 @@
 """Sweeps whose jobs run beside each other: what they share, what each job gets, what the command says of them."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ from omegaconf import OmegaConf
 from test_cli import ENVIRONMENT, App, forks  # noqa: F401
 
 from edge_grpo.command_line import resources
+from edge_grpo.command_line.compose import Checked
 from edge_grpo.command_line.jobs import Job, Jobs
-from edge_grpo.programs.sweep import arms, progress_line, show_arms, time_left
+from edge_grpo.errors import Stopped
+from edge_grpo.programs.sweep import arms, around_sweep, progress_line, show_arms, time_left
 
 JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 LOCAL = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
@@ -88,6 +91,20 @@ def test_arms_are_what_jobs_differ_in_besides_the_seed(tmp_path: Path, capsys: p
     }
     show_arms(jobs)
     assert capsys.readouterr().out.splitlines()[-1] == f"compare: edge-grpo-report runs={tmp_path}"
+
+
+def test_a_stopped_sweep_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["-m", "correction.probabilities={reflect:1}", "seed=0,1", "hydra.sweep.dir='multirun/arms'", "name='a b'"]
+    monkeypatch.setattr(sys, "argv", ["/bin/edge-grpo-train", *typed])  # as the command line has completed it
+    with pytest.raises(Stopped), around_sweep(Jobs(tmp_path), Checked("multirun/arms", 2, True, False)):
+        raise Stopped(2)
+    told = capsys.readouterr().out.removeprefix("to go on with the sweep: ").strip()
+    expected = """edge-grpo-train -m 'correction.probabilities={reflect:1}' seed=0,1 hydra.sweep.dir=multirun/arms"""
+    assert told.startswith(expected)
+    plain = [text if text.startswith("name") else text.replace("'", "") for text in typed]
+    assert shlex.split(told) == ["edge-grpo-train", *plain]
 
 
 def test_a_killed_or_unfinished_job_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

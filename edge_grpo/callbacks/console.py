@@ -17,14 +17,17 @@ from rich.text import Text
 from torch import Tensor
 
 from edge_grpo.algorithms.iteration import Iteration
-from edge_grpo.callbacks.samples import describe_rows
-from edge_grpo.corrections.base import Corrected
+from edge_grpo.callbacks.samples import describe_row
+from edge_grpo.callbacks.telling import Telling, telling_row
 from edge_grpo.errors import UserError
-from edge_grpo.loggers.terminal import files_only, printable, shortened, shown, terminal
+from edge_grpo.loggers.samples import marked
+from edge_grpo.loggers.terminal import files_only, printable, shortened, shortened_styled, shown, terminal
 from edge_grpo.runs.stopping import expected_iterations, is_last
 
 log = logging.getLogger(__name__)
 
+WRITERS = {"sampled": "", "injected": "black on #ffd97d", "reference": "black on #a8d4ff"}
+"""who wrote a piece of a response -> its style, the colours of the pages that trackers show"""
 COLUMNS = {
     "loss": ("sft/loss", ".3f"),
     "reward": ("train/reward", ".3f"),
@@ -47,7 +50,7 @@ class ConsoleProgress(pl.Callback):
     Args:
         title: of the run, beside the bar.
         every_n_iterations: of the lines, at least 1; the last iteration has one too.
-        sample_every_n_iterations: of the samples, each the first row of its iteration after correction; 0 for none.
+        sample_every_n_iterations: of the samples, each a telling row of its iteration (see `telling_row`); 0 for none.
             An algorithm that samples nothing (SFT) has none to show.
 
     Raises:
@@ -63,7 +66,7 @@ class ConsoleProgress(pl.Callback):
         self.title, self.every_n_iterations = title, every_n_iterations
         self.sample_every_n_iterations = sample_every_n_iterations
         self._display = ExitStack()
-        self._corrected: Corrected | None = None
+        self._made = Iteration({})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
@@ -86,7 +89,7 @@ class ConsoleProgress(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any
     ) -> None:
         if trainer.is_global_zero:
-            self._corrected = outputs["iteration"].corrected
+            self._made = outputs["iteration"]
             self._progress.figures = figures(outputs["iteration"].metrics)
             self._progress.show(stage="evaluating")  # which is over at once where none is due
 
@@ -100,8 +103,8 @@ class ConsoleProgress(pl.Callback):
             parts = [f"{done:{len(str(total))}d}/{total}", *_labelled(self._progress.figures), self._progress.left]
             log.info("%s", "  ".join(filter(None, parts)))
         every = self.sample_every_n_iterations
-        if every and trainer.current_epoch % every == 0 and self._corrected is not None:
-            self._show_sample(done, self._corrected, pl_module.policy.decode)
+        if every and trainer.current_epoch % every == 0:
+            self._show_sample(done, pl_module.policy.decode)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -111,11 +114,14 @@ class ConsoleProgress(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._display.close()
 
-    def _show_sample(self, iteration: int, corrected: Corrected, decode: Callable[[Tensor], str]) -> None:
-        (row,) = describe_rows(corrected, 1, decode)
-        title, verdict = f"sample of iteration {iteration}", verdict_on(row)
+    def _show_sample(self, iteration: int, decode: Callable[[Tensor], str]) -> None:
+        if self._made.sampled is None or self._made.corrected is None:
+            return
+        telling = telling_row(self._made.sampled, self._made.corrected)
+        row = describe_row(self._made.corrected, telling.row, decode)
+        title, verdict = f"sample of iteration {iteration}, {told_of(telling)}", verdict_on(row)
         question, response = (
-            shortened(printable(row[key]), characters=200, lines=2) for key in ("question", "response")
+            shortened(printable(text), characters=200, lines=2) for text in (row["question"], marked(row["pieces"]))
         )
         log.info("%s: %s", title, verdict)
         log.info("%s -> %s", question, response)
@@ -174,19 +180,34 @@ def _labelled(found: Mapping[str, str]) -> list[str]:
 
 
 def verdict_on(row: Mapping[str, Any]) -> str:
-    """What a row of `describe_rows` earned, and for what."""
+    """What a row of `describe_row` earned, and for what."""
     parts = ", ".join(f"{key.removeprefix('reward_')} {row[key]:g}" for key in row if key.startswith("reward_"))
     branch = f", {row['branch']}" if row["branch"] else ""
     right = "right" if row["correct"] else "wrong"
     return f"reward {row['reward']:g} ({parts}), {right}{branch}, {row['tokens']} tokens"
 
 
+def told_of(telling: Telling) -> str:
+    """The group of a sample.
+
+    >>> told_of(Telling(1, "revived", [0.0, 0.0], [0.0, 2.0]))
+    'revived group, rewards 0 0 -> 0 2'
+    """
+    before, after = (" ".join(f"{reward:g}" for reward in rewards) for rewards in (telling.before, telling.after))
+    return f"{telling.kind} group, rewards {before}{f' -> {after}' * (before != after)}"
+
+
 def sample_panel(title: str, verdict: str, row: Mapping[str, Any]) -> Panel:
-    """A row of `describe_rows` for a terminal. Its texts are a model's: neither markup nor control characters."""
-    question, response = (
-        shortened(printable(row[key], keep="\n"), characters=1200, lines=16) for key in ("question", "response")
-    )
+    """A row of `describe_row` for a terminal, coloured by who wrote what.
+
+    Its texts are a model's: neither markup nor control characters.
+    """
+    kinds = dict.fromkeys(kind for kind, _ in row["pieces"] if kind != "sampled")
+    legend = Text("  ").join(Text(f" {kind} ", WRITERS[kind]) for kind in kinds)
+    pieces = [(printable(text, keep="\n"), WRITERS[kind]) for kind, text in row["pieces"]]
+    texts = Text(printable(row["question"], keep="\n"), "bold"), Text.assemble(*pieces)
+    question, response = (shortened_styled(text, characters=1200, lines=16) for text in texts)
     colour = "green" if row["correct"] else "red"
-    said = Text.assemble((question, "bold"), "\n\n", response, "\n\n")
+    said = Text.assemble(question, "\n\n", response, "\n\n", legend, "\n" if kinds else "")
     graded = Text.assemble((f"gold {printable(row['gold'])}  ", "dim"), (verdict, colour))
     return Panel(said + graded, title=Text(title), title_align="left", border_style="dim")

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from edge_grpo.algorithms.iteration import Iteration
+from edge_grpo.command_line.again import again
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.runs.checkpoints import checkpoint_name, checkpoints, remove, state_path, write_checkpoint
 from edge_grpo.runs.stopping import is_last
@@ -141,7 +142,9 @@ class IterationCheckpoint(Checkpoint):
         stopping = [number for number in asked if number in STOPPING]
         if stopping:
             way_on = (
-                f"to go on: resume={self.folder.parent}" if checkpoints(self.folder) else "no iteration was done yet"
+                f"to go on: {again([f'resume={self.folder.parent}'])}"
+                if checkpoints(self.folder)
+                else "no iteration was done yet"
             )
             log.warning("stopped by %s; %s", signal.Signals(stopping[0]).name, way_on)
             raise Stopped(stopping[0])

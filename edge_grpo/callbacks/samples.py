@@ -56,29 +56,29 @@ def _show(trainer: pl.Trainer, rows: list[dict[str, Any]], step: int) -> None:
 
 
 def describe_rows(corrected: Corrected, num_rows: int, decode: Callable[[Tensor], str]) -> list[dict[str, Any]]:
-    """The first rows of a corrected rollout as flat records; `decode` turns token ids into text."""
+    """The first rows of a corrected rollout; see `describe_row`."""
+    return [describe_row(corrected, row, decode) for row in range(min(num_rows, corrected.scored.rollout.num_rows))]
+
+
+def describe_row(corrected: Corrected, row: int, decode: Callable[[Tensor], str]) -> dict[str, Any]:
+    """A row of a corrected rollout as a flat record; `decode` turns token ids into text."""
     scored, texts = corrected.scored, TokenTexts(decode)
-    records = []
-    for row in range(min(num_rows, scored.rollout.num_rows)):
-        problem, response = scored.rollout.problem_of(row), scored.rollout.responses[row]
-        characters = texts.characters(response, scored.texts[row])
-        records.append(
-            {
-                "id": problem.id,
-                "question": problem.transcript,
-                "response": scored.texts[row],
-                "gold": " | ".join(problem.answers),
-                "correct": bool(scored.scores.correct[row]),
-                "reward": float(scored.scores.rewards[row]),
-                **{f"reward_{name}": float(part[row]) for name, part in scored.scores.parts.items()},
-                "branch": corrected.branches[row] or "",
-                "sampled_tokens": int((response.provenance == Provenance.SAMPLED).sum()),
-                "tokens": len(response),
-                "finish_reason": response.finish_reason,
-                "pieces": texts.pieces(response, scored.texts[row], characters),
-            }
-        )
-    return records
+    problem, response = scored.rollout.problem_of(row), scored.rollout.responses[row]
+    characters = texts.characters(response, scored.texts[row])
+    return {
+        "id": problem.id,
+        "question": problem.transcript,
+        "response": scored.texts[row],
+        "gold": " | ".join(problem.answers),
+        "correct": bool(scored.scores.correct[row]),
+        "reward": float(scored.scores.rewards[row]),
+        **{f"reward_{name}": float(part[row]) for name, part in scored.scores.parts.items()},
+        "branch": corrected.branches[row] or "",
+        "sampled_tokens": int((response.provenance == Provenance.SAMPLED).sum()),
+        "tokens": len(response),
+        "finish_reason": response.finish_reason,
+        "pieces": texts.pieces(response, scored.texts[row], characters),
+    }
 
 
 def recorded_rows(run: Path, step: int, num_rows: int) -> list[dict[str, Any]]:

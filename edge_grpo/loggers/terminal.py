@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 
 def terminal() -> Console | None:
@@ -46,13 +47,18 @@ def shortened(text: str, characters: int, lines: int) -> str:
     >>> shortened("1234567890", characters=4, lines=2), shortened("a\nb\nc\nd", characters=40, lines=2)
     ('12[... 6 characters ...]90', 'a\n[... 2 lines ...]\nd')
     """
-    rows = text.split("\n")
+    return shortened_styled(Text(text), characters, lines).plain
+
+
+def shortened_styled(text: Text, characters: int, lines: int) -> Text:
+    """As `shortened`; what is left keeps its style."""
+    rows = list(text.split("\n", allow_blank=True))
     if len(rows) > lines:
-        rows[lines // 2 : -(lines // 2)] = [f"[... {len(rows) - lines} lines ...]"]
-        text = "\n".join(rows)
+        rows[lines // 2 : -(lines // 2)] = [Text(f"[... {len(rows) - lines} lines ...]")]
+        text = Text("\n").join(rows)
     if len(text) > characters:
         left_out = f"[... {len(text) - characters} characters ...]"
-        text = f"{text[: characters // 2]}{left_out}{text[-(characters // 2) :]}"
+        text = Text.assemble(text[: characters // 2], left_out, text[-(characters // 2) :])
     return text
 
 

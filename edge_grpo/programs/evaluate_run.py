@@ -2,18 +2,22 @@
 
 import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from edge_grpo.command_line.again import again
 from edge_grpo.command_line.check import instantiate, to_dict
-from edge_grpo.errors import UserError, first_lines
+from edge_grpo.errors import Stopped, UserError, first_lines
 from edge_grpo.evaluation.completions import CompletionStore, read_completions
 from edge_grpo.evaluation.golds import grade_golds
 from edge_grpo.evaluation.grading import graded
+from edge_grpo.evaluation.pace import Pace
 from edge_grpo.evaluation.reflection import spontaneous
 from edge_grpo.evaluation.results import reflection_line, results_markdown, summarise
 from edge_grpo.evaluation.subject import identify, load_subject, precision_of, reward_functions
@@ -98,7 +102,7 @@ class _Run:
         self._tell_own_reward(about["run"])
         (self.folder / POLICY).write_text(json.dumps(about | {"info": run_info()}, indent=1) + "\n")
         OmegaConf.save(cfg, self.folder / CONFIG, resolve=True)
-        with computing_in(cfg.precision, self.policy.model.device):
+        with computing_in(cfg.precision, self.policy.model.device), _telling_how_to_go_on():
             self._sample()
         sets = self.evaluation.sets
         completions = self.store.finish([(name, p.id) for name, problems in sets.items() for p in problems])
@@ -149,6 +153,7 @@ class _Run:
         done = set(zip(there["benchmark"], there["problem"], strict=True))
         if done:
             log.info("%d problems are there already", len(done))
+        pace = Pace(sum(len(problems) for problems in self.evaluation.sets.values()) - len(done))
         for name, problems in self.evaluation.sets.items():
             # Prompts of similar length together: attention reads as much of every row as of the longest.
             left = sorted((p for p in problems if (name, p.id) not in done), key=lambda p: len(p.prompt_ids))
@@ -158,7 +163,9 @@ class _Run:
                 self.store.append(rows)
                 right += list(rows["correct"])
                 count = len(right) // self.evaluation.num_samples
-                log.info("%s  %d/%d problems  %.1f %% right", name, count, len(problems), 100 * sum(right) / len(right))
+                share = 100 * sum(right) / len(right)
+                told = pace.after(len(batch), int(rows["tokens"].sum()))
+                log.info("%s  %d/%d problems  %.1f %% right  %s", name, count, len(problems), share, told)
 
     def _completions(self, name: str, problems: list[Problem]) -> pd.DataFrame:
         """The rows of one batch."""
@@ -173,6 +180,16 @@ class _Run:
             forced = self.reflection(scored, self.engine, policy, self.rewards, evaluation.sampling, evaluation.seed)
             rows = pd.concat([rows, forced], axis=1)
         return rows
+
+
+@contextmanager
+def _telling_how_to_go_on() -> Iterator[None]:
+    """Inside, Ctrl-C loses the batch at work alone: the same command goes on behind it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("stopped by SIGINT; to go on: %s", again())
+        raise Stopped(signal.SIGINT) from None
 
 
 def _batches(problems: list[Problem], size: int) -> Iterator[list[Problem]]:

@@ -18,8 +18,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from edge_grpo.command_line.again import again
 from edge_grpo.command_line.compose import Checked
 from edge_grpo.command_line.jobs import Job, Jobs
+from edge_grpo.errors import Stopped
 from edge_grpo.loggers.terminal import terminal
 
 POLL_S = 2.0
@@ -32,13 +34,19 @@ def around_sweep(jobs: Jobs, checked: Checked) -> Iterator[None]:
     watch = threading.Thread(target=_watch, args=(jobs, checked.jobs, begun, over), daemon=True)
     if checked.side_by_side:  # jobs that follow each other tell of themselves
         watch.start()
+    stopped = False
     try:
         yield
+    except (KeyboardInterrupt, Stopped):
+        stopped = True
+        raise
     finally:
         over.set()
         if watch.ident is not None:
             watch.join()
         show_arms(jobs)
+        if stopped:
+            print(f"to go on with the sweep: {again()}", flush=True)
 
 
 def _watch(jobs: Jobs, total: int | None, begun: float, over: threading.Event) -> None:
