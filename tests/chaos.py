@@ -128,7 +128,7 @@ def differences(folder: Path, whole: Path, ranks: int = 1) -> list[str]:
     sent = offline_history(folder)
     print(f"W&B      {len(sent)} steps killed")
     for row in sent:
-        row.pop("samples", None)
+        row.pop("samples", None), row.pop("samples_page", None)
     recorded = [{n: float(v) for n, v in row.items() if v != "" and n != "step"} for row in metrics_rows(folder)]
     found += ["steps in W&B"] if [row.pop("iteration") for row in sent] != list(range(len(expected))) else []
     found += ["numbers in W&B"] if sent != recorded else []

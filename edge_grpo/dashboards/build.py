@@ -67,11 +67,11 @@ def build_report(entity: str, project: str, name: str, smoothing: float, setting
 
 def make_panel(panel: Panel, smoothing: float, settings: Sequence[str], layout: wr.Layout | None = None) -> Any:
     """A panel of W&B: lines and bars are aggregated over the runs of an arm."""
-    placed = {} if layout is None else {"layout": layout}
+    placed: dict[str, Any] = {} if layout is None else {"layout": layout}
     if isinstance(panel, Pages):
         return wr.MediaBrowser(title=panel.title, media_keys=[panel.media], num_columns=1, **placed)
     if isinstance(panel, Swept):
-        axes = [*map(wr.Config, settings), wr.SummaryMetric(_summary(panel))]
+        axes: list[Any] = [*map(wr.Config, settings), wr.SummaryMetric(_summary(panel))]
         columns = [wr.ParallelCoordinatesPlotColumn(axis, display_name=axis.name) for axis in axes]
         return wr.ParallelCoordinatesPlot(title=panel.title, columns=columns, **placed)
     if isinstance(panel, Importance):
