@@ -8,6 +8,8 @@ from pathlib import Path
 
 PLAIN = re.compile(r"([^=]+=)'([A-Za-z0-9_./-]+)'")
 
+FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
+
 
 def again(overrides: Sequence[str] | None = None) -> str:
     """The program at work with these overrides; with those it has, and the folder that it has found, by default.
@@ -17,5 +19,15 @@ def again(overrides: Sequence[str] | None = None) -> str:
     """
     name = Path(sys.argv[0]).stem  # `python -m edge_grpo.programs.train` is edge-grpo-train
     program = name if name.startswith("edge-grpo-") else f"edge-grpo-{name}"
-    texts = sys.argv[1:] if overrides is None else overrides
+    texts = _each_folder_once(sys.argv[1:]) if overrides is None else overrides
     return shlex.join([program, *(PLAIN.sub(r"\1\2", text) for text in texts)])
+
+
+def _each_folder_once(texts: Sequence[str]) -> list[str]:
+    """The command line puts the folder that it has found behind the one that was typed.
+
+    >>> _each_folder_once(["hydra.run.dir=a", "seed=1", "hydra.run.dir='a'"])
+    ['seed=1', "hydra.run.dir='a'"]
+    """
+    last = {text.partition("=")[0]: i for i, text in enumerate(texts) if text.startswith(FOLDERS)}
+    return [text for i, text in enumerate(texts) if last.get(text.partition("=")[0], i) == i]
