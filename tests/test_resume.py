@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 import time
 
 import numpy as np
@@ -130,10 +131,12 @@ def test_sigusr1_saves_and_goes_on(tmp_path, monkeypatch, whole):
 
 def test_a_signal_in_the_first_rollout_has_nothing_to_save(tmp_path, monkeypatch, caplog):
     signal_once(monkeypatch, NativeRollout, "generate", 0, signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["train.py", "seed=1", "hydra.run.dir='out/a'"])
     with pytest.raises(Stopped):
         run_small(tmp_path, *FOUR)
     assert names(tmp_path) == []
-    assert "stopped by SIGTERM; no iteration was done yet" in caplog.messages
+    told = "stopped by SIGTERM; no iteration was done yet; to begin again: edge-grpo-train seed=1 hydra.run.dir=out/a"
+    assert told in caplog.messages
 
 
 def test_an_error_costs_the_iteration_it_ends(tmp_path, monkeypatch, whole):

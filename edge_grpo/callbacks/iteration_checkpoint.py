@@ -141,11 +141,9 @@ class IterationCheckpoint(Checkpoint):
     def _stop_if(self, asked: list[int]) -> None:
         stopping = [number for number in asked if number in STOPPING]
         if stopping:
-            way_on = (
-                f"to go on: {again([f'resume={self.folder.parent}'])}"
-                if checkpoints(self.folder)
-                else "no iteration was done yet"
-            )
+            saved = checkpoints(self.folder)
+            way_on = again([f"resume={self.folder.parent}"] if saved else None)
+            way_on = f"to go on: {way_on}" if saved else f"no iteration was done yet; to begin again: {way_on}"
             log.warning("stopped by %s; %s", signal.Signals(stopping[0]).name, way_on)
             raise Stopped(stopping[0])
 
