@@ -156,6 +156,11 @@ REFUSED = {
         ["seed=1,2"],
         "seed=1,2 holds several values: add --multirun to run each, or write one list as key=[a,b]",
     ),
+    "None for a group": (
+        ["advantage=None"],
+        "advantage has no option 'None'; null is written null, not None; available: entropy_driven, vanilla",
+    ),
+    "None that no constructor sees": (["seed=None"], "seed=None: null is written null, not None"),
     "wrong type": (["advantage.clamp=abc"], "advantage.clamp=abc: expected a number"),
     "added key that nothing reads": (
         ["+advantage.epss=1"],

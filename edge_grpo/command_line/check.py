@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
-from edge_grpo.command_line.words import as_typed, in_words
+from edge_grpo.command_line.words import NULL, as_typed, in_words
 from edge_grpo.errors import UserError
 from edge_grpo.nearest import nearest
 
@@ -89,6 +89,8 @@ def _walk(node: Any, key: str, allowed: tuple[str, ...], injected: Mapping[str, 
     elif isinstance(node, list):
         for index, child in enumerate(node):
             _walk(child, _join(key, index), allowed, injected)
+    elif node == "None":  # no constructor has judged it
+        raise UserError(f"{key}=None: {NULL}")
 
 
 def _join(key: str, name: object) -> str:
@@ -197,7 +199,7 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
     if adapter is None:
         return
     if value == "None" and _takes(adapter, None):
-        raise UserError(f"{key}=None: null is written null, not None")
+        raise UserError(f"{key}=None: {NULL}")
     if not _takes(adapter, value):
         raise UserError(f"{key}={as_typed(value)}: expected {in_words(annotation)}")
 

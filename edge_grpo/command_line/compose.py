@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from edge_grpo.command_line.check import check_config, one_line, to_dict
+from edge_grpo.command_line.words import NULL
 from edge_grpo.errors import UserError
 from edge_grpo.nearest import nearest
 
@@ -238,7 +239,7 @@ class _Composer:
         parent = re.match(r"In '(.+?)': ", str(error))
         prefix = parent.group(0) if parent and parent.group(1) != self.config_name else ""
         near = nearest(option, options)
-        hint = f"did you mean {near}? " if near else ""
+        hint = f"{NULL}; " if option == "None" else f"did you mean {near}? " if near else ""
         what = f"{group} has no option {option!r}" if group else f"there is no config {option!r}"
         return f"{prefix}{what}; {hint}available: {', '.join(options) or 'none'}"
 

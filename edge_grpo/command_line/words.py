@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
 MANY = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts"}
+NULL = "null is written null, not None"
 NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 
 
