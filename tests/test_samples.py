@@ -14,7 +14,7 @@ from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import RunLogger
-from edge_grpo.loggers.samples import as_html
+from edge_grpo.loggers.samples import as_page
 from edge_grpo.policy.tiny import byte_tokenizer
 from edge_grpo.runs.rollout_files import RolloutFiles, read_table, rollout_files
 from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Turn
@@ -126,7 +126,11 @@ def test_rows_hold_rewards_branch_and_pieces():
 
 
 def test_text_is_coloured_by_who_wrote_it_and_never_markup():
-    page = as_html([["sampled", "<script>alert('x')</script> & 1 < 2"], ["injected", '" onload="x'], ["sampled", "!"]])
+    pieces = [["sampled", "<script>alert('x')</script> & 1 < 2"], ["injected", '" onload="x'], ["sampled", "!"]]
+    row = {"id": "p", "question": "<i>", "gold": "</title>", "reward": 1.0, "correct": True, "branch": "<b>"}
+    page = as_page([row | {"pieces": pieces}, row | {"pieces": [["sampled", "2"]]}])
+    assert not any(markup in page for markup in ("<i>", "</title></", "<b><", "<b>,"))
+    assert page.count("&lt;i&gt;") == 1  # a problem of two rows
     assert "<script" not in page
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; 1 &lt; 2" in page
     assert 'onload="x' not in page
