@@ -234,6 +234,33 @@ def test_mlflow_has_params_tags_samples_and_artifacts(tmp_path: Path) -> None:
 
 
 @HAS_MLFLOW
+def test_an_outage_of_mlflow_costs_a_run_nothing_and_its_metrics_are_sent_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import mlflow
+
+    def down(*args: Any, **kwargs: Any) -> None:
+        raise mlflow.exceptions.MlflowException("no route to host\nmore")
+
+    csv_logger, logger = CSVMetrics(str(tmp_path)), mlflow_logger(tmp_path)
+    for step in range(4):
+        with monkeypatch.context() as patch:
+            if step == 1:
+                patch.setattr(mlflow.MlflowClient, "log_batch", down)
+            csv_logger.log_metrics({"a": step / 4}, step)
+            logger.log_metrics({"a": step / 4}, step)
+            logger.log_samples([SAMPLE], step)
+    assert mlflow_points(tmp_path) == {"a": [(0, 0.0)]}
+    logger.log_artifacts(SUMMARY)
+    logger.close(failed=False)
+    assert mlflow_points(tmp_path) == {"a": [(step, step / 4) for step in range(4)]}
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("edge_grpo")]
+    assert told.endswith(
+        "mlflow.db fails (no route to host): the run goes on without it; what it lacks is sent at the end"
+    )
+
+
+@HAS_MLFLOW
 def test_a_place_that_mlflow_cannot_use_is_one_line(tmp_path: Path) -> None:
     logger = mlflow_logger(tmp_path, tracking_uri="nowhere://x")
     with pytest.raises(UserError, match=r"^MLflow at nowhere://x: .+$"):

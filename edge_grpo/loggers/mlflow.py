@@ -5,8 +5,9 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.hooks import Row, RunLogger
 from edge_grpo.loggers.identity import RUN_ID, config_of, dotted, group_of, run_id, shared_folder, tags_of
 from edge_grpo.loggers.samples import as_page
+
+log = logging.getLogger(__name__)
 
 LONGEST_PARAM = 6000
 """characters of a value that MLflow takes"""
@@ -35,6 +38,9 @@ class MLflowMetrics(RunLogger, Logger):
     A run that goes on finds its MLflow run by a tag with its id, asks it for the last step of every metric, and sends
     what is later: first from `metrics.csv` (the CSV logger stands before this one), what a kill kept back.
     MLflow knows no `@` in names: `avg@1` is `avg_at_1` there. Samples are a page a step among the artifacts.
+
+    Where MLflow fails during a run, the run goes on without it; what it lacks, pages of samples excepted, is sent at the
+    end or by a resumed run.
 
     Limits: MLflow never changes a param; of a setting that was changed on a resume it keeps the first value, and the
     artifact `settings.yaml` has the last. Steps that are measured again after a resume keep their first value.
@@ -64,7 +70,7 @@ class MLflowMetrics(RunLogger, Logger):
         self._tags |= {"labels": ", ".join(tags_of(self._folder))}
         self._begun_run: tuple[Any, str] | None = None
         self._sent: dict[str, int] = {}  # last step of every metric
-        self._complete = False
+        self._complete = self._lost = False
 
     @property
     def name(self) -> str:
@@ -90,22 +96,29 @@ class MLflowMetrics(RunLogger, Logger):
         """Send the metrics of a step; the first call of a run that goes on sends what MLflow has not had."""
         if step is None:
             raise ValueError("metrics need a step")
-        if not self._complete:
-            self._send_missing({s: row for s, row in recorded(self._folder).items() if s <= step})
-        self._send(step, metrics)
+        self._attempt(partial(self._send_with_missing, step, metrics))
 
     @rank_zero_only
     def log_samples(self, rows: Sequence[Row], step: int) -> None:
         """Sampled completions as a page."""
-        client, run = self._begun()
-        client.log_text(run, as_page(rows), f"samples/{step:06d}.html")
+
+        def send() -> None:
+            client, run = self._begun()
+            client.log_text(run, as_page(rows), f"samples/{step:06d}.html")
+
+        self._attempt(send)
 
     @rank_zero_only
     def log_artifacts(self, summary: Mapping[str, Any]) -> None:
         """The figure, the summary and the metrics."""
-        client, run = self._begun()
-        for path in filter(Path.is_file, (self._folder / name for name in REPORT)):
-            client.log_artifact(run, str(path))
+
+        def send() -> None:
+            client, run = self._begun()
+            for path in filter(Path.is_file, (self._folder / name for name in REPORT)):
+                client.log_artifact(run, str(path))
+
+        self._lost = False  # it may answer again
+        self._attempt(send)
 
     def ways_to_look(self) -> Mapping[str, str]:
         """MLflow's own command, for what lies here."""
@@ -117,11 +130,25 @@ class MLflowMetrics(RunLogger, Logger):
     def close(self, *, failed: bool) -> None:
         """Say how the run ended."""
         if not failed and not self._complete:
-            self._send_missing(recorded(self._folder))
+            self._attempt(lambda: self._send_missing(recorded(self._folder)))
         if self._begun_run is not None:
             client, run = self._begun_run
-            client.set_terminated(run, "FAILED" if failed else "FINISHED")
+            self._attempt(lambda: client.set_terminated(run, "FAILED" if failed else "FINISHED"))
             self._begun_run = None
+
+    def _attempt(self, send: Callable[[], None]) -> None:
+        """Send, unless MLflow has failed before."""
+        if self._lost:
+            return
+        try:
+            send()
+        except (self._mlflow.exceptions.MlflowException, OSError) as error:  # those of requests are OSErrors
+            self._lost, self._complete = True, False
+            log.warning(
+                "MLflow at %s fails (%s): the run goes on without it; what it lacks is sent at the end",
+                self._uri,
+                str(error).splitlines()[0],
+            )
 
     def _begun(self) -> tuple[Any, str]:
         """The client and the id of MLflow's run, found or made at the first use."""
@@ -153,21 +180,26 @@ class MLflowMetrics(RunLogger, Logger):
             experiment = client.create_experiment(self._experiment, artifacts)
         return str(client.create_run(experiment, run_name=self._name, tags=self._tags).info.run_id)
 
+    def _send_with_missing(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self._complete:
+            self._send_missing({s: row for s, row in recorded(self._folder).items() if s <= step})
+        self._send(step, metrics)
+
     def _send_missing(self, rows: Mapping[int, Mapping[str, float]]) -> None:
         self._begun()
-        self._complete = True
         for step, row in rows.items():
             self._send(step, row)
+        self._complete = True
 
     def _send(self, step: int, row: Mapping[str, float]) -> None:
         """Those metrics of a step that MLflow has not had."""
         (client, run), now = self._begun(), int(1000 * time.time())
         values = {name.replace("@", "_at_"): float(value) for name, value in row.items()}
         fresh = {name: value for name, value in values.items() if step > self._sent.get(name, -1)}
-        self._sent |= dict.fromkeys(fresh, step)
         if fresh:
             points = [self._mlflow.entities.Metric(name, value, now, step) for name, value in fresh.items()]
             client.log_batch(run, metrics=points)
+        self._sent |= dict.fromkeys(fresh, step)
 
 
 def _imported() -> Any:
