@@ -206,7 +206,7 @@ def _imported() -> Any:
     """mlflow, which tells nobody that it is used."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
-        import mlflow
+        import mlflow.exceptions  # a folder of this name, a run's, is a package too
     except ModuleNotFoundError as error:
         raise UserError("logger=mlflow needs mlflow: pip install 'edge-grpo[mlflow]'") from error
     for name in ("mlflow", "alembic"):  # they tell of every table that they make
