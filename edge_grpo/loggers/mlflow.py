@@ -39,8 +39,8 @@ class MLflowMetrics(RunLogger, Logger):
     what is later: first from `metrics.csv` (the CSV logger stands before this one), what a kill kept back.
     MLflow knows no `@` in names: `avg@1` is `avg_at_1` there. Samples are a page a step among the artifacts.
 
-    Where MLflow fails during a run, the run goes on without it; what it lacks, pages of samples excepted, is sent at the
-    end or by a resumed run.
+    Where MLflow fails during a run, the run goes on without it; what it lacks, pages of samples excepted, is sent at
+    the end or by a resumed run.
 
     Limits: MLflow never changes a param; of a setting that was changed on a resume it keeps the first value, and the
     artifact `settings.yaml` has the last. Steps that are measured again after a resume keep their first value.
