@@ -73,6 +73,8 @@ def task(cfg):
     assert "torch" not in sys.modules
     if cfg.seed == 13:
         raise RuntimeError("boom")
+    if cfg.seed == 15:
+        raise KeyboardInterrupt
     if cfg.seed == 14:
         raise UserError("data.path: no such file")
     return float(cfg.seed)
@@ -212,6 +214,16 @@ def test_null_is_none_to_an_agent_alone(app: App) -> None:
     assert app(text).stderr.removeprefix(LOADING) == "error: advantage.clamp=None: expected a number\n"
     typed = app(text, WANDB_SWEEP_ID="a").stderr.removeprefix(LOADING)
     assert typed == "error: advantage.clamp=null: expected a number\n"
+
+
+def test_an_interrupt_before_there_is_anything_to_save_is_one_line(app: App) -> None:
+    done = app("seed=15", "hydra.run.dir=mine")
+    assert (done.returncode, done.stderr.removeprefix(LOADING)) == (
+        130,
+        "stopped; to start again: edge-grpo-train seed=15 hydra.run.dir=mine\n",
+    )
+    swept = app("-m", "seed=15,1", "hydra.sweep.dir=mine")
+    assert (swept.returncode, "Traceback" in swept.stderr) == (130, False)
 
 
 def test_a_refused_setting_leaves_no_directory_behind(app: App) -> None:

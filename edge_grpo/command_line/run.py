@@ -24,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
+from edge_grpo.command_line.again import again
 from edge_grpo.command_line.check import NOTHING_INJECTED, check_config
 from edge_grpo.command_line.compose import BASIC_LAUNCHER, Checked, check_command_line, key_of, parse
 from edge_grpo.command_line.jobs import Job, Jobs, JobState
@@ -170,6 +171,8 @@ def run(
         checked = check_command_line(args, job, config_dir(), config_name, injected, check_directory)
     except UserError as error:
         _exit(error)
+    except KeyboardInterrupt:
+        _interrupted(tell=True)
     around: AbstractContextManager[None] = nullcontext()
     if checked is not None:
         # Hydra composes anew, and `${now:}` would be another instant: a second folder beside the one that was checked.
@@ -181,6 +184,8 @@ def run(
     try:
         with around:
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+    except KeyboardInterrupt:  # a run that is at work answers itself, and a sweep has told
+        _interrupted(tell=job.jobs is None)
     finally:
         failed = _tell_failed(job.jobs)
     if failed:  # a sweeper may be content with the jobs that did not
@@ -202,6 +207,12 @@ def _tell_failed(jobs: Jobs | None) -> bool:
 def _exit(error: UserError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2) from error
+
+
+def _interrupted(*, tell: bool) -> NoReturn:
+    if tell:
+        print(f"stopped; to start again: {again()}", file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 class JobFailed(CompactHydraException):
