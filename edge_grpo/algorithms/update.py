@@ -53,10 +53,9 @@ class GRPOUpdate:
         importance_correction: ImportanceCorrection | None = None,
     ) -> None:
         self.model, self.reference, self.batch, self.rewards = model, reference, batch, rewards
-        self.computed, self.advantage, self.loss = computed, advantage, loss
-        self.num_generations, self.forward, self.grading = num_generations, forward, grading
-        self.token_filter, self.recorded = token_filter, recorded
-        self.importance_correction = importance_correction or Uncorrected()
+        self.computed, self.advantage, self.loss, self.forward = computed, advantage, loss, forward
+        self.num_generations, self.grading, self.recorded = num_generations, grading, recorded
+        self.token_filter, self.importance_correction = token_filter, importance_correction or Uncorrected()
         # The padded width is a micro-batch's own, so what reads padding is taken there.
         needs = getattr(loss, "needs_whole_groups", False)
         whole = num_generations if needs or advantage.inside_update or advantage.reads_padding else None
