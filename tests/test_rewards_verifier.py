@@ -178,10 +178,10 @@ def test_the_state_of_a_full_cache_is_taken_in_milliseconds() -> None:
     verifier = MathVerifier()
     verifier.load_state_dict({"cache": [((rf"\frac{{{row}}}{{7}}", ("1",)), "wrong") for row in range(50_000)]})
     seconds = []
-    for _ in range(5):  # a machine under load may pause in one of them
-        start = time.perf_counter()
+    for _ in range(5):
+        start = time.thread_time()
         state = verifier.state_dict()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
     assert min(seconds) < 0.05  # measured 0.002 s
     assert len(state["cache"]) == 50_000
 
