@@ -17,6 +17,7 @@ from edge_grpo.ranks.lead import follow, leading, on_ranks
 from edge_grpo.ranks.meeting import Meeting
 from edge_grpo.ranks.place import Place, place_of
 from edge_grpo.ranks.start import alone_on_this_machine
+from edge_grpo.rewards.pool import KillablePool
 
 MASTER = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 OF_FOUR = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
@@ -303,7 +304,9 @@ def test_ranks_are_counted_node_by_node():
 
 
 def test_one_process_needs_no_meeting():
+    lead.share_node(2)  # a job before it
     with on_ranks(Asked(1, 1), {}, print) as ranks:
+        assert KillablePool.sharers == 1
         assert type(ranks) is Ranks
         ranks.agree({"anything": 1})
         assert ranks.plugins == []

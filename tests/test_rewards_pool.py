@@ -68,6 +68,13 @@ def test_order_is_kept_though_the_first_item_is_the_slowest(pool: KillablePool) 
     assert evaluate(pool, ["__import__('time').sleep(0.3) or 1", "2", "3", "4"]) == [1, 2, 3, 4]
 
 
+def test_ranks_of_a_node_share_the_workers(pool: KillablePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = f"(__import__('time').sleep(0.2), {WORKER})[1]"
+    assert len(set(evaluate(pool, [slow] * 2))) == 2
+    monkeypatch.setattr(KillablePool, "sharers", 4)
+    assert len(set(evaluate(pool, [slow] * 2))) == 1
+
+
 def test_no_items_start_no_worker() -> None:
     assert evaluate(KillablePool(1, 1.0, 1.0), []) == []
 

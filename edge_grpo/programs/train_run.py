@@ -21,7 +21,7 @@ from edge_grpo.programs.context import check_context, check_sharding, warn_of_sm
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
-from edge_grpo.ranks.lead import log_to, on_ranks, ranks_asked, share_cores
+from edge_grpo.ranks.lead import log_to, on_ranks, ranks_asked, share_node
 from edge_grpo.runs.checkpoints import STATE, read_manifest
 from edge_grpo.runs.directory import alone_in, check_shared, holder
 from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
@@ -77,7 +77,7 @@ def follow_experiment(job: Mapping[str, Any], ranks: Ranks) -> None:
     folder, checkpoint = Path(cfg.paths.run_dir), job["checkpoint"] and Path(job["checkpoint"])
     check_shared(folder, job["holder"], checkpoint)
     log_to(folder, ranks.rank)
-    share_cores(job["devices"])
+    share_node(job["devices"])
     with saving_signal_ignored():
         _train(cfg, folder, checkpoint, ranks, _parts(cfg, ranks.world))
 

@@ -21,6 +21,7 @@ from edge_grpo.ranks.meeting import JOB, Meeting
 from edge_grpo.ranks.place import Place
 from edge_grpo.ranks.start import Children, alone_on_this_machine, start_others
 from edge_grpo.ranks.watch import BEAT_S, GRACE_S
+from edge_grpo.rewards.pool import KillablePool
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ def on_ranks(asked: Asked, job: Mapping[str, Any], on_loss: Callable[[str], None
         on_loss: see `Watch`.
     """
     devices, world, place = asked.devices, asked.world, _place()
+    share_node(devices)
     if world == 1:
         yield Ranks()
         return
@@ -128,7 +130,6 @@ def on_ranks(asked: Asked, job: Mapping[str, Any], on_loss: Callable[[str], None
     if by_hand:  # those that processes of ours have started leave without a word
         meeting.followers = asked.nodes - 1
     children = start_others(meeting.place, devices, world, meeting.job) if by_hand else {}
-    share_cores(devices)
     prefix = meeting.call({**job, "devices": devices, "world": world})
     ranks = Several(meeting, prefix, 0, world, children, on_loss)
     seconds = GRACE_S
@@ -142,8 +143,9 @@ def on_ranks(asked: Asked, job: Mapping[str, Any], on_loss: Callable[[str], None
         _end_children(children, seconds)
 
 
-def share_cores(devices: int) -> None:
-    """Each process of a node gets its part of the cores, where nobody has said how many."""
+def share_node(devices: int) -> None:
+    """Each process of a node gets its part of the grading workers, and of the cores where nobody has said how many."""
+    KillablePool.sharers = devices
     if devices > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // devices))
 

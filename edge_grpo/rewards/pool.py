@@ -33,7 +33,7 @@ class KillablePool:
     several threads; the calls take turns.
 
     Args:
-        workers: number of items at once.
+        workers: number of items at once; ranks of a node (`sharers`) share it, and each has at least one.
         timeout_s: seconds an item may take, counted from when a worker takes it up.
         memory_limit_gb: address space of a process in GiB (Linux).
         items_per_process: items that a process does before it ends. With 1, what an item does to the interpreter
@@ -49,6 +49,9 @@ class KillablePool:
     Raises:
         UserError: a number that is not positive.
     """
+
+    sharers = 1
+    """processes of this node with pools like this one; a run of several ranks sets it before any pool starts"""
 
     def __init__(
         self,
@@ -124,9 +127,10 @@ class KillablePool:
             # thread may be short-lived; these live as long as the workers.
             self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="grading")
             self._finalizer = weakref.finalize(self, _stop, self._servers, self._threads)
+        at_once = max(self.workers // self.sharers, 1)
         jobs = [
             self._threads.submit(self._serve, slot, rows, function, items, outcomes)
-            for slot in range(min(self.workers, len(items)))
+            for slot in range(min(at_once, len(items)))
         ]
         try:
             for job in jobs:
