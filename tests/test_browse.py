@@ -114,6 +114,9 @@ def test_a_page_is_bounded_and_says_what_is_left_out(tmp_path):
     assert data_of(page)["recordings"][0]["embedded"] == [3, 4]
     with pytest.raises(UserError, match=r"--iterations: none of the runs has one of \[99\]; they have 0 to 19"):
         write_page(page, recordings, max_mb=1, sections=[99])
+    short = read(write_rollouts(tmp_path / "short", group([0, 2], step=0, problem="a")))
+    with pytest.raises(UserError, match=r"--iterations: short has none of \[3\]: leave it out"):
+        write_page(page, [*recordings, *short], max_mb=1, sections=[3])
 
 
 def driven(page, presses):

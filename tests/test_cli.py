@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 import edge_grpo
 from edge_grpo.command_line import run as cli
+from edge_grpo.command_line.compose import parse
+from edge_grpo.command_line.run import quoted_path
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -214,6 +216,14 @@ def test_null_is_none_to_an_agent_alone(app: App) -> None:
     assert app(text).stderr.removeprefix(LOADING) == "error: advantage.clamp=None: expected a number\n"
     typed = app(text, WANDB_SWEEP_ID="a").stderr.removeprefix(LOADING)
     assert typed == "error: advantage.clamp=null: expected a number\n"
+
+
+@pytest.mark.parametrize("name", ["R&D", "it's", "a#b", "seed=1,x=2", "a b", "back\\slash"])
+def test_a_path_of_any_name_is_read_as_it_is(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (read,) = parse([quoted_path(f"resume={folder}")])
+    assert read.value() == str(folder)
 
 
 def test_an_interrupt_before_there_is_anything_to_save_is_one_line(app: App) -> None:

@@ -164,6 +164,7 @@ def wide_table(rows, columns):
     """Long names and long heads, and more rows than a page has."""
     heads = ["arm", *(f"groups without advantage {i}" for i in range(columns))]
     names = [f"edge_grpo, advantage.clamp={i}, importance_correction=masked_geometric" for i in range(rows)]
+    names[0] = r"[mine] a_b % & # ~ ^ \ {} $x$ < > |, β = 0.1, Δ −1 → ∞"
     cells = [
         [Cell(name), *(percent(Estimate(-i / 50 - j, -i - 1.0, i + 1.0, n=3, std=0.123)) for j in range(columns))]
         for i, name in enumerate(names)

@@ -187,7 +187,7 @@ def test_a_resumed_run_shows_again_what_its_rollouts_have(tmp_path):
 
 
 def test_a_resume_drops_what_it_writes_again_and_no_more(tmp_path):
-    ranks = [RolloutFiles(tmp_path, rank, keep_bytes=None) for rank in (0, 1)]
+    ranks = [RolloutFiles(tmp_path, rank, keep_bytes=None, world=2) for rank in (0, 1)]
     for step in range(4):
         for files in ranks:
             files.append(step, [{"group": 0, "row": 0}])
@@ -197,6 +197,30 @@ def test_a_resume_drops_what_it_writes_again_and_no_more(tmp_path):
     left = [(step, rank) for step, rank, _ in rollout_files(tmp_path)]
     assert left == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1)]
     assert not list(tmp_path.rglob("*.tmp"))
+    # Nobody else answers for the files of a rank that is no more.
+    RolloutFiles(tmp_path, 0, keep_bytes=0).cut_back(2)
+    assert [(step, rank) for step, rank, _ in rollout_files(tmp_path)] == left[:4]
+
+
+def test_files_that_are_gone_or_damaged_stop_neither_a_run_nor_its_resume(tmp_path, caplog):
+    def append(files, step):
+        files.append(step, [{"group": 0, "row": 0, "response": "a", "token_characters": [70_000]}])
+
+    files = RolloutFiles(tmp_path, 0, keep_bytes=None)
+    for step in range(4):
+        append(files, step)
+    paths = [path for *_, path in rollout_files(tmp_path)]
+    paths[1].write_bytes(b"")  # as a loss of power may leave it
+    resumed = RolloutFiles(tmp_path, 0, keep_bytes=1)
+    resumed.cut_back(4)
+    assert f"{paths[1]} cannot be read" in caplog.text
+    paths[2].unlink()  # to make room
+    caplog.clear()
+    append(resumed, 4)
+    assert not caplog.text
+    assert read_table(tmp_path, ["step", "response"], steps=[0, 3, 4]).to_pylist() == [
+        {"step": step, "response": None} for step in (0, 3, 4)
+    ]
 
 
 def test_rows_that_a_full_disk_refuses_leave_no_file(tmp_path, monkeypatch, caplog):

@@ -8,9 +8,12 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.errors import UserError
+from edge_grpo.losses.base import UpdateSize
 from edge_grpo.policy import sharding
 from edge_grpo.policy.tiny import random_tiny_policy
+from edge_grpo.types import Step
 
 SHAPE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 16}
 
@@ -64,6 +67,14 @@ def test_ranks_stand_in_for_the_micro_batches_they_do_not_have(policy):
     assert PolicyModule.missing_microbatches(module, [2, 2, 2]) == [1, 3, 0]
     module.model = random_tiny_policy(seed=0, **SHAPE).model
     assert PolicyModule.missing_microbatches(module, [2, 2, 2]) == [0, 0, 0]
+
+
+def test_a_bad_micro_batch_is_one_of_this_ranks_own():
+    update = SimpleNamespace(steps=[["a"], ["b"]], missing=[2, 2], model=None)
+    update.forward, update.batch = SimpleNamespace(nothing=print), SimpleNamespace(select=str)
+    update.microbatch_loss = lambda *_, **__: None
+    all_bad = lambda losses: Step(float("nan"), 1.0, tuple(range(len(losses))))  # noqa: E731
+    assert GRPOUpdate._step(update, 1, UpdateSize(1, 1, 1), 0, all_bad).bad == (1,)
 
 
 def test_a_model_that_names_no_layers_is_refused(mesh):

@@ -201,6 +201,27 @@ def test_trackio_lies_with_the_sweep_unless_somebody_says_otherwise(
         trackio_logger(tmp_path)
 
 
+@HAS_TRACKIO
+def test_a_store_that_trackio_cannot_use_costs_a_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trackio.utils import TRACKIO_DIR  # of this process, whatever a test before has chosen
+
+    monkeypatch.setenv("TRACKIO_DIR", str(TRACKIO_DIR))
+    logger = trackio_logger(tmp_path)
+    database = Path(TRACKIO_DIR) / "edge-grpo.db"
+    database.parent.mkdir(parents=True, exist_ok=True)
+    before = database.read_bytes() if database.exists() else None
+    database.write_bytes(b"no database" * 100)
+    try:
+        for step in (0, 1):
+            logger.log_metrics({"train/loss": 1.0}, step)
+        logger.close(failed=False)
+    finally:
+        database.unlink() if before is None else database.write_bytes(before)
+    assert caplog.text.count("the run goes on without it") == 1
+
+
 @HAS_MLFLOW
 def test_mlflow_has_params_tags_samples_and_artifacts(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("{}")

@@ -141,8 +141,8 @@ class GRPOUpdate:
         loss = partial(self.microbatch_loss, size=size, step=step, epoch=epoch)
         nothing = partial(self.forward.nothing, self.model, self.batch.select(self.steps[step][0]))
         done = optimise([partial(loss, rows) for rows in self.steps[step]] + [nothing] * self.missing[step])
-        first = sum(map(len, self.steps[:step]))
-        return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad))
+        first, own = sum(map(len, self.steps[:step])), len(self.steps[step])
+        return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad if i < own))
 
     def microbatch_loss(self, rows: Tensor, *, size: UpdateSize, step: int, epoch: int) -> Tensor:
         """The loss of some rows, with graph; summed over micro-batches and ranks it is the step's."""

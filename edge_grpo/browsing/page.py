@@ -52,6 +52,9 @@ def write_page(
                 if has
                 else "--iterations is for runs, an evaluation has none: remove it"
             )
+        without = [r.name for r in recordings if r.kind == "run" and not {*sections} & {*r.sections}]
+        if without:
+            raise UserError(f"--iterations: {without[0]} has none of {sorted(sections)[:10]}: leave it out")
     each = max_mb * 1e6 / len(recordings)
     data = {
         "filters": [{"name": name, **of._asdict()} for name, of in FILTERS.items()],

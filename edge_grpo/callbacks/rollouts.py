@@ -39,7 +39,7 @@ class RolloutRecords(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop what a resumed run will write again."""
         keep = None if self.keep_gb is None else self.keep_gb * 1e9 / trainer.world_size
-        self._files = RolloutFiles(self.folder, trainer.global_rank, keep)
+        self._files = RolloutFiles(self.folder, trainer.global_rank, keep, trainer.world_size)
         self._files.cut_back(trainer.current_epoch)
         self._texts = TokenTexts(pl_module.policy.decode)
 

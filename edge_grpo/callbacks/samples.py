@@ -1,5 +1,6 @@
 """Sampled completions with their rewards, branches and provenance, in the loggers that show them."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from torch import Tensor
 from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
+from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.runs.rollout_files import TOKENS, read_iteration, rollout_files
 from edge_grpo.types import Provenance
+
+log = logging.getLogger(__name__)
 
 
 class Samples(pl.Callback):
@@ -37,7 +41,10 @@ class Samples(pl.Callback):
             return
         steps = {step for step, rank, _ in rollout_files(self.folder) if rank == 0 and step < trainer.current_epoch}
         for step in sorted(step for step in steps if step % self.every_n_iterations == 0):
-            _show(trainer, recorded_rows(self.folder, step, self.num_rows), step)
+            try:
+                _show(trainer, recorded_rows(self.folder, step, self.num_rows), step)
+            except UserError as error:  # a display; whoever reads the folder is told
+                log.warning("no samples of step %d: %s", step, error)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Mapping[str, Iteration], *args: Any

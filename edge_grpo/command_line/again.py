@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PLAIN = re.compile(r"([^=]+=)'([A-Za-z0-9_./-]+)'")
-
 FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
+# A path, or a folder's name, that Hydra reads as text without its quotes too: 2023 and 1e5 it would not.
+PLAIN = re.compile(r"([^=]+=(?=[^=]*/)|hydra\.(?:run|sweep)\.dir=(?=.[A-Za-z_]))'([A-Za-z0-9_./-]+)'")
 
 
 def again(overrides: Sequence[str] | None = None) -> str:
@@ -16,6 +16,8 @@ def again(overrides: Sequence[str] | None = None) -> str:
 
     >>> again(["resume=out/a b", "hydra.run.dir='out/1'"]).partition(" ")[2]
     "'resume=out/a b' hydra.run.dir=out/1"
+    >>> shlex.split(again(["model.revision='1e5'", "hydra.run.dir='mine'"]))[1:]
+    ["model.revision='1e5'", 'hydra.run.dir=mine']
     """
     name = Path(sys.argv[0]).stem  # `python -m edge_grpo.programs.train` is edge-grpo-train
     program = name if name.startswith("edge-grpo-") else f"edge-grpo-{name}"

@@ -106,13 +106,13 @@ def expanded_home(override: str) -> str:
 def quoted_path(override: str) -> str:
     """`key=path` in quotes where Hydra would read the path as something else: jobs' folders hold `=` and `,`.
 
-    Only a path that exists is meant by it; whatever else holds these characters is left to Hydra.
+    Only a path that exists is meant by it; whatever else holds such characters is left to Hydra.
     """
     key, equals, value = override.partition("=")
-    special = re.search(r"[=,(){}\[\]:\s]", value)
-    if not equals or not special or "'" in value or key.rpartition(".")[2] not in PATHS or not Path(value).exists():
+    plain = re.fullmatch(r"[A-Za-z0-9_./+-]*", value)
+    if not equals or plain or key.rpartition(".")[2] not in PATHS or not Path(value).exists():
         return override
-    return f"{key}='{value}'"
+    return f"{key}={_quoted(value)}"
 
 
 def null_of_agent(override: str) -> str:

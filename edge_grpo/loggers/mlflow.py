@@ -84,12 +84,16 @@ class MLflowMetrics(RunLogger, Logger):
     def log_hyperparams(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """The resolved config as params, `advantage.clamp` under its own name, and where the run came from."""
         (client, run), record = self._begun(), config_of(params)
-        known = client.get_run(run).data.params
         values = {key: _written(value)[:LONGEST_PARAM] for key, value in dotted(record)}
-        fresh = [self._mlflow.entities.Param(key, value) for key, value in values.items() if key not in known]
-        for start in range(0, len(fresh), BATCH):
-            client.log_batch(run, params=fresh[start : start + BATCH])
-        client.log_text(run, yaml.safe_dump(record, sort_keys=False), "settings.yaml")
+
+        def send() -> None:
+            known = client.get_run(run).data.params
+            fresh = [self._mlflow.entities.Param(key, value) for key, value in values.items() if key not in known]
+            for start in range(0, len(fresh), BATCH):
+                client.log_batch(run, params=fresh[start : start + BATCH])
+            client.log_text(run, yaml.safe_dump(record, sort_keys=False), "settings.yaml")
+
+        self._attempt(send)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -142,7 +146,8 @@ class MLflowMetrics(RunLogger, Logger):
             return
         try:
             send()
-        except (self._mlflow.exceptions.MlflowException, OSError) as error:  # those of requests are OSErrors
+        # Those of requests are OSErrors; a store in a cloud may want a package that is not here.
+        except (self._mlflow.exceptions.MlflowException, OSError, ImportError) as error:
             self._lost, self._complete = True, False
             log.warning(
                 "MLflow at %s fails (%s): the run goes on without it; what it lacks is sent at the end",

@@ -1,10 +1,12 @@
 """trackio: a local view in the browser, without an account, of metrics, groups of runs and sampled completions."""
 
 import io
+import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from edge_grpo.errors import UserError
 from edge_grpo.loggers.csv import recorded
 from edge_grpo.loggers.hooks import Row, RunLogger
 from edge_grpo.loggers.identity import config_of, group_of, run_id, shared_folder
+
+log = logging.getLogger(__name__)
 
 STORE = "TRACKIO_DIR"
 """environment variable; trackio reads it once, when it is imported"""
@@ -56,7 +60,7 @@ class TrackioMetrics(RunLogger, Logger):
         self._id = run_id(self._folder)
         self._config: dict[str, Any] = {}
         self._run: Any = None
-        self._complete = False
+        self._complete = self._told = False
 
     @property
     def name(self) -> str:
@@ -76,16 +80,18 @@ class TrackioMetrics(RunLogger, Logger):
         """Write the metrics of a step; the first call of a run that goes on writes the steps before too."""
         if step is None:
             raise ValueError("metrics need a step")
-        if not self._complete:
-            before = {s: row for s, row in recorded(self._folder).items() if s <= step}
-            metrics = {**before.pop(step, {}), **metrics}
-            self._write_again(before)
-        self._begun().log(dict(metrics), step=step)
+        with self._attempt():
+            if not self._complete:
+                before = {s: row for s, row in recorded(self._folder).items() if s <= step}
+                metrics = {**before.pop(step, {}), **metrics}
+                self._write_again(before)
+            self._begun().log(dict(metrics), step=step)
 
     @rank_zero_only
     def log_samples(self, rows: Sequence[Row], step: int) -> None:
         """Sampled completions as traces."""
-        self._begun().log({"samples": [self._trace(row) for row in rows]}, step=step)
+        with self._attempt():
+            self._begun().log({"samples": [self._trace(row) for row in rows]}, step=step)
 
     @rank_zero_only
     def log_artifacts(self, summary: Mapping[str, Any]) -> None:
@@ -95,7 +101,8 @@ class TrackioMetrics(RunLogger, Logger):
             f"**{summary['name']}, seed {summary['seed']}**: held-out accuracy {accuracy['before']} -> "
             f"{accuracy['after']} in {summary['iterations']} iterations"
         )
-        self._begun().log({"summary": self._trackio.Markdown(text)}, step=summary["iterations"])
+        with self._attempt():
+            self._begun().log({"summary": self._trackio.Markdown(text)}, step=summary["iterations"])
 
     def ways_to_look(self) -> Mapping[str, str]:
         """trackio's own command, which finds the store by the environment."""
@@ -106,11 +113,22 @@ class TrackioMetrics(RunLogger, Logger):
     def close(self, *, failed: bool) -> None:
         """Write what is left."""
         if not failed and not self._complete:
-            self._write_again(recorded(self._folder))
+            with self._attempt():
+                self._write_again(recorded(self._folder))
         if self._run is not None:
             with redirect_stdout(io.StringIO()):  # trackio prints of an upload that there is not
                 self._run.finish()
             self._run = None
+
+    @contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """A store that cannot be used costs trackio's view, and not the run; it is told of once."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            if not self._told:
+                log.warning("trackio in %s fails (%s): the run goes on without it", self._store, error)
+            self._told = True
 
     def _begun(self) -> Any:
         """trackio's run, begun at the first use without the rows that an earlier session left."""

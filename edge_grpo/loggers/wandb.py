@@ -228,7 +228,7 @@ class WandbMetrics(RunLogger, WandbLogger):
             settings = {key: value for key, value in settings.items() if key not in ("project", "entity", "id")}
         run = wandb.init(**settings)
         sweep = shared_folder(self._folder)
-        if sweep != self._folder.absolute():
+        if sweep != self._folder.absolute() and self._run_mode != "disabled":
             link_in_sweep(Path(run.dir).absolute().parent, sweep)
         run.define_metric("iteration", hidden=True)
         run.define_metric("*", step_metric="iteration")

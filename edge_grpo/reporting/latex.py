@@ -25,6 +25,12 @@ ARMS = 0.42  # of the width at most for the first column; longer names are broke
 SPACE, PLUS = 3.33, 7.78  # points, at 10
 # Points: of a page for one table, of a line of it and of its caption, and of its rules, head and gaps.
 PAGE, LINE, CAPTION_LINE, FRAME = 590.0, 11.0, 12.0, 60.0
+GREEK = {
+    **{"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta"},
+    **{"κ": "kappa", "λ": "lambda", "μ": "mu", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi"},
+    **{"χ": "chi", "ψ": "psi", "ω": "omega", "Δ": "Delta"},
+}
+"""letters that pdflatex's text has not"""
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -33,6 +39,8 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    **{letter: f"$\\{name}$" for letter, name in GREEK.items()},
+    **{"−": "$-$", "×": r"$\times$", "→": r"$\to$", "≤": r"$\leq$", "≥": r"$\geq$", "∞": r"$\infty$"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -208,7 +216,7 @@ def _tabular(part: _Part, table: Table, layout: Layout) -> str:
     begin = "\\raggedright " if is_broken else ""
     body = []
     for row in part.rows:
-        arm = begin + (_breakable if is_broken else escape_latex)(row[0].text)
+        arm = begin + _no_option((_breakable if is_broken else escape_latex)(row[0].text))
         body.append(" & ".join([arm, *map(_latex, row[1:])]) + r" \\")
         if any(cell.interval for cell in row):
             body.append(" & ".join(["", *(_small(cell.interval) for cell in row[1:])]) + r" \\[2pt]")
@@ -216,7 +224,7 @@ def _tabular(part: _Part, table: Table, layout: Layout) -> str:
         [
             f"\\begin{{tabular}}{{@{{}}{first}{'r' * len(heads)}@{{}}}}",
             r"\toprule",
-            " & ".join([escape_latex(layout.label(table.columns[0])), *heads]) + r" \\",
+            " & ".join([_no_option(escape_latex(layout.label(table.columns[0]))), *heads]) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
@@ -226,8 +234,13 @@ def _tabular(part: _Part, table: Table, layout: Layout) -> str:
 
 
 def _stacked(lines: Sequence[str]) -> str:
-    told = [escape_latex(line) for line in lines]
+    told = [_no_option(escape_latex(line)) for line in lines]
     return told[0] if len(told) == 1 else "\\shortstack[r]{" + r"\\".join(told) + "}"
+
+
+def _no_option(text: str) -> str:
+    """A bracket behind the end of a line, or a rule, would be its option."""
+    return f"{{}}{text}" if text.startswith("[") else text
 
 
 def _latex(cell: Cell) -> str:

@@ -6,6 +6,7 @@ resumed drops the files of the iterations that it writes again. pandas reads the
 """
 
 import logging
+import os
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,10 +66,10 @@ TEXTS = pa.schema(
 """columns that are null in iterations whose texts were dropped"""
 TOKENS = pa.schema(
     [
-        ("token_characters", pa.list_(pa.uint16())),  # of each token in the text; 0 for one that has no text
+        ("token_characters", pa.list_(pa.uint32())),  # of each token in the text; 0 for one that has no text
         ("entropies", _HALVES),  # nats
         ("logprobs", _HALVES),  # of the distribution that was sampled from
-        ("token_characters_after", pa.list_(pa.uint16())),  # these three: null where the row stayed as it was
+        ("token_characters_after", pa.list_(pa.uint32())),  # these three: null where the row stayed as it was
         ("entropies_after", _HALVES),
         ("logprobs_after", _HALVES),
     ]
@@ -86,27 +87,30 @@ class RolloutFiles:
 
     Args:
         run: folder of the run.
-        rank: of the process.
+        rank, world: of the process, and how many there are; the first one answers for files of ranks that are no more.
         keep_bytes: bound; None for none.
     """
 
-    def __init__(self, run: Path, rank: int, keep_bytes: float | None) -> None:
-        self.folder, self.rank, self.keep_bytes = run / FOLDER, rank, keep_bytes
+    def __init__(self, run: Path, rank: int, keep_bytes: float | None, world: int = 1) -> None:
+        self.folder, self.rank, self.world, self.keep_bytes = run / FOLDER, rank, world, keep_bytes
         self._whole: deque[tuple[Path, int]] = deque()
 
     def cut_back(self, step: int) -> None:
         """Drop the files of `step` and later, which a resumed run writes again, and what a kill left half written."""
-        for path in self.folder.glob("*.tmp"):
-            if path.stem.endswith(f"-rank{self.rank}"):
+        for path in self.folder.glob(".*.tmp"):
+            if (name := _NAME.fullmatch(f"{path.stem[1:]}.parquet")) and self._is_own(int(name[2])):
                 path.unlink()
-        own = [(at, path) for at, rank, path in rollout_files(self.folder.parent) if rank == self.rank]
+        own = [(at, path) for at, rank, path in rollout_files(self.folder.parent) if self._is_own(rank)]
         for _, path in (file for file in own if file[0] >= step):
             path.unlink()
         whole = [path for at, path in own if at < step and not _is_thinned(path)]
         self._whole = deque((path, path.stat().st_size) for path in whole)
 
+    def _is_own(self, rank: int) -> bool:
+        return rank == self.rank or (self.rank == 0 and rank >= self.world)
+
     def append(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rows of an iteration, without `step` and `rank`; where the disk is full they are told of and lost.
+        """Write the rows of an iteration, without `step` and `rank`; where that fails they are told of and lost.
 
         Columns that are in none of the schemas above are numbers.
         """
@@ -120,19 +124,29 @@ class RolloutFiles:
             arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
             _write(pa.Table.from_arrays(arrays, schema=schema), path)
             self._whole.append((path, path.stat().st_size))
-            self._thin()
-        except OSError as error:
-            log.warning("%s lacks the rows of step %d: %s", self.folder, step, error.strerror)
-
-    def _thin(self) -> None:
+        except (OSError, pa.ArrowException) as error:
+            log.warning("%s lacks the rows of step %d: %s", self.folder, step, _told(error))
         while self.keep_bytes is not None and sum(size for _, size in self._whole) > self.keep_bytes:
-            path, _ = self._whole[0]
-            table = pq.read_table(path)
-            for i, field in enumerate(table.schema):
-                if field.name in _LARGE:
-                    table = table.set_column(i, field, pa.nulls(len(table), field.type))
-            _write(table.replace_schema_metadata(_THINNED), path)
-            self._whole.popleft()
+            path, _ = self._whole.popleft()
+            try:
+                _thin(path)
+            except FileNotFoundError:  # somebody has made room
+                continue
+            except (OSError, pa.ArrowException) as error:
+                log.warning("%s keeps its texts: %s", path, _told(error))
+
+
+def _thin(path: Path) -> None:
+    """Leave the numbers of a file."""
+    table = pq.read_table(path)
+    for i, field in enumerate(table.schema):
+        if field.name in _LARGE:
+            table = table.set_column(i, field, pa.nulls(len(table), field.type))
+    _write(table.replace_schema_metadata(_THINNED), path)
+
+
+def _told(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -141,14 +155,21 @@ def _write(table: pa.Table, path: Path) -> None:
         # Half-floats hardly repeat; nobody searches by the statistics of a column, which are a third of a small file.
         repeating = [field.name for field in table.schema if field.type != _HALVES]
         pq.write_table(table, temporary, compression="zstd", use_dictionary=repeating, write_statistics=False)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a loss of power may leave an empty file under the final name
         temporary.replace(path)
-    except OSError:
+    except (OSError, pa.ArrowException):
         temporary.unlink(missing_ok=True)
         raise
 
 
 def _is_thinned(path: Path) -> bool:
-    return _THINNED.items() <= (pq.read_schema(path).metadata or {}).items()
+    """Whether a file has nothing left to lose; one that cannot be read is left as it is."""
+    try:
+        return _THINNED.items() <= (pq.read_schema(path).metadata or {}).items()
+    except (OSError, pa.ArrowException) as error:
+        log.warning("%s cannot be read: %s", path, _told(error))
+        return True
 
 
 def rollout_files(run: Path) -> list[tuple[int, int, Path]]:
