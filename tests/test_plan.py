@@ -280,8 +280,8 @@ def test_the_largest_micro_batch_by_hand():
     # A group takes 64 + 8 * 100 = 864 tokens, all three 2,592.
     assert run.microbatch == Microbatch(24, 3, 64, 100, False)
     assert not run.several_microbatches
-    cut = replace(run, microbatch_tokens=1000)  # one group, whose eight rows leave tokens free
-    assert cut.microbatch == Microbatch(8, 1, 64, 100, False)
+    cut = replace(run, microbatch_tokens=1000)  # a group, and a row of another in what it leaves
+    assert cut.microbatch == Microbatch(9, 2, 64, 96, False)
     # A group of which 500 tokens are taken at once: 436 of them for five rows.
     assert replace(run, microbatch_tokens=500).microbatch == Microbatch(5, 1, 64, 87, False)
     assert cut.several_microbatches

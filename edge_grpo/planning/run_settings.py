@@ -91,7 +91,9 @@ class RunSettings:
         least = self.tokens_of(self.generations if self.whole_groups else 1)
         tokens = min(max(self.microbatch_tokens, least), self.tokens_of(self.step_rows))
         group = self.tokens_of(self.generations)
-        prompts = max(tokens // group, 1) if self.packing else max(tokens // self.row_tokens, 1)
+        # Rows of another group fill what one group leaves.
+        most = max(tokens // self.row_tokens, 1)
+        prompts = min(-(-tokens // group), most) if self.packing else most
         left = tokens - prompts * self.prompt_tokens
         # A prompt has G rows at most, and groups stay whole where they fit.
         rows = min(max(-(-left // self.response_tokens), 1), prompts * self.generations) if self.packing else prompts
