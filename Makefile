@@ -30,7 +30,7 @@ install = echo "installing $(1) and what it needs, most of it torch: minutes the
 	touch $@
 
 .venv/installed-docs: pyproject.toml | $(BIN)/pip
-	$(call install,'.[docs]')
+	@$(call install,'.[docs]')
 	touch $@ .venv/installed
 
 .venv/installed-test: pyproject.toml | $(BIN)/pip
