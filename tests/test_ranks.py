@@ -195,6 +195,7 @@ def test_a_process_that_is_done_may_be_silent(two, monkeypatch):
     def work(ranks):
         if not ranks.rank:
             time.sleep(0.6)  # writes results while the other has ended
+        return ranks._watch.lost
 
     assert both(two, work) == (None, None)
 
@@ -224,6 +225,7 @@ def test_followers_do_what_they_are_called_to_until_nothing_comes():
 
     def work(job, ranks):
         jobs.append((job["name"], ranks.rank, ranks.world))
+        ranks.agree({"name": job["name"]})
 
     other = threading.Thread(
         target=lambda: codes.append(follow(place._replace(rank=1, local_rank=1), work)), daemon=True
@@ -234,6 +236,7 @@ def test_followers_do_what_they_are_called_to_until_nothing_comes():
             with on_ranks(Asked(2, 1), {"name": name}, print) as ranks:
                 assert (ranks.is_first, ranks.world) == (True, 2)
                 assert ranks.plugins[0].world_size() == 2
+                ranks.agree({"name": name})
     other.join(10)
     assert jobs == [("first", 1, 2), ("second", 1, 2)]
     assert codes == [0]

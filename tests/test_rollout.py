@@ -231,7 +231,7 @@ def test_under_autocast_a_weight_is_cast_once_a_rollout_and_the_next_one_has_the
     check_packed(policy.model)
 
     def generate():
-        with Casts() as casts, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with Casts() as casts, torch.autocast("cpu", torch.bfloat16):
             out = engine(max_batch_rows=1).generate(policy, [[65, 66]] * 2, [6] * 2, Sampling(), draws())
             product = torch.nn.functional.linear(torch.ones(1, down.shape[1]), down)
         return out, casts.shapes[tuple(down.shape)], product

@@ -106,3 +106,9 @@ def test_the_cpu_has_the_trees_and_torch_has_the_kernel():
     assert kernel(CPU) is None
     assert isinstance(trees_layout(PROMPTS, RESPONSES, PROMPT_OF, CPU), TreesLayout)
     assert varlen_attention._varlen_attn() is not None  # with all that is asked of it
+
+
+def test_under_autocast_it_computes_in_autocasts_type():
+    assert varlen_attention._computed_in(torch.zeros(1)) is torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert varlen_attention._computed_in(torch.zeros(1)) is torch.bfloat16
