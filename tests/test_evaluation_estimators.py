@@ -80,7 +80,8 @@ def test_only_averaged_benchmarks_are_in_the_total():
     frame = pd.concat([completions("a", [0, 1]), completions("b", [2])])
     scores = scored(frame, average=["b"])
     assert (scores["total"]["problems"], scores["total"]["benchmarks"]) == (1, ["b"])
-    assert scores["total"]["metrics"]["avg@2"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    # Wilson's interval of 1 of 1: from 1 / (1 + 1.96^2) on.
+    assert scores["total"]["metrics"]["avg@2"] == {"value": 1.0, "low": pytest.approx(0.2065, abs=1e-4), "high": 1.0}
 
 
 def test_a_single_problem_has_no_interval():
@@ -121,7 +122,9 @@ def test_the_table_shows_shares_in_percent_with_intervals():
     results = scored(completions("a", [1, 1]))
     table = results_markdown({"num_samples": 2, **results}).splitlines()
     # Two problems with one of two right: no spread. Two answers of one vote each: half a point a problem.
+    # Of all that are right in every draw: Wilson's interval of 2 of 2, from 1 / (1 + 1.96^2 / 2) on.
     assert table[2] == (
-        "| a | 2 | 50.0 % [50.0, 50.0] | 100.0 % [100.0, 100.0] | 50.0 % [50.0, 50.0] | 15 | 0.0 % | 0.0 % |"
+        "| a | 2 | 50.0 % [50.0, 50.0] | 100.0 % [34.2, 100.0] | 50.0 % [50.0, 50.0] | 15 | 0.0 % | 0.0 % |"
     )
+    assert results["benchmarks"]["a"]["metrics"]["mean_length"]["low"] == 15
     assert len(table) == 3  # of one benchmark there is no total

@@ -1,14 +1,16 @@
 """Graded completions -> scores with intervals: of each benchmark, their problem-weighted total and their plain mean."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from edge_grpo.errors import UserError
-from edge_grpo.statistics.bootstrap import Bootstrap, Floats
+from edge_grpo.statistics.bootstrap import Bootstrap, Estimate, Floats
 from edge_grpo.statistics.estimators import majority, pass_at_k
+from edge_grpo.statistics.proportion import wilson
 
 
 def problem_values(completions: pd.DataFrame) -> dict[str, Floats]:
@@ -44,7 +46,7 @@ def summarise(completions: pd.DataFrame, *, average: Sequence[str] | None, boots
     """The parts `benchmarks`, `total` and `mean` of results.json.
 
     Intervals are over problems, each benchmark resampled within itself: the sets are what they are, their problems are
-    a sample.
+    a sample. A share of 0 or 1 has Wilson's.
 
     Args:
         completions: see `completions.SCHEMA`; every problem has the same number of rows.
@@ -70,12 +72,23 @@ def summarise(completions: pd.DataFrame, *, average: Sequence[str] | None, boots
         return np.concatenate([*own.values(), total, np.mean([own[name] for name in averaged], axis=0)], axis=1)
 
     found = iter(bootstrap.estimates(means, list(sizes.values())))
-    metrics = [{metric: next(found).as_dict() for metric in values[averaged[0]]} for _ in range(len(sizes) + 2)]
+    metrics = [
+        {metric: _with_width(next(found), metric, n, bootstrap.confidence).as_dict() for metric in values[averaged[0]]}
+        for n in (*sizes.values(), problems, problems)
+    ]
     return {
         "benchmarks": {name: {"problems": sizes[name], "metrics": metrics[i]} for i, name in enumerate(sizes)},
         "total": {"problems": problems, "benchmarks": averaged, "metrics": metrics[-2]},
         "mean": {"benchmarks": averaged, "metrics": metrics[-1]},
     }
+
+
+def _with_width(estimate: Estimate, metric: str, problems: int, confidence: float) -> Estimate:
+    """Of a share of 0 or 1 Wilson's interval over the problems: all draws are the same, and say nothing of the next."""
+    if metric == "mean_length" or estimate.value not in (0.0, 1.0) or estimate.low is None:
+        return estimate
+    low, high = wilson(estimate.value, problems, confidence)
+    return replace(estimate, low=low, high=high)
 
 
 def _texts(column: pd.Series) -> list[str | None]:
