@@ -8,7 +8,7 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from edge_grpo.dashboards.panels import AXES, ITERATION, Bars, Importance, Lines, Pages, Panel, Section, Swept
+from edge_grpo.dashboards.panels import AXES, ITERATION, Bars, Importance, Lines, OfEnds, Pages, Panel, Section, Swept
 from edge_grpo.dashboards.sections import SECTIONS
 from edge_grpo.loggers.metrics import describe
 
@@ -119,7 +119,7 @@ def unit_of(panel: Lines | Bars) -> str | None:
     return units.pop() if len(units) == 1 else None
 
 
-def _summary(panel: Bars | Swept | Importance) -> str:
+def _summary(panel: OfEnds) -> str:
     """Its name in W&B: the last value of a metric with other summaries lies beside them."""
     return f"{panel.metric}.{panel.summary}"
 

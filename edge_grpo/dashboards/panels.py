@@ -32,8 +32,8 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """One number a run, a bar an arm: the mean of its runs.
+class OfEnds:
+    """What shows one number of each run.
 
     Args:
         title: of the panel.
@@ -48,6 +48,18 @@ class Bars:
     says: str
 
 
+class Bars(OfEnds):
+    """A bar an arm: the mean of its runs."""
+
+
+class Swept(OfEnds):
+    """Every run as a line through the settings that the dashboard is asked for, to the number."""
+
+
+class Importance(OfEnds):
+    """How well each setting predicts the number."""
+
+
 @dataclass(frozen=True)
 class Pages:
     """Pages that the runs have logged, a step at a time.
@@ -60,33 +72,6 @@ class Pages:
 
     title: str
     media: str
-    says: str
-
-
-@dataclass(frozen=True)
-class Swept:
-    """Every run as a line through the settings that the dashboard is asked for, to a number of its end.
-
-    Args:
-        title: of the panel.
-        metric: logged name.
-        summary: see `Bars`.
-        says: what to read off it.
-    """
-
-    title: str
-    metric: str
-    summary: Literal["last", "max", "mean"]
-    says: str
-
-
-@dataclass(frozen=True)
-class Importance:
-    """How well each setting predicts a number of a run's end; see `Swept` for the arguments."""
-
-    title: str
-    metric: str
-    summary: Literal["last", "max", "mean"]
     says: str
 
 
