@@ -44,7 +44,7 @@ class SFTModule(PolicyModule):
             microbatches = forward.microbatches(rows, torch.tensor(everything, device=self.device))
             losses = [partial(cross_entropy, some) for some in microbatches]
             (missing,) = self.missing_microbatches([len(losses)])
-            losses += [partial(forward.nothing, self.model, rows.select(microbatches[0]))] * missing
+            losses += [partial(forward.nothing, self.model, rows, microbatches[0])] * missing
             with forward.on(self.model, training=True):
                 step = self.optimise(losses)
             rate = self.step_scheduler()

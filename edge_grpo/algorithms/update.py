@@ -139,16 +139,16 @@ class GRPOUpdate:
         if size.rows == 0:  # every group was dropped: Adam's momentum must not move the policy either
             optimise = _without_step
         loss = partial(self.microbatch_loss, size=size, step=step, epoch=epoch)
-        nothing = partial(self.forward.nothing, self.model, self.batch.select(self.steps[step][0]))
+        nothing = partial(self.forward.nothing, self.model, self.batch, self.steps[step][0])
         done = optimise([partial(loss, rows) for rows in self.steps[step]] + [nothing] * self.missing[step])
         first, own = sum(map(len, self.steps[:step])), len(self.steps[step])
         return done if done.bad is None else done._replace(bad=tuple(first + i for i in done.bad if i < own))
 
     def microbatch_loss(self, rows: Tensor, *, size: UpdateSize, step: int, epoch: int) -> Tensor:
         """The loss of some rows, with graph; summed over micro-batches and ranks it is the step's."""
-        part, of_loss = self.batch.select(rows), getattr(self.loss, "differentiates_entropy", False)
         if self._stand_in[step]:
-            return self.forward.nothing(self.model, part)
+            return self.forward.nothing(self.model, self.batch, rows)
+        part, of_loss = self.batch.select(rows), getattr(self.loss, "differentiates_entropy", False)
         stats = self.forward(self.model, part, entropy_grad=of_loss or self.advantage.differentiates_entropy)
         width, mask = stats.logprobs.shape[1], part.completion_mask
         if epoch == 0 and len(self.steps) == 1:

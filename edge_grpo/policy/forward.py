@@ -83,8 +83,9 @@ class MicrobatchForward:
         # FSDP2 finds tensors in a tuple, not in a dataclass.
         return TokenStats(*through_root(model, lambda: attrgetter("logprobs", "entropy")(stats())))
 
-    def nothing(self, model: Any, part: UpdateBatch) -> Tensor:
+    def nothing(self, model: Any, batch: UpdateBatch, rows: Tensor) -> Tensor:
         """0, with a graph through all weights: a rank's part where others have more to compute and wait for it."""
+        part = batch.select(rows)
         return torch.where(part.completion_mask, self(model, part).logprobs, 0.0).sum() * 0.0
 
     @torch.no_grad()
