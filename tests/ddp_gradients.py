@@ -6,6 +6,7 @@ Run by test_invariance.py, which also calls `gradient` for one rank; Lightning s
 import os
 import sys
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -61,6 +62,8 @@ class Gradients(pl.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.gradient = torch.cat([full(p.grad).flatten() for p in module.model.parameters()]).clone()
         self.gradients.append(self.gradient)
+        # Of all ranks' parts together, where each holds one.
+        assert module._gradient_norm() == pytest.approx(float(self.gradient.norm()), rel=1e-4)
         self.ranks = module.gathered(module.global_rank)
 
 

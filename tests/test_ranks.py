@@ -308,6 +308,7 @@ def test_ranks_are_counted_node_by_node():
 
 def test_one_process_needs_no_meeting():
     lead.share_node(2)  # a job before it
+    assert KillablePool.sharers == 2
     with on_ranks(Asked(1, 1), {}, print) as ranks:
         assert KillablePool.sharers == 1
         assert type(ranks) is Ranks
