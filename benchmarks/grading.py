@@ -41,7 +41,7 @@ from omegaconf import OmegaConf
 
 from edge_grpo.command_line.run import config_dir
 from edge_grpo.rewards.base import WeightedRewards
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 LIMIT_S = 5.0
 Grader = Callable[[str, str], bool]

@@ -61,7 +61,7 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rollouts import native
 from edge_grpo.token_filters.keep_all import KeepAllTokens
-from edge_grpo.types import Problem, ProblemBatch
+from edge_grpo.types.problems import Problem, ProblemBatch
 
 G = 8
 LEARNING_RATE = 1e-6

@@ -127,7 +127,7 @@ def layouts(setting: Setting) -> None:
 
 def _batch(device: str, vocabulary: int) -> Any:
     """Two prompts of three uneven responses each."""
-    from edge_grpo.types import UpdateBatch
+    from edge_grpo.types.update import UpdateBatch
 
     generator = torch.Generator().manual_seed(0)
     prompt_lengths, response_lengths = torch.tensor([9] * 3 + [17] * 3), torch.tensor([12, 1, 7, 5, 30, 30])

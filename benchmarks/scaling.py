@@ -21,7 +21,9 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.rollouts.native import NativeRollout
-from edge_grpo.types import Problem, Rollout, Step
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import Rollout
+from edge_grpo.types.update import Step
 
 
 def run(policy: Policy, p: int, g: int, t: int) -> tuple[float, float]:

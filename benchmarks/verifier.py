@@ -38,7 +38,7 @@ from edge_grpo.command_line.run import config_dir
 from edge_grpo.rewards import _grade as grading
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.pool import KillablePool
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 BATCH = 128
 REPLACE_S, SLACK_S = 2.0, 10.0

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import torch
 
 from edge_grpo.algorithms.grpo import GRPOModule
-from edge_grpo.history import History, Visit
-from edge_grpo.responses import written_response
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch, Provenance, Rollout, ScoredRollout, Scores
+from edge_grpo.types.history import History, Visit
+from edge_grpo.types.problems import Problem, ProblemBatch
+from edge_grpo.types.responses import Provenance, written_response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 
 class Rounds:

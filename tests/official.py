@@ -35,14 +35,17 @@ from edge_grpo.command_line.check import instantiate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, CorrectionTools
 from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
 from edge_grpo.data.base import with_prompt
-from edge_grpo.history import History
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.rewards.base import score_rollout
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Step
+from edge_grpo.types.history import History
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
+from edge_grpo.types.update import Step
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "official"
 PAD = "pad_is_eos"

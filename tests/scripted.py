@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 
 from edge_grpo.rollouts.base import Sampling
-from edge_grpo.types import Provenance, Response
+from edge_grpo.types.responses import Provenance, Response
 
 
 class Scripted:

@@ -13,9 +13,9 @@ from edge_grpo.algorithms.metrics import completion_metrics, own_entropy
 from edge_grpo.algorithms.rows import _recorded_entropies, _sampled_entropies
 from edge_grpo.callbacks.rollouts import _mean_entropy
 from edge_grpo.corrections.groups import kept
-from edge_grpo.responses import append, join, without_eos
 from edge_grpo.token_filters.keep_all import KeepAllTokens
 from edge_grpo.token_filters.top_entropy import TopEntropy
+from edge_grpo.types.responses import append, join, without_eos
 
 
 def silent(kinds="sss"):

@@ -15,7 +15,7 @@ from edge_grpo.advantages.base import UpdateGroups
 from edge_grpo.advantages.dcpo_sas import SmoothAdvantage
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.errors import UserError
-from edge_grpo.history import Visit
+from edge_grpo.types.history import Visit
 
 G = 4
 P_I = torch.tensor([[0.2], [0.4], [0.6], [0.8]], dtype=torch.float64)  # entropies of a group, mean 1/2

@@ -23,10 +23,10 @@ from edge_grpo.allocations.no_positive_resampling import NoPositiveResampling
 from edge_grpo.allocations.reinforce_ada import ReinforceAda
 from edge_grpo.allocations.speed import Speed
 from edge_grpo.errors import UserError
-from edge_grpo.history import History
 from edge_grpo.importance_corrections.uncorrected import Uncorrected
 from edge_grpo.rollouts.base import Sampling
 from edge_grpo.token_filters.keep_all import KeepAllTokens
+from edge_grpo.types.history import History
 
 DYNAMIC = Dynamic(max_rounds=3, problems_per_round=None, by="reward", fill="none")
 REFILL = {"max_rounds": 3, "problems_per_round": None, "by": "reward", "fill": "none"}

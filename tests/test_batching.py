@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_grpo.policy.batching import group_microbatches, microbatches, packed_microbatches, to_update_batch
-from edge_grpo.types import Problem, Provenance, Response, Rollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 

@@ -14,7 +14,7 @@ from edge_grpo.algorithms.collapse import (
     revival_metrics,
     revived_by_allocation,
 )
-from edge_grpo.history import History, Visit
+from edge_grpo.types.history import History, Visit
 
 
 def problems(names):

@@ -22,7 +22,9 @@ from edge_grpo.loggers import terminal as terminal_module
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.loggers.terminal import printable, shortened, shortened_styled, terminal
 from edge_grpo.runs.summary_table import show_summary
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 METRICS = {
     "train/reward": 0.5,

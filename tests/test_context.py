@@ -9,7 +9,7 @@ from small_runs import SHORT, composed, metrics_rows, run_small
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 from edge_grpo.programs.context import check_context, warn_of_small_budget
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 # Rows of wrong answers take the answer branch: 8 sampled tokens, 84 of the phrase with the shortest gold answer, EOS.
 ANSWER = (*SHORT, "correction.probabilities={reflect: 0.0, answer: 1.0, solution: 0.0}", "model.context_length=64")

@@ -27,12 +27,12 @@ from edge_grpo.command_line.check import check_config, instantiate, to_dict
 from edge_grpo.command_line.run import config_dir
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import Groups
-from edge_grpo.history import Visit
 from edge_grpo.importance_corrections.base import Mismatch
 from edge_grpo.losses.base import LossInputs, UpdateSize
 from edge_grpo.programs.train import INJECTED
 from edge_grpo.programs.train_run import build_module, run_experiment
 from edge_grpo.seeding import stage_generator
+from edge_grpo.types.history import Visit
 
 GROUPS = (
     "advantage",
@@ -863,7 +863,7 @@ from dataclasses import dataclass
 import torch
 
 from edge_grpo.advantages.base import OverBase
-from edge_grpo.metric import StrategyMetric
+from edge_grpo.types.metric import StrategyMetric
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from edge_grpo.corrections.guided import BRANCHES, GuidedCorrection
 from edge_grpo.corrections.guided_official import OfficialGuidedCorrection
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.errors import UserError
-from edge_grpo.history import History
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores
+from edge_grpo.types.history import History
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 TOKENIZER = byte_tokenizer()
 EOS = TOKENIZER.eos_token_id

@@ -27,9 +27,9 @@ from edge_grpo.corrections.keep import Keep
 from edge_grpo.corrections.sage import Sage, read_hints, reveals
 from edge_grpo.corrections.scaf_grpo import ScafGRPO
 from edge_grpo.errors import UserError
-from edge_grpo.history import History, Visit
-from edge_grpo.metric import StrategyMetric
-from edge_grpo.types import Provenance
+from edge_grpo.types.history import History, Visit
+from edge_grpo.types.metric import StrategyMetric
+from edge_grpo.types.responses import Provenance
 
 QUESTION, SOLUTION = "3 + 4 = ?", "3 + 4 = 7\n\\boxed{7}"  # of `scored`
 

@@ -13,7 +13,7 @@ from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, ProblemBatch, Turn
+from edge_grpo.types.problems import Problem, ProblemBatch, Turn
 
 NEEDS_SOLUTION = frozenset({"answers", "solution"})
 NEEDS_ANSWER = frozenset({"answers"})

@@ -17,7 +17,7 @@ from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.file import FileDataModule, read_problems
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -14,7 +14,7 @@ import pytest
 from small_runs import SMALL_MODEL, command, metrics_rows
 
 from edge_grpo.data.file import read_problems
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 COUNT = 6
 QUESTIONS = [f"{i} + 1 = ?" for i in range(COUNT)]

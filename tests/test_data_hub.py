@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.data.hub import HubDataModule
 from edge_grpo.errors import UserError
-from edge_grpo.types import Turn
+from edge_grpo.types.problems import Turn
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -12,7 +12,7 @@ from edge_grpo.data.checks import tell_repeats
 from edge_grpo.data.file import read_problems
 from edge_grpo.data.rows import hold_out
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 QUESTION = {"role": "user", "content": "1 + 1?"}
 

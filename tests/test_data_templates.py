@@ -12,7 +12,7 @@ from edge_grpo.data.base import with_prompt
 from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 
 def prompt_ids(question: str, template: Any, tokenizer: Any) -> tuple[int, ...]:

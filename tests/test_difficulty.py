@@ -10,7 +10,7 @@ from edge_grpo.data.file import read_problems
 from edge_grpo.errors import UserError
 from edge_grpo.programs.difficulty_run import measure_difficulty
 from edge_grpo.rollouts.native import NativeRollout
-from edge_grpo.types import Turn
+from edge_grpo.types.problems import Turn
 
 SMALL = (
     "data.train_count=5",

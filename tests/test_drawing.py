@@ -8,9 +8,10 @@ from edge_grpo.algorithms.states import load_strategy_states, observe, strategy_
 from edge_grpo.allocations.base import Ask, Draw
 from edge_grpo.allocations.uniform import Uniform
 from edge_grpo.errors import UserError
-from edge_grpo.history import History, Visit
-from edge_grpo.responses import written_response
-from edge_grpo.types import Problem, Provenance, Rollout, ScoredRollout, Scores
+from edge_grpo.types.history import History, Visit
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, written_response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 A, B, C = (Problem(name, "?", ("1",), prompt_ids=(65,)) for name in "abc")
 

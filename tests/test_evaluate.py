@@ -29,14 +29,15 @@ from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.programs import evaluate_run as program
 from edge_grpo.programs.evaluate import check_run
 from edge_grpo.programs.evaluate_run import run_evaluation
-from edge_grpo.responses import written_response
 from edge_grpo.rewards.accuracy import Accuracy
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rewards.verifier import MathVerifier
 from edge_grpo.rollouts.base import Sampling
 from edge_grpo.rollouts.native import NativeRollout
 from edge_grpo.runs.quiet import ToldOnce, silence_expected_warnings
-from edge_grpo.types import Problem, Provenance, Rollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, written_response
+from edge_grpo.types.rollouts import Rollout
 
 COLUMNS = {"question": ["question"], "answer": ["answer"]}
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.function import FunctionReward
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLES = REPO / "tests" / "examples"

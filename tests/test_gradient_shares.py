@@ -13,7 +13,7 @@ from edge_grpo.algorithms.provenance import gradient_norms, gradient_through, pr
 from edge_grpo.callbacks.gradient_shares import GradientShares
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import UpdateSize
-from edge_grpo.types import Provenance
+from edge_grpo.types.responses import Provenance
 
 WEIGHTS = {Provenance.SAMPLED: 1.0, Provenance.INJECTED: 0.5, Provenance.REFERENCE: 0.25}
 

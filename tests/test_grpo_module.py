@@ -18,7 +18,6 @@ from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.errors import UserError
-from edge_grpo.history import History
 from edge_grpo.losses.adaptive_entropy import AdaptiveEntropyLoss
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.losses.clipped import ClippedLoss
@@ -31,7 +30,11 @@ from edge_grpo.programs.train_run import build_module
 from edge_grpo.token_filters.base import TokenFilterInputs
 from edge_grpo.token_filters.clip_cov import ClipCov
 from edge_grpo.token_filters.top_entropy import TopEntropy
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Step
+from edge_grpo.types.history import History
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
+from edge_grpo.types.update import Step
 
 G = 3
 PROMPTS = ((65, 66, 67, 68), (70, 71))

@@ -27,12 +27,14 @@ from edge_grpo.losses.adaptive_entropy import AdaptiveEntropyLoss
 from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.losses.dual_clip import DualClipLoss
 from edge_grpo.losses.sapo import SAPOLoss
-from edge_grpo.metric import StrategyMetric
 from edge_grpo.programs.metrics_page import as_markdown
 from edge_grpo.programs.train_run import build_module
 from edge_grpo.token_filters.clip_cov import ClipCov
 from edge_grpo.token_filters.top_entropy import TopEntropy
-from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
+from edge_grpo.types.metric import StrategyMetric
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 

@@ -34,7 +34,10 @@ from edge_grpo.losses.gspo import GSPOLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, Provenance, Rollout, ScoredRollout, Step
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
+from edge_grpo.types.update import Step
 
 SOLUTION = "3 + 4 = 7\n\\boxed{7}"
 SHARED = {"aggregation": "dapo", "beta": 0.0, "kl": "k3", "max_response_tokens": 8}

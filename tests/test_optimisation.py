@@ -10,7 +10,8 @@ from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.programs.train_run import build_module
 from edge_grpo.runs.checkpoints import checkpoints
-from edge_grpo.types import Problem, Rollout, ScoredRollout, Scores
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 RATE, MAX_NORM = 2.0, 0.01
 SGD = ("optimizer._target_=torch.optim.SGD", "~optimizer.betas", "~optimizer.eps", f"optimizer.lr={RATE}")

@@ -32,7 +32,7 @@ from edge_grpo.policy.tiny import byte_tokenizer
 from edge_grpo.programs import plan_run
 from edge_grpo.programs.train import INJECTED
 from edge_grpo.rollouts.native import NativeRollout
-from edge_grpo.types import UpdateBatch
+from edge_grpo.types.update import UpdateBatch
 
 CONFIG = Qwen2Config(
     vocab_size=100,

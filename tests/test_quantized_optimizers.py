@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_runs import SMALL_GRPO, composed, run_small, weights
 
+from edge_grpo.algorithms.quantized import QuantizedAdamW
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
-from edge_grpo.optimizers.quantized import QuantizedAdamW
 from edge_grpo.planning.passes import optimizer_step
 from edge_grpo.planning.skeleton import total_bytes
 from edge_grpo.programs.train_run import build_algorithm
@@ -35,12 +35,12 @@ def test_bits_and_paging_choose_the_optimizer(bits, paged, name, monkeypatch):
 
 def test_what_is_not_here_is_refused_before_a_model_is_loaded(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("edge_grpo.optimizers.quantized.find_spec", lambda name: None)
+    monkeypatch.setattr("edge_grpo.algorithms.quantized.find_spec", lambda name: None)
     cfg, _ = composed("train", *SMALL_GRPO, "optimizer=adamw_8bit")
     with pytest.raises(UserError, match=r"needs bitsandbytes: pip install 'edge-grpo\[quantized\]'"):
         build_algorithm(cfg)
     fake_bitsandbytes.install(monkeypatch)
-    monkeypatch.setattr("edge_grpo.optimizers.quantized.find_spec", lambda name: True)
+    monkeypatch.setattr("edge_grpo.algorithms.quantized.find_spec", lambda name: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg, _ = composed("train", *SMALL_GRPO, "optimizer=paged_adamw")
     with pytest.raises(UserError, match=r"optimizer\.paged=true but torch sees no GPU"):

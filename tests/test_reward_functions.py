@@ -15,12 +15,12 @@ from test_corrections import encode, score, scored, tools
 
 from edge_grpo.corrections.guided import rescored
 from edge_grpo.errors import Stopped, UserError
-from edge_grpo.responses import reference_response, written_response
 from edge_grpo.rewards.accuracy import Accuracy
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.function import FunctionReward, _is_reply
 from edge_grpo.rewards.python import PythonRewards
-from edge_grpo.types import Problem, Provenance, Turn
+from edge_grpo.types.problems import Problem, Turn
+from edge_grpo.types.responses import Provenance, reference_response, written_response
 
 REPO = Path(__file__).resolve().parent.parent
 EXAMPLES = REPO / "tests" / "examples"

@@ -22,7 +22,8 @@ from edge_grpo.rewards.boxed_format import BoxedFormat
 from edge_grpo.rewards.official import OfficialVerifier
 from edge_grpo.rewards.soft_overlong import SoftOverlong
 from edge_grpo.rewards.verifier import Pair
-from edge_grpo.types import Problem, Response
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
 
 CONF = sorted((Path(__file__).parents[1] / "conf" / "reward").glob("*.yaml"))
 BOXED = next(path for path in CONF if path.stem == "boxed")

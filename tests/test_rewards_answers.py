@@ -16,7 +16,7 @@ from edge_grpo.rewards.answers.reading import read
 from edge_grpo.rewards.answers.rules import RULES, normalised
 from edge_grpo.rewards.boxed import final_answers
 from edge_grpo.rewards.verifier import MathVerifier
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 PAIRS = Path(__file__).resolve().parents[1] / "benchmarks" / "grading_pairs.jsonl"
 CHOICE = "Which is it?\n(A) $\\frac{1}{2}$\n(B) $2$\n(C) red\n(D) none of these"

@@ -7,7 +7,7 @@ from escapes import ESCAPES, NEXT_RESULT, Surroundings
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.base import GRADING_COUNTS, WeightedRewards
 from edge_grpo.rewards.reasoning_gym import ReasoningGymAccuracy, without_wrapper
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 create_dataset = pytest.importorskip("reasoning_gym").create_dataset
 

@@ -17,7 +17,9 @@ from edge_grpo.loggers.hooks import RunLogger
 from edge_grpo.loggers.samples import as_page
 from edge_grpo.policy.tiny import byte_tokenizer
 from edge_grpo.runs.rollout_files import RolloutFiles, read_table, rollout_files
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout, Scores, Turn
+from edge_grpo.types.problems import Problem, Turn
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 KINDS = {"s": Provenance.SAMPLED, "i": Provenance.INJECTED, "r": Provenance.REFERENCE}
 EOS = 0

@@ -12,10 +12,10 @@ from small_runs import SMALL_GRPO, composed
 from edge_grpo.corrections.base import Corrected
 from edge_grpo.evaluation.sampling import sample
 from edge_grpo.programs.train_run import build_module
-from edge_grpo.responses import written_response
 from edge_grpo.rollouts.base import Sampling
 from edge_grpo.seeding import seed_globals, stage_seed
-from edge_grpo.types import Problem, Provenance
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, written_response
 
 
 class Recorder:

@@ -13,7 +13,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.policy import sharding
 from edge_grpo.policy.tiny import random_tiny_policy
-from edge_grpo.types import Step
+from edge_grpo.types.update import Step
 
 SHAPE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 16}
 

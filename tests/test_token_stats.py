@@ -26,7 +26,10 @@ from edge_grpo.policy.head import Head
 from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.support import check_head
 from edge_grpo.policy.token_stats import token_stats
-from edge_grpo.types import Problem, Provenance, Response, Rollout, UpdateBatch
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout
+from edge_grpo.types.update import UpdateBatch
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 23}
 MODELS = {

@@ -22,7 +22,10 @@ from edge_grpo.losses.clipped import ClippedLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.tiny import byte_tokenizer
-from edge_grpo.types import Problem, Provenance, Response, Rollout, Step
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout
+from edge_grpo.types.update import Step
 
 G, EPOCHS, STEP, TEMPERATURE = 3, 2, 0.3, 0.8
 LOW, HIGH, CLAMP, EPS, MAX_TOKENS = 0.1, 0.2, 1.02, 1e-4, 9

@@ -17,7 +17,7 @@ from edge_grpo.advantages.base import (
 )
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.history import Visit
-from edge_grpo.metric import StrategyMetrics
+from edge_grpo.types.history import Visit
+from edge_grpo.types.metric import StrategyMetrics
 
 
 @dataclass(frozen=True)

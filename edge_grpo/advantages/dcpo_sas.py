@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.advantages.base import AdvantageInputs, RewardAdvantage, check_positive, collapsed
-from edge_grpo.history import Visit
+from edge_grpo.types.history import Visit
 
 # A history holds means and deviations, so that equality cannot say whether all rewards were equal.
 SMALL = 1e-6

@@ -14,7 +14,7 @@ from edge_grpo.advantages.base import (
     min_generations,
     records_over,
 )
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 # Below this an entropy counts as this (nats): keeps 1 / P^ finite for a deterministic response.
 MIN_ENTROPY = 1e-8

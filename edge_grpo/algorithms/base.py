@@ -19,7 +19,6 @@ from edge_grpo.algorithms.schedules import take_settings
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.metrics import describe
-from edge_grpo.metric import Metric
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.sharding import full, is_sharded, shard, whole
@@ -27,7 +26,10 @@ from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
 from edge_grpo.rollouts.base import RolloutEngine
 from edge_grpo.seeding import seed_globals
-from edge_grpo.types import Problem, Rollout, ScoredRollout, Step
+from edge_grpo.types.metric import Metric
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
+from edge_grpo.types.update import Step
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]

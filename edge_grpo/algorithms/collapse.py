@@ -8,9 +8,9 @@ from torch import Tensor
 from edge_grpo.advantages.base import collapsed
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.allocations.base import Pool
-from edge_grpo.history import History
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.types import ScoredRollout
+from edge_grpo.types.history import History
+from edge_grpo.types.rollouts import ScoredRollout
 
 FIRST = 100
 """iterations of `collapse/acr_100`"""

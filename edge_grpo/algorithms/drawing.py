@@ -9,8 +9,9 @@ from torch import Tensor
 
 from edge_grpo.algorithms.collapse import live_shares, revived_by_allocation
 from edge_grpo.allocations.base import Ask, Draw, Pool
-from edge_grpo.history import Visit
-from edge_grpo.types import Problem, Rollout, ScoredRollout, Scores
+from edge_grpo.types.history import Visit
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from edge_grpo.group_filters.base import Groups
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.policy.sharding import whole
 from edge_grpo.rollouts.base import context_bound, engine_metrics
-from edge_grpo.types import Problem, ProblemBatch, Rollout, ScoredRollout
+from edge_grpo.types.problems import Problem, ProblemBatch
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
 
 
 class GRPOModule(GRPOBase):

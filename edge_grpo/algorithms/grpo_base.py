@@ -18,7 +18,6 @@ from edge_grpo.allocations.base import Allocation
 from edge_grpo.corrections.base import Correction, longest_responses
 from edge_grpo.data.base import ProblemDataModule, with_prompt
 from edge_grpo.group_filters.base import GroupFilter
-from edge_grpo.history import History
 from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.losses.base import Loss, UpdateSize
@@ -26,7 +25,10 @@ from edge_grpo.policy.base import Policy
 from edge_grpo.policy.sharding import shard
 from edge_grpo.seeding import stage_generator
 from edge_grpo.token_filters.base import TokenFilter
-from edge_grpo.types import Problem, Response, Rollout
+from edge_grpo.types.history import History
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
+from edge_grpo.types.rollouts import Rollout
 
 Probe = Callable[[GRPOUpdate, Rollout, Sequence[UpdateSize]], Mapping[str, float]]
 """(update that is prepared, its rollout, the sizes of its steps) -> logged name -> number; changes nothing"""

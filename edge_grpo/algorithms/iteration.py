@@ -10,7 +10,8 @@ from torch import Tensor
 from edge_grpo.algorithms.reports import row_means
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected
-from edge_grpo.types import ScoredRollout, Step
+from edge_grpo.types.rollouts import ScoredRollout
+from edge_grpo.types.update import Step
 
 
 @dataclass(frozen=True)

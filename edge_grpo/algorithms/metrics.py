@@ -17,7 +17,9 @@ from edge_grpo.algorithms.mismatch import foreign_logprobs, mismatch_metrics
 from edge_grpo.algorithms.reports import Reports, row_means
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.corrections.base import Corrected, Correction
-from edge_grpo.types import Provenance, Response, ScoredRollout, Step
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import ScoredRollout
+from edge_grpo.types.update import Step
 
 
 def grpo_metrics(

@@ -13,7 +13,9 @@ from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.token_stats import TokenStats
-from edge_grpo.types import Provenance, Rollout, UpdateBatch
+from edge_grpo.types.responses import Provenance
+from edge_grpo.types.rollouts import Rollout
+from edge_grpo.types.update import UpdateBatch
 
 
 def provenance_of(batch: UpdateBatch, rollout: Rollout) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 
 def declared_by(strategy: Any) -> StrategyMetrics:
@@ -82,7 +82,7 @@ class Reports:
             if name not in self._known:
                 raise UserError(
                     f"{self.name} returns {name}, which it does not declare: give it `metrics = "
-                    f'{{"{name}": StrategyMetric(unit, estimator)}}` (edge_grpo/metric.py)'
+                    f'{{"{name}": StrategyMetric(unit, estimator)}}` (edge_grpo/types/metric.py)'
                 )
             # On the device in float32 at least, which not every device goes beyond; a row's counts are exact in it.
             value = value.detach().to(torch.promote_types(value.dtype, torch.float32))

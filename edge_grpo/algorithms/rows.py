@@ -10,13 +10,15 @@ from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading, UpdateGroups
 from edge_grpo.corrections.base import Correction
-from edge_grpo.history import History
 from edge_grpo.losses.base import Loss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.token_filters.base import TokenFilterInputs
-from edge_grpo.types import Provenance, Response, Rollout, ScoredRollout, UpdateBatch
+from edge_grpo.types.history import History
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
+from edge_grpo.types.update import UpdateBatch
 
 
 def kept_rows(

@@ -10,8 +10,9 @@ from edge_grpo.algorithms.base import PolicyModule
 from edge_grpo.algorithms.iteration import Iteration
 from edge_grpo.corrections.base import UNIFORM_WEIGHT
 from edge_grpo.policy.batching import to_update_batch
-from edge_grpo.responses import reference_response
-from edge_grpo.types import Problem, ProblemBatch, Response, Rollout
+from edge_grpo.types.problems import Problem, ProblemBatch
+from edge_grpo.types.responses import Response, reference_response
+from edge_grpo.types.rollouts import Rollout
 
 
 class SFTModule(PolicyModule):

@@ -15,7 +15,7 @@ from edge_grpo.importance_corrections.uncorrected import Uncorrected
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
 from edge_grpo.policy.forward import MicrobatchForward, hold_whole_groups
 from edge_grpo.token_filters.base import TokenFilter, TokenFilterInputs
-from edge_grpo.types import Step, UpdateBatch
+from edge_grpo.types.update import Step, UpdateBatch
 
 
 class GRPOUpdate:

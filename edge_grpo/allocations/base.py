@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.history import History
-from edge_grpo.types import Problem, ScoredRollout
+from edge_grpo.types.history import History
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 class Ask(NamedTuple):

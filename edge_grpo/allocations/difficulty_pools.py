@@ -9,8 +9,8 @@ import torch
 from edge_grpo.allocations.base import Draw, check_at_least
 from edge_grpo.allocations.candidates import BestCandidates
 from edge_grpo.errors import UserError
-from edge_grpo.history import Visit
-from edge_grpo.types import Problem
+from edge_grpo.types.history import Visit
+from edge_grpo.types.problems import Problem
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from edge_grpo.allocations.base import Ask, Draw, Pool, check_at_least
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from edge_grpo.allocations.base import Draw, check_share
 from edge_grpo.allocations.skipping import Skipping
 from edge_grpo.errors import UserError
-from edge_grpo.history import History, Visit
-from edge_grpo.types import Problem
+from edge_grpo.types.history import History, Visit
+from edge_grpo.types.problems import Problem
 
 
 @dataclass(frozen=True)

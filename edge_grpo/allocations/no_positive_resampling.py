@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from edge_grpo.allocations.base import Draw
 from edge_grpo.allocations.skipping import Skipping
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from edge_grpo.allocations.base import Draw, check_at_least
 from edge_grpo.allocations.dynamic import Dynamic
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 
 @dataclass(frozen=True)

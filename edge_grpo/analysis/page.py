@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_grpo.analysis.finding import Cell, Finding, Table, show
-from edge_grpo.pages.render import embedded, render
+from edge_grpo.reporting.render import embedded, render
 from edge_grpo.statistics.bootstrap import Estimate
 
 FILES = ("analysis.md", "analysis.json")

@@ -10,7 +10,7 @@ from edge_grpo.algorithms.provenance import gradient_norms, shares
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import UpdateSize
-from edge_grpo.types import Rollout
+from edge_grpo.types.rollouts import Rollout
 
 
 class GradientShares(pl.Callback):

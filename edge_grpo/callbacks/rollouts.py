@@ -14,7 +14,9 @@ from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.runs.rollout_files import RolloutFiles
-from edge_grpo.types import Problem, Provenance, Response, ScoredRollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 class RolloutRecords(pl.Callback):

@@ -14,7 +14,7 @@ from edge_grpo.corrections.base import Corrected
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.runs.rollout_files import TOKENS, read_iteration, rollout_files
-from edge_grpo.types import Provenance
+from edge_grpo.types.responses import Provenance
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from edge_grpo.advantages.base import collapsed
 from edge_grpo.corrections.base import Corrected
-from edge_grpo.types import ScoredRollout
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 class Telling(NamedTuple):

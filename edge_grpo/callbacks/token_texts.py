@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edge_grpo.types import Provenance, Response
+from edge_grpo.types.responses import Provenance, Response
 
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _LONGEST = 6  # tokens that one character can have, and one more before and behind it

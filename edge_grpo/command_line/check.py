@@ -17,8 +17,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter, ValidationError
 
 from edge_grpo.command_line.words import NULL, as_typed, in_words
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 
 ALLOWED_TARGETS = ("edge_grpo", "torch", "pytorch_lightning", "transformers")
 # Where classes that pytorch_lightning hands on are defined.

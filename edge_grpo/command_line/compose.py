@@ -29,8 +29,7 @@ from yaml import YAMLError
 
 from edge_grpo.command_line.check import check_config, one_line, to_dict
 from edge_grpo.command_line.words import NULL
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 
 # Options that a package of its own adds.
 PLUGINS = {

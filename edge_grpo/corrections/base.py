@@ -10,8 +10,10 @@ from typing import Protocol
 
 import torch
 
-from edge_grpo.history import History
-from edge_grpo.types import Problem, Provenance, Response, ScoredRollout, Scores
+from edge_grpo.types.history import History
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.rollouts import ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,10 @@ import torch
 
 from edge_grpo.corrections.base import Corrected, Correction, CorrectionTools, Encode
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
-from edge_grpo.types import Problem, Provenance, ScoredRollout
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 class Chain:

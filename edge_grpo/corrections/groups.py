@@ -8,8 +8,9 @@ from torch import Tensor
 
 from edge_grpo.corrections.base import CorrectionTools
 from edge_grpo.errors import UserError
-from edge_grpo.responses import reference_response
-from edge_grpo.types import Problem, Response, Rollout, ScoredRollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response, reference_response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
 
 
 def reference_of(problem: Problem, tools: CorrectionTools) -> Response | None:

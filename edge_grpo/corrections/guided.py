@@ -8,8 +8,9 @@ import torch
 
 from edge_grpo.corrections.base import Corrected, CorrectionTools, Encode
 from edge_grpo.errors import UserError
-from edge_grpo.responses import append, join, reference_response, without_eos
-from edge_grpo.types import Problem, Provenance, Response, Rollout, ScoredRollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, Response, append, join, reference_response, without_eos
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
 
 BRANCHES = ("reflect", "answer", "solution")
 

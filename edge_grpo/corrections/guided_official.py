@@ -9,8 +9,9 @@ import torch
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.corrections.guided import GuidedCorrection
 from edge_grpo.errors import UserError
-from edge_grpo.responses import join, written_response
-from edge_grpo.types import FinishReason, Problem, Provenance, Response, Rollout, ScoredRollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import FinishReason, Provenance, Response, join, written_response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
 
 
 class OfficialGuidedCorrection(GuidedCorrection):

@@ -7,8 +7,9 @@ from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.corrections.groups import all_wrong_groups
 from edge_grpo.corrections.hints import HintCorrection, HintMetrics, check_template, climb, filled
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetrics
-from edge_grpo.types import Problem, ScoredRollout
+from edge_grpo.types.metric import StrategyMetrics
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 class HintCascade(HintCorrection):

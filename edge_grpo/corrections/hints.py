@@ -10,9 +10,10 @@ from edge_grpo.corrections.base import UNIFORM_WEIGHT, CorrectionTools, Encode
 from edge_grpo.corrections.groups import of_groups
 from edge_grpo.corrections.guided import rescored
 from edge_grpo.errors import UserError
-from edge_grpo.history import History
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
-from edge_grpo.types import Problem, ScoredRollout
+from edge_grpo.types.history import History
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import ScoredRollout
 
 Prompt = tuple[int, ...]
 NO_BRANCHES: Mapping[int, str] = {}

@@ -1,7 +1,8 @@
 """No correction: the rollout as it was sampled."""
 
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected, CorrectionTools, Encode
-from edge_grpo.types import Problem, ScoredRollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 class Keep:

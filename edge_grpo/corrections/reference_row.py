@@ -15,8 +15,10 @@ from edge_grpo.corrections.groups import (
 )
 from edge_grpo.corrections.guided import rescored
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
-from edge_grpo.types import Problem, Response, ScoredRollout
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 @dataclass(frozen=True)

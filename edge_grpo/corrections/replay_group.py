@@ -19,8 +19,10 @@ from edge_grpo.corrections.groups import (
     with_groups,
 )
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
-from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 
 @dataclass(frozen=True)

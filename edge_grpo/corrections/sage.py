@@ -15,8 +15,8 @@ from edge_grpo.corrections.hints import (
     fits,
 )
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
-from edge_grpo.types import ScoredRollout
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.rollouts import ScoredRollout
 
 LEVELS = 3
 LOST = {"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"}

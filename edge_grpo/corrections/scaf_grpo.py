@@ -16,8 +16,9 @@ from edge_grpo.corrections.hints import (
     filled,
 )
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetrics
-from edge_grpo.types import Problem, ScoredRollout, Scores
+from edge_grpo.types.metric import StrategyMetrics
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import ScoredRollout, Scores
 
 
 class ScafGRPO(HintCorrection):

@@ -9,7 +9,7 @@ from typing import Any
 from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_seed
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 # Every set draws from one stream without repeats: the first problems are held out, training starts here.
 HELD_OUT_POOL = 1024

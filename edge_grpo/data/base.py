@@ -17,7 +17,7 @@ from edge_grpo.data.checks import gradable, incomplete_rows, tell_repeats, with_
 from edge_grpo.data.templates import EarlierTurnsError
 from edge_grpo.errors import UserError, first_lines
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, ProblemBatch, Turn
+from edge_grpo.types.problems import Problem, ProblemBatch, Turn
 
 READ_BY_ARM = "this arm reads it (correction=none and correction=forced_reflection do not)"
 READ_BY_SELECTION = "reads it (measure it with edge-grpo-difficulty, or set data.max_correctness_rate=null)"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
 from edge_grpo.data.formats import OPTIONS
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 log = logging.getLogger(__name__)
 

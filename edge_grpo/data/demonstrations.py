@@ -8,7 +8,7 @@ from edge_grpo.data.arithmetic import ArithmeticDataModule, chain
 from edge_grpo.data.base import PromptTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_seed
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 STYLES = ("asked", "worked", "repaired", "guess", "unboxed")
 

@@ -10,7 +10,7 @@ from edge_grpo.data.formats import Columns, check_columns
 from edge_grpo.data.rows import NOT_OF_HELD_OUT, divided, parse_rows
 from edge_grpo.data.tables import read_table
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 
 class FileDataModule(ProblemDataModule):

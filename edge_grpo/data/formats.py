@@ -49,8 +49,7 @@ from functools import cache
 from typing import Any
 
 from edge_grpo.data.values import from_json, messages_of
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 
 FIELDS = ("question", "answer", "solution", "correctness_rate", "id", "system")
 

@@ -4,9 +4,8 @@ import dataclasses
 from typing import Any
 
 from edge_grpo.data.base import ProblemDataModule
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
-from edge_grpo.types import Problem
+from edge_grpo.errors import UserError, nearest
+from edge_grpo.types.problems import Problem
 
 # Held-out problems come from the first entries, training from here on: neither count moves the other's problems.
 HELD_OUT_POOL = 1024

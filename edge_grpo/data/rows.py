@@ -28,7 +28,7 @@ from edge_grpo.data.values import (
 )
 from edge_grpo.errors import UserError
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 log = logging.getLogger(__name__)
 

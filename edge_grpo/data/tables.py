@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_grpo.data.files import READERS, bare_name, kind_of, read_file
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}(-\w+)?$")
 ONLY_SHARD = re.compile(r"\d+|part-.*")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 
 from edge_grpo.errors import UserError
-from edge_grpo.types import Turn
+from edge_grpo.types.problems import Turn
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeGuard
 from edge_grpo.data.bad_rows import BadRow, BadRowError
 from edge_grpo.data.files import MAX_DIGITS
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.types import Turn
+from edge_grpo.types.problems import Turn
 
 GSM8K_ANSWER = re.compile(r"^####(?!#)[^\S\n]*(.*?)\s*\Z", re.MULTILINE)
 GSM8K_CALCULATION = re.compile(r"<<.*?>>")

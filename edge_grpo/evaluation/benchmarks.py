@@ -11,7 +11,7 @@ from edge_grpo.data.file import read_problems
 from edge_grpo.data.formats import Columns, check_columns
 from edge_grpo.data.hub import read_hub
 from edge_grpo.errors import UserError, first_lines
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 KEYS = "name, subset, split or revision under evaluation.benchmarks"
 

@@ -11,7 +11,7 @@ from edge_grpo.policy.base import Policy, eval_mode
 from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.support import check_head, check_packed
-from edge_grpo.types import Rollout
+from edge_grpo.types.rollouts import Rollout
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.types import ScoredRollout
+from edge_grpo.types.rollouts import ScoredRollout
 
 
 def graded(scored: ScoredRollout, rewards: WeightedRewards) -> pd.DataFrame:

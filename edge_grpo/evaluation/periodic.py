@@ -15,7 +15,7 @@ from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.sharding import whole
 from edge_grpo.runs.stopping import is_last
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 log = logging.getLogger(__name__)
 

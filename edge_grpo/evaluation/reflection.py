@@ -10,11 +10,11 @@ import torch
 from edge_grpo.errors import UserError
 from edge_grpo.evaluation.sampling import row_generator
 from edge_grpo.policy.base import Policy
-from edge_grpo.responses import append, join, without_eos
 from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.rollouts.base import RolloutEngine, Sampling
-from edge_grpo.types import Response, ScoredRollout
+from edge_grpo.types.responses import Response, append, join, without_eos
+from edge_grpo.types.rollouts import ScoredRollout
 
 MARKERS = re.compile(
     r"\b(?:wait|hold on|something is wrong|on second thought|"

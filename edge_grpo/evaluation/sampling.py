@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from edge_grpo.policy.base import Policy
-from edge_grpo.responses import written_response
 from edge_grpo.rollouts.base import RolloutEngine, Sampling
 from edge_grpo.seeding import stage_generator
-from edge_grpo.types import Problem, Provenance, Rollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Provenance, written_response
+from edge_grpo.types.rollouts import Rollout
 
 
 def sample(

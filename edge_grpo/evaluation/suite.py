@@ -5,13 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 from edge_grpo.data.base import PromptTemplate, with_prompt
-from edge_grpo.errors import UserError
+from edge_grpo.errors import UserError, nearest
 from edge_grpo.evaluation.benchmarks import Benchmark, load_benchmarks
 from edge_grpo.evaluation.sampling import room, sample
-from edge_grpo.nearest import nearest
 from edge_grpo.policy.base import Policy
 from edge_grpo.rollouts.base import RolloutEngine, Sampling
-from edge_grpo.types import Problem, Rollout
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.rollouts import Rollout
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from edge_grpo.types import UpdateBatch
+from edge_grpo.types.update import UpdateBatch
 
 Level = Literal["token", "sequence", "geometric"]
 """Of a token its own ratio; of all sampled tokens of a response the product of their ratios; or the geometric mean."""

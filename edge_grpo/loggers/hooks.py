@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edge_grpo.metric import Metric
+from edge_grpo.types.metric import Metric
 
 Row = Mapping[str, Any]
 """a sampled row with its step; `pieces` are (provenance, text) in order"""

@@ -19,13 +19,13 @@ The column *summary* says what W&B keeps of a run: `last` is the plain value und
 `max`, `min` and `mean` W&B keeps `<name>.max` (and so on) beside `<name>.last`. The column *ranks* says how the values
 of several ranks become one; metrics that are of all ranks already say so.
 
-A strategy defines what it reports itself, in its attribute `metrics` (`edge_grpo/metric.py`); those names follow the
-table. `python -m edge_grpo.programs.metrics_page` prints docs/metrics.md.
+A strategy defines what it reports itself, in its attribute `metrics` (`edge_grpo/types/metric.py`); those names follow
+the table. `python -m edge_grpo.programs.metrics_page` prints docs/metrics.md.
 """
 
 import fnmatch
 
-from edge_grpo.metric import Metric
+from edge_grpo.types.metric import Metric
 
 METRICS: dict[str, Metric] = {
     "train/reward": Metric("reward", "mean over rows after correction: what the advantage is taken over"),

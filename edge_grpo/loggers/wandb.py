@@ -30,7 +30,7 @@ from edge_grpo.loggers.identity import (
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.loggers.samples import as_page, marked
 from edge_grpo.loggers.wandb_folders import keep_in, link_in_sweep
-from edge_grpo.metric import Metric
+from edge_grpo.types.metric import Metric
 
 log = logging.getLogger(__name__)
 

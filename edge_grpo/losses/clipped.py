@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edge_grpo.losses.base import LossInputs
 from edge_grpo.losses.token_loss import KL_METRICS, TokenLoss
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 CLIP_METRICS: dict[str, StrategyMetric] = {
     "train/clip_ratio/low_mean": StrategyMetric("share", "trained tokens clipped at the lower bound", of="clip_low"),

@@ -10,7 +10,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.losses.base import LossInputs
 from edge_grpo.losses.clipped import CLIP_METRICS, ClippedLoss
 from edge_grpo.losses.token_loss import KL_METRICS
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from edge_grpo.losses.base import LossInputs
 from edge_grpo.losses.clipped import CLIP_METRICS, clip_reports
 from edge_grpo.losses.token_loss import KL_METRICS, TokenLoss, trained_mean
-from edge_grpo.metric import StrategyMetrics
+from edge_grpo.types.metric import StrategyMetrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.losses.base import LossInputs, UpdateSize
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 KL_METRICS: dict[str, StrategyMetric] = {
     "train/kl": StrategyMetric(

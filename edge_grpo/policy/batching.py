@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from edge_grpo.types import Provenance, Rollout, UpdateBatch
+from edge_grpo.types.responses import Provenance
+from edge_grpo.types.rollouts import Rollout
+from edge_grpo.types.update import UpdateBatch
 
 
 def to_update_batch(

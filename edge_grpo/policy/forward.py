@@ -16,7 +16,7 @@ from edge_grpo.policy.memory import out_of_memory
 from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.sharding import is_whole, through_root, whole
 from edge_grpo.policy.token_stats import TokenStats, token_stats
-from edge_grpo.types import UpdateBatch
+from edge_grpo.types.update import UpdateBatch
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from edge_grpo.policy.base import decoder
 from edge_grpo.policy.head import Head
 from edge_grpo.policy.varlen_attention import trees_layout
-from edge_grpo.types import UpdateBatch
+from edge_grpo.types.update import UpdateBatch
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.rollouts.base import context_bound
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 log = logging.getLogger(__name__)
 
-QUANTIZED = "edge_grpo.optimizers.quantized."
+QUANTIZED = "edge_grpo.algorithms.quantized."
 ARITHMETIC_BUDGET = 128
 """rollout.max_new_tokens where nobody sets it: a worked chain of the embedded arithmetic with room to spare"""
 

@@ -15,7 +15,7 @@ from edge_grpo.policy.precision import check_precision, computing_in
 from edge_grpo.programs.context import check_context, warn_of_small_budget
 from edge_grpo.rewards.base import score_rollout
 from edge_grpo.runs.quiet import silence_expected_warnings
-from edge_grpo.types import Problem, Turn
+from edge_grpo.types.problems import Problem, Turn
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.settings import changes, differences, is_free
 from edge_grpo.statistics.bootstrap import Bootstrap
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.command_line.run import config_dir
 from edge_grpo.loggers import metrics
-from edge_grpo.metric import Metric, StrategyMetrics
+from edge_grpo.types.metric import Metric, StrategyMetrics
 
 GROUPS = ("correction", "advantage", "loss", "token_filter")
 """of the strategies that report something"""

@@ -17,7 +17,7 @@ from edge_grpo.runs.ownership import SUMMARY
 from edge_grpo.runs.status import write_whole
 from edge_grpo.runs.summary_table import show_summary
 from edge_grpo.runs.training_figure import draw_training_figure
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 
 CELLS = ("mean", "mean_sd", "interval")
 WIDTHS = ("column", "page")

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edge_grpo.pages.render import embedded, render
 from edge_grpo.reporting.arms import differing_settings, told
 from edge_grpo.reporting.canvas import Drawn
 from edge_grpo.reporting.layout import Layout
+from edge_grpo.reporting.render import embedded, render
 from edge_grpo.reporting.runs import FINISHED, Run
 from edge_grpo.reporting.scores import Member
 from edge_grpo.reporting.tables import NOTHING, Cell, Table

@@ -11,8 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 
 EXPECTED = "module:function or path/to/file.py:function"
 

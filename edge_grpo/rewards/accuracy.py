@@ -12,7 +12,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.rewards.answers.options import with_options
 from edge_grpo.rewards.boxed import final_answers, last_boxed
 from edge_grpo.rewards.verifier import AnswerVerifier, Pair
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 log = logging.getLogger(__name__)
 

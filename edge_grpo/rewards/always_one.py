@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 
 class AlwaysOne:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.rewards._load import raised
-from edge_grpo.types import Problem, Response, Rollout, ScoredRollout, Scores
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
+from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 
 log = logging.getLogger(__name__)
 

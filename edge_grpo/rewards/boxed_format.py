@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.rewards.boxed import last_boxed
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 
 class BoxedFormat:

@@ -14,7 +14,8 @@ from edge_grpo.rewards._call import Arguments, CallError, Value, call_all, call_
 from edge_grpo.rewards._load import load, one_line
 from edge_grpo.rewards.pool import KillablePool
 from edge_grpo.rewards.signature import Row, Signature
-from edge_grpo.types import Problem, Response
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.rewards.pool import KillablePool
-from edge_grpo.types import Problem
+from edge_grpo.types.problems import Problem
 
 _WRAPPED = re.compile(
     r"\\(?:text(?:rm|bf|it|tt|sf|normal)?|math(?:rm|bf|it|tt|sf)|mbox|operatorname)\s*\{(?P<macro>.*)\}"

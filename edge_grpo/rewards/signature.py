@@ -5,10 +5,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from edge_grpo.errors import UserError
-from edge_grpo.nearest import nearest
+from edge_grpo.errors import UserError, nearest
 from edge_grpo.rewards._call import Arguments
-from edge_grpo.types import Problem, Response, Turn
+from edge_grpo.types.problems import Problem, Turn
+from edge_grpo.types.responses import Response
 
 Style = Literal["response", "batch", "trl", "verl", "verl_batch"]
 

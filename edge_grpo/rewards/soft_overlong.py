@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.types import Problem, Response
+from edge_grpo.types.problems import Problem
+from edge_grpo.types.responses import Response
 
 
 class SoftOverlong:

@@ -15,7 +15,7 @@ from edge_grpo.policy.finite import check_finite, finite_logits
 from edge_grpo.policy.generation_settings import refuse_settings
 from edge_grpo.policy.kv_cache import cache_bytes, token_bytes
 from edge_grpo.policy.memory import GIB, device_memory, out_of_memory
-from edge_grpo.types import FinishReason, Provenance, Response
+from edge_grpo.types.responses import FinishReason, Provenance, Response
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from edge_grpo.policy.base import Policy, causal_head
 from edge_grpo.rollouts.base import Drawn, Ends, Rows, Sampling, SamplingEngine, choose, sampled_response
-from edge_grpo.types import Response
+from edge_grpo.types.responses import Response
 
 
 class HFRollout(SamplingEngine):

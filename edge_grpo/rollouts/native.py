@@ -13,7 +13,7 @@ from edge_grpo.policy.precision import weights_cast_once
 from edge_grpo.policy.support import check_packed
 from edge_grpo.policy.varlen_attention import trees_layout
 from edge_grpo.rollouts.base import Ends, Rows, SamplingEngine, choose, sampled_response
-from edge_grpo.types import Response
+from edge_grpo.types.responses import Response
 
 # Tokens of one prefill forward: more do not make it faster, and their activations take memory.
 _PREFILL_TOKENS = 4096

@@ -12,7 +12,7 @@ from edge_grpo.policy.generation_settings import refuse_settings
 from edge_grpo.rollouts.base import Generators, Sampling, check_rows, check_sampling_settings, sampled_response
 from edge_grpo.rollouts.isolation import seed_everything, untouched
 from edge_grpo.rollouts.vllm_engine import Engine, Settings, check_installed
-from edge_grpo.types import Response
+from edge_grpo.types.responses import Response
 
 
 class VLLMRollout:

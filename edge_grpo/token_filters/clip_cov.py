@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from edge_grpo.errors import UserError
-from edge_grpo.metric import StrategyMetric, StrategyMetrics
 from edge_grpo.token_filters.base import TokenFilterInputs
+from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.allocations.base import Ask
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
-from edge_grpo.metric import StrategyMetric
+from edge_grpo.types.metric import StrategyMetric
 
 
 class TopHalf(RewardAdvantage):

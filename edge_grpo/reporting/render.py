@@ -29,13 +29,13 @@ def render(template: str, package: str, charts: Mapping[str, Mapping[str, Any]],
         package: such as `edge_grpo.reporting`.
         charts: name -> Vega-Lite specification; an element with `data-chart=name` shows it.
     """
-    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("edge_grpo.pages", ".")])
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("edge_grpo.reporting", ".")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters["code"] = code
     return environment.get_template(template).render(
         charts=charts,
         vega=vega() if charts else "",
-        sortable=files("edge_grpo.pages").joinpath("sortable.auto.min.js").read_text(),
+        sortable=files("edge_grpo.reporting").joinpath("sortable.auto.min.js").read_text(),
         **values,
     )
 
