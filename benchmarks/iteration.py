@@ -186,6 +186,7 @@ def ours(
         update_epochs=1,
         minibatch_rows=None,
         mask_truncated=False,
+        balance_batch=False,
         rollout=engine,
         rewards=WeightedRewards({"accuracy": Parity()}, {"accuracy": 1.0}),
         optimizer=partial(torch.optim.AdamW, lr=LEARNING_RATE),

@@ -5,6 +5,7 @@ Run by test_invariance.py, which also calls `gradient` for one rank; Lightning s
 
 import os
 import sys
+from collections import Counter
 
 import pytest
 import pytorch_lightning as pl
@@ -47,6 +48,9 @@ CASES = [*((loss, "entropy_driven") for loss in ("grpo", "dapo", "dr_grpo", "bnp
 CASES += [("grpo", "vanilla"), ("dapo", "dgpo")]
 
 
+# In two optimiser steps of four groups, two of each rank.
+EIGHT_GROUPS = ("data.problems_per_iteration=8", "algorithm.minibatch_rows=16", "advantage=vanilla", "loss=dapo")
+
 PRECISIONS = ("64-true", "32-true")
 
 
@@ -55,6 +59,7 @@ class Gradients(pl.Callback):
 
     def __init__(self):
         self.microbatches, self.gradient, self.gradients, self.ranks = 0, None, [], None
+        self.groups = []
 
     def on_before_backward(self, trainer, module, loss):
         self.microbatches += 1
@@ -65,6 +70,14 @@ class Gradients(pl.Callback):
         # Of all ranks' parts together, where each holds one.
         assert module._gradient_norm() == pytest.approx(float(self.gradient.norm()), rel=1e-4)
         self.ranks = module.gathered(module.global_rank)
+
+    def on_train_batch_end(self, trainer, module, outputs, *args):
+        """Of each rank, the problems of its update and the tokens of those that can move the policy."""
+        done = outputs["iteration"]
+        rollout, tokens = done.corrected.scored.rollout, Counter()
+        for row, advantage in zip(done.trained.row_ids.tolist(), done.trained.advantages.tolist(), strict=True):
+            tokens[rollout.problem_of(row).id] += len(rollout.responses[row]) if advantage else 0
+        self.groups = module.gathered(dict(tokens))
 
 
 class TwoRanks(LightningEnvironment):
@@ -102,8 +115,9 @@ def gradient(loss, advantage, devices, precision, bound, *overrides, sharded=Fal
 
 def minibatch_gradients(devices, **stages):
     """The gradients of two epochs of minibatches of two groups, one of each rank."""
-    kept = fitted(devices, "64-true", BOUNDS[1], "algorithm.minibatch_rows=8", "algorithm.update_epochs=2", **stages)
-    return kept.gradients
+    # The filter here knows a group by its place.
+    settings = ("algorithm.minibatch_rows=8", "algorithm.update_epochs=2", "algorithm.balance_batch=false")
+    return fitted(devices, "64-true", BOUNDS[1], *settings, **stages).gradients
 
 
 def fitted(devices, precision, bound, *overrides, sharded=False, **stages):
@@ -147,6 +161,10 @@ def main(out):
         "whole": minibatch_gradients(2),
         "dropped": minibatch_gradients(2, group_filter=OfFourGroups(2)),
     }
+    found["balance"] = {}
+    for balance in (True, False):
+        kept = fitted(2, "64-true", BOUNDS[1], *EIGHT_GROUPS, f"algorithm.balance_batch={balance}")
+        found["balance"][balance] = kept.gradients, kept.groups
     if os.environ.get("LOCAL_RANK", "0") == "0":
         torch.save(found, out)
 

@@ -92,6 +92,19 @@ def test_minibatches_on_two_ranks(case, on_two_ranks, tmp_path, monkeypatch):
     assert difference(one[2], one[0]) > 1e-3  # the policy has moved
 
 
+def test_groups_change_ranks_for_the_same_gradient(on_two_ranks):
+    moved, drawn = on_two_ranks["balance"][True], on_two_ranks["balance"][False]
+    assert len(moved[0]) == len(drawn[0]) == 2
+    for a, b in zip(moved[0], drawn[0], strict=True):
+        assert difference(a, b) < TOLERANCE["64-true"]
+    here, there = ([list(rank) for rank in groups] for _, groups in (moved, drawn))
+    assert here != there
+    for step in (slice(0, 2), slice(2, 4)):  # the same groups, on whichever rank
+        assert {name for rank in here for name in rank[step]} == {name for rank in there for name in rank[step]}
+    fullest = [max(sum(rank.values()) for rank in groups) for _, groups in (moved, drawn)]
+    assert fullest[0] < fullest[1]
+
+
 def test_minibatches_that_two_ranks_cannot_share_are_refused():
     check_minibatches(None, 2, 2)
     check_minibatches(4, 2, 2)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,7 +76,8 @@ def pooled(pool: Pool | None, asks: Sequence[Ask], scored: ScoredRollout) -> Poo
     new = torch.tensor(candidates, dtype=torch.long)
     if pool is None:
         return Pool(tuple(problems), new, scored)
-    return Pool(tuple(problems), torch.cat([pool.candidate, new]), _joined(pool.scored, scored))
+    both = ScoredRollout.joined([pool.scored, scored]) if scored.texts else pool.scored
+    return Pool(tuple(problems), torch.cat([pool.candidate, new]), both)
 
 
 def drawn(pool: Pool, chosen: Sequence[Sequence[int]], stream: Stream, draw: Draw) -> Drawn:
@@ -151,18 +152,3 @@ def _selected(pool: Pool, rows: Sequence[int], candidates: Sequence[int], drawn:
         ),
         drawn,
     )
-
-
-def _joined(one: ScoredRollout, other: ScoredRollout) -> ScoredRollout:
-    """The rows of both, the second behind the first."""
-    if not other.texts:
-        return one
-    rollout = replace(
-        one.rollout,
-        problems=(*one.rollout.problems, *other.rollout.problems),
-        responses=(*one.rollout.responses, *other.rollout.responses),
-    )
-    a, b = one.scores, other.scores
-    parts = {name: torch.cat([part, b.parts[name]]) for name, part in a.parts.items()}
-    scores = Scores(torch.cat([a.rewards, b.rewards]), parts, torch.cat([a.correct, b.correct]))
-    return ScoredRollout(rollout, (*one.texts, *other.texts), scores)

@@ -4,11 +4,23 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
+from torch import Tensor
+
+from edge_grpo.advantages.base import Grading
+from edge_grpo.algorithms.balance import balanced_steps, exchanged, imbalances
 from edge_grpo.algorithms.drawing import Drawn, Stream, drawn, one_each, pooled
 from edge_grpo.algorithms.grpo_base import GRPOBase
 from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
-from edge_grpo.algorithms.rows import computed_rows, grading_of, kept_rows, minibatches, recorded
+from edge_grpo.algorithms.rows import (
+    computed_rows,
+    grading_of,
+    group_tokens,
+    kept_rows,
+    minibatches,
+    recorded,
+    skipped_groups,
+)
 from edge_grpo.algorithms.states import observe
 from edge_grpo.algorithms.update import GRPOUpdate
 from edge_grpo.allocations.base import Draw
@@ -19,13 +31,14 @@ from edge_grpo.policy.sharding import whole
 from edge_grpo.rollouts.base import context_bound, engine_metrics
 from edge_grpo.types.problems import Problem, ProblemBatch
 from edge_grpo.types.rollouts import Rollout, ScoredRollout
+from edge_grpo.types.update import UpdateBatch
 
 
 class GRPOModule(GRPOBase):
     """One training step is one GRPO iteration:
 
         allocation -> rollout -> rewards   (again while the allocation asks for more)
-                -> correction -> rewards (changed rows) -> group filter -> log-probs + entropy
+                -> correction -> rewards (changed rows) -> balance over ranks -> group filter -> log-probs + entropy
                 -> advantage -> token filter -> importance correction -> loss -> update
 
     See `GRPOBase` for its arguments.
@@ -40,6 +53,7 @@ class GRPOModule(GRPOBase):
                 sampled = drawing.scored
                 with self.timed("correction"):
                     corrected = self.correct(sampled)
+                sampled, corrected, balance = self.balance(sampled, corrected)
                 update = self.update_of(corrected)
                 with self.timed("logprobs"):
                     update.prepare()
@@ -50,7 +64,7 @@ class GRPOModule(GRPOBase):
                 steps = update.run(self.update_epochs, sizes, self.optimise)
             rate = self.step_scheduler()
         self.remember(drawing)
-        metrics = {"train/learning_rate": rate, **self.counts(update), **drawing.metrics, **probed}
+        metrics = {"train/learning_rate": rate, **self.counts(update), **drawing.metrics, **balance, **probed}
         metrics |= self.collapse_rates(drawing)
         metrics |= grpo_metrics(
             sampled, corrected, update, steps, self.correction, self.generated[0], self.total_over_ranks
@@ -126,17 +140,36 @@ class GRPOModule(GRPOBase):
         )
         return self.correction(scored, tools)
 
-    def update_of(self, corrected: Corrected) -> GRPOUpdate:
-        """The update on the groups that the filter keeps."""
+    def balance(
+        self, sampled: ScoredRollout, corrected: Corrected
+    ) -> tuple[ScoredRollout, Corrected, dict[str, float]]:
+        """The groups of this rank's update: as many as it drew, and of all ranks' tokens about its share; metrics."""
+        if not self.balance_batch or self.trainer.world_size == 1:
+            return sampled, corrected, {}
+        with self.timed("balance"):
+            batch, rewards, grading = self.kept(corrected)
+            skipped = skipped_groups(batch, rewards, self.advantage, self.loss, self.num_generations, grading)
+            tokens = group_tokens(batch, skipped, len(corrected.scored.rollout.problems), packing=self.packs)
+            of_ranks = self.gathered(tokens)
+            places = balanced_steps(of_ranks, self.minibatch_rows, self.num_generations)
+            groups = exchanged(sampled, corrected, places, self.global_rank, self.gathered)
+            return *groups, imbalances(of_ranks, places)
+
+    def kept(self, corrected: Corrected) -> tuple[UpdateBatch, Tensor, Grading]:
+        """The rows of the groups that the filter keeps, their rewards [N] and what grading says of them."""
         scores, rollout = corrected.scored.scores, corrected.scored.rollout
         rewards = scores.rewards.to(self.device)
         correct = scores.correct.to(self.device).view(-1, self.num_generations)
         kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
         batch = kept_rows(rollout, kept, self.correction, self.policy, self.device, mask_truncated=self.mask_truncated)
-        rewards = rewards[batch.row_ids]
         grading = grading_of(batch, corrected.scored, self.rewards, self.history, self.gathered)
+        return batch, rewards[batch.row_ids], grading
+
+    def update_of(self, corrected: Corrected) -> GRPOUpdate:
+        """The update on the groups that the filter keeps."""
+        rollout = corrected.scored.rollout
+        batch, rewards, grading = self.kept(corrected)
         observe(self.strategies, grading.update)
-        packing = self.packing and not self.advantage.reads_padding
         return GRPOUpdate(
             model=self.model,
             reference=self.reference_model(),
@@ -146,7 +179,7 @@ class GRPOModule(GRPOBase):
             advantage=self.advantage,
             loss=self.loss,
             num_generations=self.num_generations,
-            forward=self.forward_settings(self.rollout.sampling.temperature, packing),
+            forward=self.forward_settings(self.rollout.sampling.temperature, self.packs),
             grading=grading,
             minibatches=minibatches(batch, rollout, self.minibatch_rows, self.gathered),
             token_filter=self.token_filter,

@@ -46,6 +46,8 @@ class GRPOBase(PolicyModule):
             minibatch may be smaller; every one has denominators of its own. null: all rows in one step, so that with
             one epoch the importance ratio is exactly 1 and every clip idle.
         mask_truncated: responses that the token budget ended leave the loss and its denominators (see `kept_rows`).
+        balance_batch: on several ranks, whole groups change ranks before the update, within an optimiser step, so that
+            each rank computes about as many tokens (verl's `trainer.balance_batch`). The gradient is the same.
         shared: arguments of `PolicyModule`.
 
     Raises:
@@ -68,6 +70,7 @@ class GRPOBase(PolicyModule):
         update_epochs: int,
         minibatch_rows: int | None,
         mask_truncated: bool,
+        balance_batch: bool,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -86,7 +89,7 @@ class GRPOBase(PolicyModule):
         self.importance_correction = importance_correction
         self.strategy_metrics = declared(tuple(self.strategies.values()), describe)
         self.num_generations, self.update_epochs = num_generations, update_epochs
-        self.minibatch_rows, self.mask_truncated = minibatch_rows, mask_truncated
+        self.minibatch_rows, self.mask_truncated, self.balance_batch = minibatch_rows, mask_truncated, balance_batch
         self._reference: Any = None
         self.probes: list[Probe] = []
         """asked about every update before it runs; what they return is logged"""
@@ -119,6 +122,11 @@ class GRPOBase(PolicyModule):
             shard(self.trainer.precision_plugin.convert_module(reference), mesh)
             self._reference = lambda: reference
         super().shard(mesh)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the update computes packed rows."""
+        return self.packing and not self.advantage.reads_padding
 
     @property
     def required_fields(self) -> frozenset[str]:

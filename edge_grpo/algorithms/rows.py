@@ -173,11 +173,43 @@ def computed_rows(
         rewards: [N].
         grading: of the rows; None where the advantage reads none.
     """
-    inputs = AdvantageInputs(rewards, num_generations, batch.completion_mask, batch.sampled_mask, grading=grading)
-    brings = (batch.fixed_advantages.nan_to_num() != 0).view(-1, num_generations).any(1)
-    skipped = advantage.zero_advantage_groups(inputs) & ~brings
-    if loss.reads_every_row:
-        skipped = torch.zeros_like(skipped)
+    skipped = skipped_groups(batch, rewards, advantage, loss, num_generations, grading)
     if skipped.all():
         skipped[0] = False
     return torch.arange(batch.num_rows, device=rewards.device).view(-1, num_generations)[~skipped].flatten()
+
+
+def skipped_groups(
+    batch: UpdateBatch,
+    rewards: Tensor,
+    advantage: Advantage,
+    loss: Loss,
+    num_generations: int,
+    grading: Grading | None = None,
+) -> Tensor:
+    """[groups] bool: which groups of the batch cannot move the policy; arguments as of `computed_rows`."""
+    inputs = AdvantageInputs(rewards, num_generations, batch.completion_mask, batch.sampled_mask, grading=grading)
+    brings = (batch.fixed_advantages.nan_to_num() != 0).view(-1, num_generations).any(1)
+    skipped = advantage.zero_advantage_groups(inputs) & ~brings
+    return torch.zeros_like(skipped) if loss.reads_every_row else skipped
+
+
+def group_tokens(batch: UpdateBatch, skipped: Tensor, num_groups: int, *, packing: bool) -> list[int]:
+    """Tokens that the update computes of each group of the rollout, 0 of those that it leaves out.
+
+    Args:
+        batch: the kept rows.
+        skipped: see `skipped_groups`.
+        num_groups: of the rollout.
+        packing: whether the rows of a group share a prompt's tokens.
+    """
+    tokens = [0] * num_groups
+    if not (batch.token_weights > 0).any():  # a group that stands in, see `kept_rows`
+        return tokens
+    live = (~skipped).repeat_interleave(batch.num_rows // len(skipped)).nonzero().flatten()
+    of_rows = (batch.problem_ids, batch.prompt_keys, batch.prompt_lengths, batch.response_lengths)
+    counted = set()
+    for group, prompt, before, length in zip(*(values[live].tolist() for values in of_rows), strict=True):
+        tokens[group] += length + (0 if packing and (group, prompt) in counted else before)
+        counted.add((group, prompt))
+    return tokens

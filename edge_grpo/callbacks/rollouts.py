@@ -20,7 +20,7 @@ from edge_grpo.types.rollouts import ScoredRollout
 
 
 class RolloutRecords(pl.Callback):
-    """Writes a file an iteration into `<folder>/rollouts`, in every rank the rows that it sampled.
+    """Writes a file an iteration into `<folder>/rollouts`, in every rank the rows of its update.
 
     Args:
         folder: of the run.

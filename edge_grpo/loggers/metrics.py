@@ -242,6 +242,13 @@ METRICS: dict[str, Metric] = {
         "gradients; of all ranks",
         "mean",
     ),
+    "perf/token_imbalance/drawn": Metric(
+        "share",
+        "tokens that the update of the fullest rank would compute of the groups that it drew, over the mean of the "
+        "ranks, less 1; with `algorithm.balance_batch` on several ranks only",
+        "mean",
+    ),
+    "perf/token_imbalance/update": Metric("share", "the same of the groups that it does compute", "mean"),
     "perf/skipped_tokens": Metric(
         "tokens", "prompt and response tokens of rows without any loss, whose forward and backward were skipped", "mean"
     ),

@@ -1,7 +1,9 @@
 """Responses to the problems of an iteration, with what grading says of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from edge_grpo.types.problems import Problem
@@ -97,3 +99,33 @@ class ScoredRollout:
             raise ValueError(f"rewards drawn for {len(self.drawn)} of {len(self.rollout.problems)} groups")
         if len(self.texts) != n or self.scores.rewards.shape[0] != n:
             raise ValueError(f"{n} rows, {len(self.texts)} texts, {self.scores.rewards.shape[0]} rewards")
+
+    def group(self, group: int) -> "ScoredRollout":
+        """One group alone."""
+        size = self.rollout.num_generations
+        rows = range(group * size, (group + 1) * size)
+        return ScoredRollout(
+            Rollout((self.rollout.problems[group],), self.rollout.responses[rows.start : rows.stop], size),
+            self.texts[rows.start : rows.stop],
+            self.scores.selected(list(rows)),
+            self.drawn[group : group + 1],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence["ScoredRollout"]) -> "ScoredRollout":
+        """The groups of all parts, one part behind the other; all have G responses a group and the same rewards."""
+        scores = [part.scores for part in parts]
+        return ScoredRollout(
+            Rollout(
+                tuple(problem for part in parts for problem in part.rollout.problems),
+                tuple(response for part in parts for response in part.rollout.responses),
+                parts[0].rollout.num_generations,
+            ),
+            tuple(text for part in parts for text in part.texts),
+            Scores(
+                torch.cat([part.rewards for part in scores]),
+                {name: torch.cat([part.parts[name] for part in scores]) for name in scores[0].parts},
+                torch.cat([part.correct for part in scores]),
+            ),
+            tuple(rewards for part in parts for rewards in part.drawn),
+        )
