@@ -9,7 +9,6 @@ import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
@@ -169,6 +168,8 @@ def test_a_wrong_setting_or_a_signal_stops_it_at_once(code: int, sweep: Sweep, t
 
 def test_wandbs_agent_can_start_every_run_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first command line that the agent makes of the file, by its own functions."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # takes seconds
+
     sweep = yaml.safe_load((SCRIPTS[0].parent / "wandb_sweep.yaml").read_text())
     varied = {key: of.get("values", [of.get("value")]) for key, of in sweep["parameters"].items()}
     assert varied["advantage.clamp"][0] is None
