@@ -224,12 +224,24 @@ def _adapter(annotation: Any, *, scalar: bool) -> TypeAdapter[Any] | None:
     A scalar is held against those members of a union that can be built, for no scalar is a tensor or a Protocol.
     """
     try:
+        hash(annotation)
+    except TypeError:
+        return _build_adapter(annotation, scalar)
+    return _kept_adapter(annotation, scalar)
+
+
+def _build_adapter(annotation: Any, scalar: bool) -> TypeAdapter[Any] | None:
+    try:
         return TypeAdapter(annotation)
     except (PydanticUserError, PydanticUndefinedAnnotation):
         if not scalar or get_origin(annotation) not in (Union, UnionType):
             return None
     members = [member for member in get_args(annotation) if _adapter(member, scalar=True) is not None]
     return TypeAdapter(functools.reduce(operator.or_, members)) if members else None
+
+
+_kept_adapter = functools.cache(_build_adapter)
+"""building them is most of the time of a check"""
 
 
 def instantiate(node: DictConfig, **kwargs: Any) -> Any:

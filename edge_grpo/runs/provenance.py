@@ -30,8 +30,7 @@ def installed() -> dict[str, Any]:
     root, code = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(f"{path.relative_to(root)};".encode() + path.read_bytes())
-    info = run_info()
-    return {"packages": info["packages"], "python": info["python"], "edge_grpo's code": code.hexdigest()[:12]}
+    return {"packages": versions(), "python": platform.python_version(), "edge_grpo's code": code.hexdigest()[:12]}
 
 
 def _git(*arguments: str) -> str | None:
