@@ -2,12 +2,14 @@
 
 What ends as it shall says `ok`; else the reason is told. All ways give the same weights, bit for bit, in one run
 folder. Nodes are simulated: processes with a host name of their own (`unshare --uts`, where that is permitted), and
-variables as srun and torchrun set them. The last line is `cluster=N ok=N`; anything less exits with 1.
+variables as srun and torchrun set them. The last line is `cluster=N ok=N`; anything less exits with 1, but for what is
+skipped because vllm is not installed.
 
 `--only PART` runs the cases whose names contain it, and those that they are compared with.
 """
 
 import argparse
+import csv
 import functools
 import hashlib
 import importlib.util
@@ -42,6 +44,10 @@ CASES: dict[str, Case] = {}
 
 class Wrong(Exception):
     """What did not end as it shall."""
+
+
+class Absent(Exception):
+    """What a case needs is not installed."""
 
 
 def case(function: Case) -> Case:
@@ -272,6 +278,66 @@ def fsdp2_two_ranks(folder):
         same(other)
 
 
+ENGINE = (
+    *("rollout=vllm", "rollout.kv_cache_gb=0.25", "rollout.max_model_len=1024", "rollout.enforce_eager=true"),
+    *("model.hidden_size=64", "optimizer.lr=0.01"),
+)
+
+
+def engine_of_its_own(folder: Path, *settings: str) -> str:
+    """A run in which every rank samples by an engine of its own; the weights that it ends with.
+
+    After each update the engines have the trainer's weights: log-probs of the rollout and of the update agree on all
+    ranks, by the largest difference of all tokens.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise Absent("vllm is not installed: benchmarks/vllm_environment.sh makes an environment that has it")
+    with Started(folder, [((*TRAIN, *RUN, TWO, *ENGINE, *settings), {})]) as started:
+        started.must_end()
+        said = started.output()
+    run = run_folder(folder)
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    agrees = [float(row["mismatch/abs_log_ratio_max"]) < 1e-4 for row in rows]
+    proved = [float(row["rollout/weights_current"]) == 1 for row in rows]
+    moved = [float(row["train/grad_norm"]) > 0 for row in rows]
+    if len(rows) != 3 or not all((*agrees, *proved, *moved)) or "Traceback" in said:
+        raise Wrong(f"log-probs agree {agrees}, weights proved {proved}, updates {moved}\n{said}")
+    return digest(run)
+
+
+@functools.cache
+def engines_of_whole_policies() -> str:
+    with temporary() as folder:
+        return engine_of_its_own(folder)
+
+
+@case
+def vllm_two_ranks(folder):
+    engines_of_whole_policies()
+
+
+@case
+def vllm_fsdp2_two_ranks(folder):
+    """The weights of DDP: what was gathered for the engine is the policy."""
+    if (found := engine_of_its_own(folder, "trainer.strategy=fsdp2")) != engines_of_whole_policies():
+        raise Wrong(f"weights {found}, not {engines_of_whole_policies()} as under DDP")
+
+
+@case
+def vllm_torchrun_two_ranks(folder):
+    """Both processes stay for the second job of a sweep, and so do their engines."""
+    if importlib.util.find_spec("vllm") is None:
+        raise Absent("vllm is not installed: benchmarks/vllm_environment.sh makes an environment that has it")
+    options = torchrun("--nproc-per-node", "2", "--master-port", str(free_port()))
+    with Started(folder, [((*options, *TRAIN, "-m", *RUN, TWO, *ENGINE, "seed=0,1"), {})]) as started:
+        started.must_end()
+        said = started.output()
+    runs = sorted(path.parent for path in folder.rglob("metrics.csv"))
+    if len(runs) != 2 or digest(runs[0]) != engines_of_whole_policies() or "Traceback" in said:
+        raise Wrong(f"runs in {runs}\n{said}")
+
+
 @case
 def one_process_a_node(folder):
     port = str(free_port())
@@ -450,18 +516,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="")
     chosen = {name: run for name, run in CASES.items() if parser.parse_args().only in name}
-    good = 0
+    good = skipped = 0
     for name, run in chosen.items():
         began, told = time.monotonic(), "ok"
         try:
             with temporary() as folder:
                 run(folder)
             good += 1
+        except Absent as error:
+            skipped += 1
+            told = f"skipped: {error}"
         except Exception as error:
             told = f"{type(error).__name__}: {error}"
         print(f"{name:36s} {time.monotonic() - began:5.0f} s  {told}", flush=True)
-    print(f"cluster={len(chosen)} ok={good}")
-    raise SystemExit(good != len(chosen))
+    print(f"cluster={len(chosen)} ok={good}" + (f" skipped={skipped}" if skipped else ""))
+    raise SystemExit(good + skipped != len(chosen))
 
 
 if __name__ == "__main__":

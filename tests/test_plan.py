@@ -2,13 +2,16 @@
 
 import json
 import logging
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from small_runs import SMALL_MODEL, composed
+from small_runs import REPO, SMALL_MODEL, composed
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -16,9 +19,9 @@ from edge_grpo.command_line.check import check_config
 from edge_grpo.errors import UserError
 from edge_grpo.planning import plan as plan_module
 from edge_grpo.planning.advice import lowered
-from edge_grpo.planning.live_memory import LiveMemory
+from edge_grpo.planning.live_memory import HEAP_BLOCK, LiveMemory
 from edge_grpo.planning.model_config import SHAPES, read_config
-from edge_grpo.planning.passes import copied_weights, optimizer_step, rollout_pass, update_pass, weights
+from edge_grpo.planning.passes import UpdatePass, copied_weights, optimizer_step, rollout_pass, update_pass, weights
 from edge_grpo.planning.plan import EVALUATION, PHASES, ROLLOUT, STEP, UPDATE, decoded_at_once, make_plan
 from edge_grpo.planning.run_settings import RunSettings, run_settings
 from edge_grpo.planning.skeleton import Adapters, ModelPlan
@@ -134,6 +137,20 @@ def test_what_lives_at_the_same_time_counts():
     assert (memory.peak_without, memory.peak) == (2001, 2500)
 
 
+def test_what_of_the_peak_lies_in_the_heap():
+    with torch.device("meta"), LiveMemory() as memory:
+        before = torch.empty(10, dtype=torch.uint8)
+        assert (memory.restart(), memory.heap) == (10, 10)
+        mapped = torch.empty(HEAP_BLOCK, dtype=torch.uint8)
+        held = torch.empty(HEAP_BLOCK - 1, dtype=torch.uint8)
+        with memory.apart():
+            apart = torch.empty(5, dtype=torch.uint8)
+        del mapped, held, apart
+        later = torch.empty(7, dtype=torch.uint8)  # below the peak
+    assert memory.heap == 10 + HEAP_BLOCK - 1
+    assert (len(before), len(later)) == (10, 7)
+
+
 # Against what torch allocates, on a model of 6.6 M parameters (27 MB)
 
 MEDIUM = Qwen2Config(
@@ -212,8 +229,57 @@ def test_the_update_takes_what_was_planned(checkpointing, autocast, later, chunk
 
     plan = model_plan(MEDIUM, autocast=autocast, gradient_checkpointing=checkpointing)
     taken = update_pass(plan, Microbatch(8 * prompts, prompts, 48, 72, False), chunk, later=later, in_place=True)
-    planned = sum(taken) + (0 if later else weights(plan).trained_bytes)
+    planned = taken.activations + taken.logits + (0 if later else weights(plan).trained_bytes)
     assert planned == pytest.approx(allocated(update), rel=0.15)
+
+
+def deep_plan(*, adapted: bool) -> ModelPlan:
+    """Activations are most of what this model's update takes."""
+    wider = {
+        "hidden_size": 384,
+        "intermediate_size": 1152,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "layer_types": None,
+    }
+    config = Qwen2Config(**MEDIUM.to_dict() | wider)
+    return model_plan(config, adapters=Adapters(16, 0.0, None, "float32") if adapted else None)
+
+
+def print_resident_growth(*, adapted: bool) -> None:
+    """Called in a process of its own: by how many bytes six micro-batches raise the peak of its resident set."""
+    from edge_grpo.policy.lora import Lora
+
+    policy = Policy(Qwen2ForCausalLM(deep_plan(adapted=adapted).config), byte_tokenizer())
+    model = Lora(r=16 if adapted else None).adapt(policy).model
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    forward = MicrobatchForward(1.0, 10**9, 64, packing=True)
+    before = plan_module.resident_bytes()
+    for rows, prompt, lengths in (
+        (8, 340, [100]),
+        (5, 333, [60, 90]),
+        (7, 326, [90]),
+        (8, 330, [80, 100]),
+        (6, 340, [9]),
+    ):
+        with forward.on(model, training=True):
+            forward(model, update_batch(1, [prompt], lengths, group=rows)).logprobs.sum().backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_process_grows_by_what_was_planned_and_its_holes(adapted):
+    run = settings(config=deep_plan(adapted=adapted).config)
+    run = replace(
+        run, model=deep_plan(adapted=adapted), problems=1, prompt_tokens=340, response_tokens=100, chunk_tokens=64
+    )
+    plan = make_plan(run)
+    planned = sum(bytes_of(plan, part)[UPDATE] for part in ("activations", "logits", "holes in the heap"))
+    code = f"import test_plan; test_plan.print_resident_growth(adapted={adapted})"
+    grown = subprocess.run([sys.executable, "-c", code], cwd=REPO / "tests", capture_output=True, text=True, check=True)
+    assert planned == pytest.approx(int(grown.stdout), rel=0.15)
 
 
 def test_the_optimizer_takes_what_was_planned():
@@ -399,6 +465,14 @@ def test_parts_and_phases_by_hand():
     assert plan.disk == 3 * plan.checkpoint + 4 * p
     assert plan.total(UPDATE) == sum(part.bytes.get(UPDATE, 0) for part in plan.parts)
     assert plan.peak == max(map(plan.total, PHASES))
+
+
+def test_holes_lie_between_the_blocks_of_the_heap_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(plan_module, "update_pass", lambda *_, **__: UpdatePass(1000, 0, 700))
+    adapted = model_plan(adapters=Adapters(2, 0.0, None, "float32"))
+    cpu = settings()
+    for run, holes in ((cpu, 140), (replace(cpu, model=adapted), 630), (settings(*FULL), 0)):
+        assert bytes_of(make_plan(run), "holes in the heap") == {UPDATE: holes}
 
 
 def test_the_weights_that_a_rollout_copies_by_hand(monkeypatch):

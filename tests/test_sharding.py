@@ -3,6 +3,7 @@
 import os
 from types import SimpleNamespace
 
+import fake_vllm
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -13,6 +14,10 @@ from edge_grpo.errors import UserError
 from edge_grpo.losses.base import UpdateSize
 from edge_grpo.policy import sharding
 from edge_grpo.policy.tiny import random_tiny_policy
+from edge_grpo.rollouts.base import Sampling
+from edge_grpo.rollouts.vllm import VLLMRollout
+from edge_grpo.rollouts.vllm_engine import Engine
+from edge_grpo.rollouts.vllm_weights import Comparison
 from edge_grpo.types.update import Step
 
 SHAPE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 16}
@@ -80,3 +85,21 @@ def test_a_bad_micro_batch_is_one_of_this_ranks_own():
 def test_a_model_that_names_no_layers_is_refused(mesh):
     with pytest.raises(UserError, match="Linear does not name its layers"):
         sharding.shard(torch.nn.Linear(2, 2), mesh)
+
+
+def test_an_engine_gets_what_was_written_to_the_parts_of_a_sharded_model(policy, monkeypatch):
+    fake_vllm.install(monkeypatch)
+    monkeypatch.setattr(Engine, "_compare", lambda *_: Comparison([], []))  # its samples may miss a small change
+    made = VLLMRollout(4, 1.0, 1.0, 0, 0.0, (), None, 64, 0.5, None, enforce_eager=True)
+
+    def pushed():
+        with sharding.whole(policy.model):
+            for _ in range(2):
+                made.generate(policy, [[65, 66]], [2], Sampling(), torch.Generator())
+        return made._engine.syncs
+
+    assert pushed() == 1
+    with torch.no_grad():
+        for part in policy.model.parameters():
+            part.mul_(1.1)
+    assert pushed() == 2

@@ -6,15 +6,19 @@ The tests of one process share an engine where they can: a start takes most of t
 """
 
 import importlib.metadata
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import SMALL_GRPO, command_from_scratch, metrics_rows
+from small_runs import ENVIRONMENT, REPO, SHORT, SMALL_GRPO, command_from_scratch, metrics_rows
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.load import load_policy
 from edge_grpo.policy.tiny import random_tiny_policy
 from edge_grpo.rollouts import vllm_engine
 from edge_grpo.rollouts.base import Sampling
@@ -161,3 +165,70 @@ def test_a_serial_multirun_trains_through_the_command_line(tmp_path):
     for folder in folders:
         rows = [row for row in metrics_rows(folder) if row["train/loss"]]
         assert [float(row["rollout/weights_current"]) for row in rows] == [1.0, 1.0]
+
+
+def test_a_sweep_on_two_ranks_starts_an_engine_for_every_job(tmp_path):
+    """Rank 0 stays, rank 1 is another process for each job: both have to make vLLM's process groups again."""
+    engine = ("rollout=vllm", "rollout.kv_cache_gb=0.25", "rollout.max_model_len=1024", "rollout.enforce_eager=true")
+    # One held-out problem: rank 1 evaluates none.
+    ranks = ("trainer.strategy=ddp", "trainer.devices=2", "data.held_out_count=1", "model.hidden_size=64")
+    run = command_from_scratch("-m", f"hydra.sweep.dir={tmp_path}", "seed=0,1", *SMALL_GRPO, *SHORT, *engine, *ranks)
+    out, _ = run.communicate(timeout=600)
+    assert run.returncode == 0, out[-3000:]
+    assert "Traceback" not in out
+    for folder in (path.parent for path in tmp_path.rglob("metrics.csv")):
+        rows = [row for row in metrics_rows(folder) if row["train/loss"]]
+        assert [float(row["rollout/weights_current"]) for row in rows] == [1.0, 1.0]
+
+
+GREEDY = """
+import json, sys
+import torch
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+base, exported, prompts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+torch.compiler.set_stance("force_eager")
+
+def greedy(model, request=None, **settings):
+    llm = LLM(
+        model=model, dtype="float32", enforce_eager=True, max_model_len=256, kv_cache_memory_bytes=2**27, **settings
+    )
+    params = SamplingParams(temperature=0, max_tokens=24)
+    told = llm.generate([{"prompt_token_ids": p} for p in prompts], params, lora_request=request, use_tqdm=False)
+    llm.llm_engine.engine_core.shutdown()
+    return [list(one.outputs[0].token_ids) for one in told]
+
+adapter = LoRARequest("adapter", 1, f"{exported}/adapter")
+print(json.dumps([greedy(exported), greedy(base, adapter, enable_lora=True, max_lora_rank=8), greedy(base)]))
+"""
+
+
+def test_vllm_and_transformers_load_what_a_run_with_adapters_exports(tmp_path):
+    """The merged folder, and the adapter's folder on the model that it was trained on."""
+    pytest.importorskip("peft")
+    asset = REPO / "edge_grpo" / "assets" / "tiny_base"
+    load_policy(str(asset), "float32", "sdpa", False, False, None).save(tmp_path / "base")
+    adapters = ("model=hf", f"model.path={tmp_path}/base", "model.lora.r=4", "optimizer.lr=0.005")
+    settings = [setting for setting in SMALL_GRPO if not setting.startswith("model")]
+    run = command_from_scratch(
+        *settings, *adapters, "correction=reference_row", "advantage=vanilla", f"hydra.run.dir={tmp_path}/run"
+    )
+    out, _ = run.communicate()
+    assert run.returncode == 0, out[-3000:]
+    folder = tmp_path / "run" / "model"
+    policies = [load_policy(str(path), "float32", "sdpa", False, False, None) for path in (folder, tmp_path / "base")]
+    prompts = [policies[0].encode(prompt) for prompt in ("1 + 2 = ?", "12 + 45 - 7 = ?", "90 - 3 = ?")]
+    merged, base = ([greedy(policy, prompt) for prompt in prompts] for policy in policies)
+    assert merged != base
+    quiet = {**ENVIRONMENT, **vllm_engine._ENVIRONMENT}
+    command = [sys.executable, "-c", GREEDY, str(tmp_path / "base"), str(folder), json.dumps(prompts)]
+    told = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr[-3000:]
+    assert json.loads(told.stdout.splitlines()[-1]) == [merged, merged, base]
+
+
+def greedy(policy: Policy, prompt: tuple[int, ...]) -> list[int]:
+    """By transformers alone."""
+    made = policy.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
+    return made.tolist()

@@ -133,11 +133,13 @@ class PolicyModule(pl.LightningModule):
         shard(precision.convert_module(self.model), mesh)
 
     def on_fit_start(self) -> None:
-        """Refuse a model that the update cannot compute, before any work."""
+        """Refuse a model that the update or the rollout engine cannot compute, before any work."""
         with whole(self.model):
             check_head(self.model, self.chunk_tokens)
             if self.packing:
                 check_packed(self.model)
+            if hasattr(self.rollout, "start"):  # an engine of its own: all ranks at once
+                self.rollout.start(self.policy)
         for logger in run_loggers(self.trainer.loggers):
             logger.define_metrics(self.strategy_metrics)
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+HEAP_BLOCK = 32 * 2**20
+"""bytes from which on glibc maps every block by itself and unmaps it when it is freed"""
+
 
 class LiveMemory(TorchDispatchMode):
     """Inside, every storage that an operator makes counts from its making until nothing refers to it.
@@ -25,12 +28,13 @@ class LiveMemory(TorchDispatchMode):
     >>> memory.bytes, memory.peak
     (4004, 8004)
 
-    What is made inside `apart()` counts too; `peak_without` is the peak of all the rest.
+    What is made inside `apart()` counts too; `peak_without` is the peak of all the rest, and `heap` how much of that is
+    in blocks of less than `HEAP_BLOCK`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = self.peak_without = 0
+        self.bytes = self.peak = self.peak_without = self.heap = self._in_heap = 0
         self._apart, self._bytes_apart = False, 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -46,6 +50,7 @@ class LiveMemory(TorchDispatchMode):
     def restart(self) -> int:
         """Peaks count from here; the bytes alive now."""
         self.peak = self.peak_without = self.bytes
+        self.heap = self._in_heap
         return self.bytes
 
     def __torch_dispatch__(
@@ -65,11 +70,13 @@ class LiveMemory(TorchDispatchMode):
             self._known[key] = weakref.ref(storage, partial(self._forget, key, size, self._apart))
             self._add(size, self._apart)
             self.peak = max(self.peak, self.bytes)
-            self.peak_without = max(self.peak_without, self.bytes - self._bytes_apart)
+            if self.bytes - self._bytes_apart > self.peak_without:
+                self.peak_without, self.heap = self.bytes - self._bytes_apart, self._in_heap
 
     def _add(self, size: int, apart: bool) -> None:
         self.bytes += size
         self._bytes_apart += size if apart else 0
+        self._in_heap += size if abs(size) < HEAP_BLOCK and not apart else 0
 
     def _forget(self, key: int, size: int, apart: bool, _: Any) -> None:
         del self._known[key]

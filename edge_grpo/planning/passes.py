@@ -27,10 +27,14 @@ class Weights(NamedTuple):
 
 
 class UpdatePass(NamedTuple):
-    """Bytes at the peak of a pass, above weights and gradients; `logits` is what a chunk of logits adds to it."""
+    """Bytes at the peak of a pass, above weights and gradients; `logits` is what a chunk of logits adds to it.
+
+    `heap` is how much of the activations is in blocks that glibc keeps when they are freed.
+    """
 
     activations: int
     logits: int
+    heap: int
 
 
 class RolloutPass(NamedTuple):
@@ -96,8 +100,9 @@ def update_pass(
     """
     passed = partial(_update_pass, microbatch=microbatch, chunk_tokens=chunk_tokens, later=later, in_place=in_place)
     activations = _of_all_layers(plan, lambda some: passed(some).activations)
-    total = _of_all_layers(plan, lambda some: sum(passed(some)))
-    return UpdatePass(max(activations, 0), max(total, 0) - max(activations, 0))
+    total = _of_all_layers(plan, lambda some: sum(passed(some)[:2]))
+    heap = _of_all_layers(plan, lambda some: passed(some).heap)
+    return UpdatePass(max(activations, 0), max(total, 0) - max(activations, 0), max(heap, 0))
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +119,7 @@ def _update_pass(
             memory.count([*model.parameters(), *model.buffers()])
             for p in trained if later else ():
                 p.grad = torch.empty_like(p)
-            standing = memory.restart() + (0 if later else total_bytes(trained))
+            standing, kept = memory.restart() + (0 if later else total_bytes(trained)), memory.heap
             softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
             masks = torch.empty(microbatch.mask_bytes(parts.element_size, softcap=softcap), dtype=torch.uint8)
             ids, position = torch.empty(2, 1, microbatch.tokens, dtype=torch.long)
@@ -130,7 +135,7 @@ def _update_pass(
         model.zero_grad(set_to_none=True)
         model.eval()
     # Below 0 where gradients that are counted as standing do not exist yet at the peak.
-    return UpdatePass(memory.peak_without - standing, memory.peak - memory.peak_without)
+    return UpdatePass(memory.peak_without - standing, memory.peak - memory.peak_without, memory.heap - kept)
 
 
 def rollout_pass(plan: ModelPlan, prefill_tokens: int, rows: int) -> RolloutPass:

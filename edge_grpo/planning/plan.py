@@ -29,6 +29,9 @@ GPU_PROGRAM = 1_500_000_000
 """bytes of CUDA's context and libraries, and of what the allocator has and cannot use: reckoned, not measured"""
 ENGINE_WORKSPACE = 1_500_000_000
 """bytes that a rollout engine with weights of its own has besides weights and cache: reckoned, not measured"""
+HOLES, ADAPTED_HOLES = 0.2, 0.9
+"""of the update's blocks in glibc's heap, what lies freed between them at the peak: measured, see docs/real_models.md;
+every adapter makes three results of its layer's size that are freed beside one that is kept"""
 
 
 class Part(NamedTuple):
@@ -208,8 +211,10 @@ def _update(run: RunSettings) -> list[Part]:
     passed = update_pass(
         run.model, run.microbatch, run.chunk_tokens, later=run.several_microbatches, in_place=run.ranks == 1
     )
+    share = 0.0 if run.on_gpu else HOLES if run.model.adapters is None else ADAPTED_HOLES
     return [
         Part("activations", {UPDATE: passed.activations}, f"micro-batch of {run.microbatch.tokens:,} tokens"),
+        Part("holes in the heap", {UPDATE: int(share * passed.heap)}, "freed, and kept by the C library"),
         Part("logits", {UPDATE: passed.logits}, f"chunk of {run.chunk_tokens:,} tokens; 0 where the peak is elsewhere"),
     ]
 

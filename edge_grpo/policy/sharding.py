@@ -9,7 +9,7 @@ one, as often as each rank likes (a rollout, the reference's log-probs), runs wh
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -19,6 +19,7 @@ from edge_grpo.errors import UserError
 
 _whole: "WeakSet[Any]" = WeakSet()
 """models that are whole at this moment"""
+_times: "WeakKeyDictionary[Any, int]" = WeakKeyDictionary()
 
 
 def shard(model: Any, mesh: Any) -> None:
@@ -57,6 +58,7 @@ def whole(model: Any) -> Iterator[None]:
     through_root(model, tuple)  # a root must be called before its layers
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     _whole.add(model)
+    _times[model] = _times.get(model, 0) + 1
     try:
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
@@ -72,6 +74,11 @@ def whole(model: Any) -> Iterator[None]:
 def is_whole(model: Any) -> bool:
     """Whether plain tensors can be read off it."""
     return not is_sharded(model) or model in _whole
+
+
+def times_whole(model: Any) -> int:
+    """How often it was gathered: torch's count of writes to its whole tensors knows none of those to its parts."""
+    return _times.get(model, 0)
 
 
 def whole_state(model: Any) -> dict[str, torch.Tensor]:

@@ -137,10 +137,20 @@ def on_ranks(asked: Asked, job: Mapping[str, Any], on_loss: Callable[[str], None
         with ranks.together():
             yield ranks
         seconds = LEAVE_S
-        if place is None and torch.distributed.is_initialized():  # the next job of a sweep has other processes
-            torch.distributed.destroy_process_group()
+        if place is None:  # the next job of a sweep has other processes
+            _end_group()
     finally:
         _end_children(children, seconds)
+
+
+def _end_group() -> None:
+    """End torch.distributed, after the rollout engine that has groups in it."""
+    # Imported here: it takes transformers, which what is refused before a job need not wait for.
+    from edge_grpo.rollouts.vllm_engine import Engine
+
+    Engine.end_with_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def share_node(devices: int) -> None:

@@ -66,8 +66,9 @@ class RolloutEngine(Protocol):
     """Continues token prefixes with the policy.
 
     Optional: `records_entropies`, false where its responses have none; `max_model_len`, where it takes less than the
-    model's context; `own_weights`, true where it holds the model a second time; the method `take_metrics`, what it
-    tells of itself since the last time, by logged name.
+    model's context; `own_weights`, true where it holds the model a second time; the methods `start`, called with
+    the policy on all ranks at once before any work, and `take_metrics`, what it tells of itself since the last time, by
+    logged name.
     """
 
     sampling: Sampling

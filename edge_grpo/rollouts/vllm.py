@@ -16,7 +16,7 @@ from edge_grpo.types.responses import Response
 
 
 class VLLMRollout:
-    """One engine a rank, started by the first call, which is before any training, and kept by the process.
+    """One engine a rank, started before any training, by all ranks together, and kept by the process.
 
     A row has a seed of its own on a GPU, so its draws do not depend on the others. vLLM on the CPU refuses seeds of
     rows: there a call has one, and the same call draws the same. Truncations apply in vLLM's order: temperature, min-p,
@@ -66,6 +66,15 @@ class VLLMRollout:
         self.dtype, self.enforce_eager = dtype, enforce_eager
         self._engine: Engine | None = None
         self._calls = 0
+
+    def start(self, policy: Policy) -> None:
+        """Start the engine, which a call does too: vLLM makes its process groups on all ranks at the same time.
+
+        Raises:
+            UserError: see `generate`.
+        """
+        with untouched(policy.model.device, eager=self.enforce_eager):
+            self._start(policy).rest()
 
     def generate(
         self,

@@ -14,6 +14,7 @@ import torch
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.sharding import times_whole
 from edge_grpo.rollouts.vllm_weights import Comparison, compare, policy_samples
 
 VERSION = "0.32.0"
@@ -129,6 +130,15 @@ class Engine:
                 "rollout=vllm: this process's engine belongs to an earlier run with another model or other engine "
                 "settings, and cannot be ended among several ranks: start each run as a process of its own"
             )
+        self._end()
+
+    @classmethod
+    def end_with_group(cls) -> None:
+        """End the process's engine, if it has one, and with it torch.distributed, before that ends under it."""
+        if cls._running is not None:
+            cls._running._end()
+
+    def _end(self) -> None:
         type(self)._running = None
         self.llm.llm_engine.engine_core.shutdown()
         self.llm = None
@@ -158,7 +168,8 @@ class Engine:
             UserError: it has not.
         """
         start = time.perf_counter()
-        model, version = policy.model, tuple((p.data_ptr(), p._version) for p in policy.model.parameters())
+        model = policy.model
+        version = (times_whole(model), *((p.data_ptr(), p._version) for p in model.parameters()))
         changed = self._model() is not model or self._version != version
         if changed or self._compare(policy).different:
             self._push(policy)
@@ -201,7 +212,8 @@ def _write_model(policy: Policy, folder: Path) -> None:
     """The files that vLLM builds a model from: all but the weights."""
     config = policy.model.config
     if not config.architectures:
-        config.architectures = [type(policy.model).__name__]
+        # The class of a sharded model has another name.
+        config.architectures = [type(policy.model).__name__.removeprefix("FSDP")]
     config.save_pretrained(folder)
     policy.model.generation_config.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
