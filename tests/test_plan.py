@@ -271,11 +271,10 @@ def print_resident_growth(*, adapted: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_process_grows_by_what_was_planned_and_its_holes(adapted):
-    run = settings(config=deep_plan(adapted=adapted).config)
-    run = replace(
-        run, model=deep_plan(adapted=adapted), problems=1, prompt_tokens=340, response_tokens=100, chunk_tokens=64
-    )
+    run = settings("data.problems_per_iteration=1", config=deep_plan(adapted=adapted).config)
+    run = replace(run, model=deep_plan(adapted=adapted), prompt_tokens=340, response_tokens=100, chunk_tokens=64)
     plan = make_plan(run)
+    assert plan.settings.microbatch.tokens == 340 + 8 * 100
     planned = sum(bytes_of(plan, part)[UPDATE] for part in ("activations", "logits", "holes in the heap"))
     code = f"import test_plan; test_plan.print_resident_growth(adapted={adapted})"
     grown = subprocess.run([sys.executable, "-c", code], cwd=REPO / "tests", capture_output=True, text=True, check=True)
@@ -498,6 +497,8 @@ def test_a_reference_is_a_second_model_unless_it_is_the_adapter_switched_off():
     plan = make_plan(adapted)
     assert "reference" not in [part.name for part in plan.parts]
     assert plan.checkpoint == 4 * plan.trained + bytes_of(plan, "optimizer")[STEP]  # of trained tensors only
+    assert (plan.base, plan.exported) == (4 * PARAMETERS, 4 * (PARAMETERS + plan.trained))
+    assert f" ({plan.checkpoint / PARAMETERS / 4:.2%} of the model)".replace("%", " %") in table(plan, "")
 
 
 def test_an_engine_of_its_own_sleeps_while_the_policy_is_trained():

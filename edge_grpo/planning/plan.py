@@ -49,7 +49,7 @@ class Plan(NamedTuple):
         settings: that it was made of.
         parts: of the memory; the first is the weights.
         parameters, trained: of the model, and those that the optimiser moves.
-        checkpoint: bytes of one; `exported`: of the trained model in `model/`.
+        checkpoint: bytes of one; `exported`: of the trained model in `model/`; `base`: of the model without adapters.
     """
 
     settings: RunSettings
@@ -58,6 +58,7 @@ class Plan(NamedTuple):
     trained: int
     checkpoint: int
     exported: int
+    base: int
 
     def total(self, phase: str) -> int:
         """Bytes in this phase."""
@@ -123,6 +124,7 @@ def _plan(run: RunSettings) -> Plan:
         trained=of.trained,
         checkpoint=(of.bytes if full else of.trained_bytes) + step.state,
         exported=of.bytes,
+        base=of.bytes if full else of.bytes - of.trained_bytes,
     )
 
 

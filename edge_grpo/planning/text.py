@@ -30,7 +30,8 @@ def table(plan: Plan, source: str) -> str:
     lines += [
         _line("sum", [_gb(plan.total(phase)) for phase in PHASES]),
         "",
-        f"disk       {_gb(plan.checkpoint)} GB a checkpoint, {run.checkpoints} at once, "
+        f"disk       {_gb(plan.checkpoint)} GB a checkpoint ({100 * plan.checkpoint / plan.base:.2f} % of the model), "
+        f"{run.checkpoints} at once, "
         f"{_gb(plan.exported)} GB exported: {_gb(plan.disk)} GB",
     ]
     if run.cache_bound is None and run.max_batch_rows is None and run.engine_cache is None:
