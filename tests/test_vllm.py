@@ -19,6 +19,7 @@ from edge_grpo.programs.train_run import build_module
 from edge_grpo.rollouts.base import Sampling
 from edge_grpo.rollouts.isolation import untouched
 from edge_grpo.rollouts.vllm import VLLMRollout
+from edge_grpo.rollouts.vllm_engine import Engine
 from edge_grpo.rollouts.vllm_weights import compare, policy_samples
 from edge_grpo.seeding import stage_generator
 
@@ -225,6 +226,33 @@ def test_other_settings_take_another_engine_and_several_ranks_refuse(policy, mon
     monkeypatch.setattr(made._engine, "_owns_group", False)
     with pytest.raises(UserError, match=r"belongs to an earlier run .* start each run as a process of its own"):
         generate(rollout(max_model_len=32), policy)
+
+
+def test_a_run_starts_it_before_any_call(tmp_path, monkeypatch):
+    """All ranks at once, although one of them may have no problem to evaluate."""
+    called = []
+    for name in ("start", "generate"):
+        own = getattr(VLLMRollout, name)
+        monkeypatch.setattr(VLLMRollout, name, lambda *of, name=name, own=own: (called.append(name), own(*of))[1])
+    run_small(tmp_path, "rollout=vllm", "rollout.max_model_len=512", "correction=none", "trainer.max_iterations=1")
+    assert called[0] == "start"
+    assert called.count("start") == len(FakeLLM.made) == 1
+
+
+def test_it_rests_from_its_start_on_and_ends_with_torchs_group(policy, monkeypatch):
+    rested = []
+    monkeypatch.setattr(Engine, "rest", lambda engine: rested.append(engine))
+    made = rollout()
+    made.start(policy)
+    assert len(rested) == 1
+    generate(made, policy)
+    (llm,) = FakeLLM.made
+    monkeypatch.setattr(made._engine, "_owns_group", False)  # of several ranks
+    Engine.end_with_group()
+    Engine.end_with_group()  # there is none any more
+    assert llm.closed
+    generate(rollout(), policy)  # the next job of a sweep
+    assert len(FakeLLM.made) == 2
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
