@@ -90,6 +90,7 @@ def test_a_model_that_names_no_layers_is_refused(mesh):
 def test_an_engine_gets_what_was_written_to_the_parts_of_a_sharded_model(policy, monkeypatch):
     fake_vllm.install(monkeypatch)
     monkeypatch.setattr(Engine, "_compare", lambda *_: Comparison([], []))  # its samples may miss a small change
+    monkeypatch.setattr(torch.nn.Parameter, "data_ptr", lambda _: 0, raising=False)  # a GPU's allocator gives the same
     made = VLLMRollout(4, 1.0, 1.0, 0, 0.0, (), None, 64, 0.5, None, enforce_eager=True)
 
     def pushed():
