@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from edge_grpo.errors import Stopped, UserError
@@ -18,6 +19,7 @@ from edge_grpo.ranks.meeting import Meeting
 from edge_grpo.ranks.place import Place, place_of
 from edge_grpo.ranks.start import alone_on_this_machine
 from edge_grpo.rewards.pool import KillablePool
+from edge_grpo.rollouts.vllm_engine import Engine
 
 MASTER = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 OF_FOUR = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
@@ -314,6 +316,15 @@ def test_one_process_needs_no_meeting():
         assert type(ranks) is Ranks
         ranks.agree({"anything": 1})
         assert ranks.plugins == []
+
+
+def test_an_engine_ends_before_the_group_that_it_is_in(monkeypatch):
+    order = []
+    monkeypatch.setattr(Engine, "end_with_group", lambda: order.append("engine"))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: order.append("group"))
+    lead._end_group()
+    assert order == ["engine", "group"]
 
 
 def test_a_missing_finding_is_a_difference():
