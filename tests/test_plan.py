@@ -506,6 +506,8 @@ def test_an_engine_of_its_own_sleeps_while_the_policy_is_trained():
     plan = make_plan(run)
     assert bytes_of(plan, "engine: KV cache") == dict.fromkeys((ROLLOUT, "evaluation"), 5 * 2**29)
     assert bytes_of(plan, "engine: weights")[ROLLOUT] == 2 * PARAMETERS
+    merged = replace(run, model=replace(run.model, adapters=Adapters(2, 0.0, None, "float32")))
+    assert bytes_of(make_plan(merged), "engine: weights")[ROLLOUT] == 2 * PARAMETERS
     assert "KV cache" not in [part.name for part in plan.parts]
 
 

@@ -202,8 +202,9 @@ def _least(*counts: int | None) -> int:
 def _engine(run: RunSettings, of: Weights) -> list[Part]:
     """An engine of its own holds the weights a second time; on a GPU it sleeps while the others work."""
     awake = (ROLLOUT, EVALUATION) if run.on_gpu else PHASES
+    merged = of.parameters - (0 if run.model.adapters is None else of.trained)
     return [
-        Part("engine: weights", dict.fromkeys(awake, of.parameters * run.engine_element)),
+        Part("engine: weights", dict.fromkeys(awake, merged * run.engine_element)),
         Part("engine: KV cache", dict.fromkeys(awake, run.engine_cache or 0), "rollout.kv_cache_gb"),
         Part("engine: workspace", dict.fromkeys(awake, ENGINE_WORKSPACE), "reckoned"),
     ]
