@@ -3,8 +3,11 @@
 torch is imported by what needs it and not here: the process that hands the tests to workers needs none.
 """
 
+import functools
 import gc
+import importlib.metadata
 import os
+import sys
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 
@@ -42,6 +45,16 @@ def _quick_hydra() -> Iterator[None]:
     from quick_hydra import quick_hydra
 
     with quick_hydra():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _installed_packages() -> Iterator[None]:
+    """What is installed stays: a run asks for versions, and Lightning goes through every package for each trainer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        if lightning := sys.modules.get("lightning_fabric.utilities.registry"):
+            patch.setattr(lightning, "entry_points", functools.cache(lightning.entry_points))
         yield
 
 

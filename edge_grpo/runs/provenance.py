@@ -27,10 +27,15 @@ def run_info() -> dict[str, Any]:
 
 def installed() -> dict[str, Any]:
     """What must be the same on every rank: package versions, Python, and a digest of this package's code."""
+    return {"packages": versions(), "python": platform.python_version(), "edge_grpo's code": _code()}
+
+
+@functools.cache  # read once: what this process runs stays what it is
+def _code() -> str:
     root, code = Path(__file__).resolve().parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(f"{path.relative_to(root)};".encode() + path.read_bytes())
-    return {"packages": versions(), "python": platform.python_version(), "edge_grpo's code": code.hexdigest()[:12]}
+    return code.hexdigest()[:12]
 
 
 def _git(*arguments: str) -> str | None:
