@@ -47,11 +47,15 @@ def anything(**kwargs: Any) -> dict[str, Any]:
     return kwargs
 
 
+def documented(size: ["bytes"]) -> None:
+    """Its annotation is a remark, which is no type and has no hash."""
+
+
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = ModuleType("toy")
-    toy.__dict__.update(Algorithm=Algorithm, Part=Part, anything=anything, NUMBER=3)
-    for thing in (Algorithm, Part, anything):
+    toy.__dict__.update(Algorithm=Algorithm, Part=Part, anything=anything, documented=documented, NUMBER=3)
+    for thing in (Algorithm, Part, anything, documented):
         monkeypatch.setattr(thing, "__module__", "toy")
     monkeypatch.setitem(sys.modules, "toy", toy)
 
@@ -70,6 +74,7 @@ ACCEPTED = [
     {"betas": [0.9, 1]},  # YAML has lists only
     {"weights": {"accuracy": 1}},
     {"grader": {"_target_": "toy.anything", "any": 3}},
+    {"grader": {"_target_": "toy.documented", "size": "large"}},
     {"rewards": {"accuracy": {"_target_": "toy.anything"}}},
     {"rewards": {"accuracy": 3}},  # no validator for a Protocol within a container: not judged
     {"num_generations": "${seed_of_all}"},
