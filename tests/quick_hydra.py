@@ -1,6 +1,6 @@
 """Hydra composes in half of its time: it reads a file once a process and builds no map that nobody looks into.
 
-Composing is a fifth of the suite's time. The programs that tests start compose as a user's do.
+Composing was a third of a small run. The programs that tests start compose as a user's do.
 """
 
 import os
