@@ -154,7 +154,7 @@ def ours(
     chunk_tokens: int = 512,
 ) -> Stopwatch:
     # No token ends a row.
-    native.Ends = lambda policy, stops: lambda tokens, rows, counts: torch.zeros(len(rows), dtype=torch.bool)
+    native.Ends = lambda policy, stops: lambda tokens, rows, counts: torch.zeros_like(rows, dtype=torch.bool)
     policy = Policy(qwen2(size, torch.float32), tokenizer(SIZES[size]["vocab_size"]))
     engine = WantedLengths(max(wanted), 1.0, 1.0, 0, 0.0, (), None)
     engine.wanted, engine.clock = wanted, clock

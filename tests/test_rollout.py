@@ -9,10 +9,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
-from edge_grpo.policy.finite import NotFiniteError
+from edge_grpo.policy.finite import NotFiniteError, check_finite
 from edge_grpo.policy.kv_cache import RowCache, token_bytes
+from edge_grpo.policy.packed_attention import packed_attention
 from edge_grpo.policy.support import check_head, check_packed
-from edge_grpo.rollouts import base
+from edge_grpo.rollouts import base, native
 from edge_grpo.rollouts.base import Rows, Sampling, check_rows, choose, token_distribution
 from edge_grpo.rollouts.hf import HFRollout
 from edge_grpo.rollouts.native import NativeRollout, _Decoding
@@ -121,9 +122,14 @@ class Prefills:
         monkeypatch.setattr(_Decoding, "_prefill", prefill)
 
 
+AT_ONCE = [1, 2, 5]
+
+
+@pytest.mark.parametrize("at_once", AT_ONCE)
 @pytest.mark.parametrize("max_batch_rows", [None, 1, 3, 20, 1000])
-def test_waiting_rows_are_admitted_and_each_prefix_is_prefilled_once(policy, max_batch_rows, monkeypatch):
+def test_waiting_rows_are_admitted_and_each_prefix_is_prefilled_once(policy, max_batch_rows, at_once, monkeypatch):
     """Ragged prompts, budgets and ends; the batch must change no row and no prefix must be computed twice."""
+    monkeypatch.setattr(native, "_steps_at_once", lambda device: at_once)
     policy.model.generation_config.eos_token_id = list(range(0, 256, 9))
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(1, 256, (n,), generator=generator).tolist() for n in (3, 9, 1, 6, 4)]
@@ -144,8 +150,9 @@ def test_waiting_rows_are_admitted_and_each_prefix_is_prefilled_once(policy, max
         torch.testing.assert_close(ours.entropies, theirs.entropies, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [NativeRollout, HFRollout])
-def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(policy, kind):
+@pytest.mark.parametrize(("kind", "at_once"), [(HFRollout, 1), *((NativeRollout, n) for n in AT_ONCE)])
+def test_a_stop_string_ends_a_row_with_the_token_that_completes_it(policy, kind, at_once, monkeypatch):
+    monkeypatch.setattr(native, "_steps_at_once", lambda device: at_once)
     rows, budgets = [[65]] * 16, [12] * 16
     free = engine(kind).generate(policy, rows, budgets, Sampling(), stage_generator(1, "test"))
     # Pairs of characters, a token each, that stand somewhere in a row.
@@ -182,15 +189,16 @@ def test_a_long_finished_row_leaves_nothing_behind_for_the_row_that_takes_its_pl
     assert both[1].token_ids.tolist() == alone[0].token_ids.tolist()
 
 
-@pytest.mark.parametrize("kind", [NativeRollout, HFRollout])
-def test_the_bound_on_the_cache_bounds_the_rows_at_once_and_changes_no_row(policy, kind, monkeypatch):
+@pytest.mark.parametrize(("kind", "at_once"), [(HFRollout, 1), *((NativeRollout, n) for n in AT_ONCE)])
+def test_the_bound_on_the_cache_bounds_the_rows_at_once_and_changes_no_row(policy, kind, at_once, monkeypatch):
     """Ten prompts of 4 to 13 tokens with 12 new ones at most: a row of the call may have 25."""
+    monkeypatch.setattr(native, "_steps_at_once", lambda device: at_once)
     prefixes = [list(range(65, 65 + n)) for n in range(4, 14)]
-    runs, at_once = [], []
+    runs, rows_at_once = [], []
     forward = type(policy.model).forward
 
     def noted(self, *args, **kwargs):
-        at_once.append(_rows_of(kwargs))
+        rows_at_once.append(_rows_of(kwargs))
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(policy.model), "forward", noted)
@@ -198,9 +206,9 @@ def test_the_bound_on_the_cache_bounds_the_rows_at_once_and_changes_no_row(polic
     for rows in (10, 3, 1, 0):  # one row is decoded however little there is
         bounded = kind(12, 1.0, 1.0, 0, 0.0, (), None, kv_cache_gb=(25 * token * rows + 100) / 2**30)
         assert bounded._places(policy.model, Rows(prefixes, [12] * 10, None, Sampling())) == max(rows, 1)
-        at_once.clear()
+        rows_at_once.clear()
         runs.append(bounded.generate(policy, prefixes, [12] * 10, Sampling(), stage_generator(0, "test")))
-        assert max(at_once) == max(rows, 1)
+        assert max(rows_at_once) == max(rows, 1)
     for other in runs[1:]:
         assert [r.token_ids.tolist() for r in other] == [r.token_ids.tolist() for r in runs[0]]
 
@@ -209,6 +217,39 @@ def _rows_of(inputs):
     """Rows of a decoding step: flat tokens on a cache of their own, or a batch."""
     cache, ids = inputs.get("cache", inputs.get("past_key_values")), inputs["input_ids"]
     return ids.shape[1] if isinstance(cache, RowCache) and cache._decoding else ids.shape[0]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.0}, {"top_p": 0.9, "top_k": 5, "min_p": 0.05}])
+def test_a_decoding_step_waits_for_no_number(policy, sampling):
+    """On the device `meta` there is none: whoever reads one there, or copies one to the CPU, fails."""
+    rows = Rows([[65], [66, 67], [68]], [12, 9, 1], torch.zeros(3, 12), Sampling(**sampling))
+    ends = base.Ends(policy, ["no such text"])
+    decoding = _Decoding(Policy(policy.model.to("meta"), policy.tokenizer), rows, ends, num_places=2)
+    with packed_attention(policy.model), torch.no_grad():
+        decoding.rows, decoding.width = torch.arange(2, device="meta"), 3
+        for _ in range(12):
+            decoding._step()
+        assert decoding.width == 13  # the cache has no more
+        for wait in (lambda: decoding.books.look(decoding.rows), decoding.books.responses):
+            with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+                wait()
+
+
+def test_the_books_are_looked_at_at_each_token_on_a_cpu_and_seldom_elsewhere(policy, monkeypatch):
+    looks, steps = [], []
+    original = _Decoding._leave, _Decoding._step
+    monkeypatch.setattr(_Decoding, "_leave", lambda self: (looks.append(0), original[0](self)))
+    monkeypatch.setattr(_Decoding, "_step", lambda self: (steps.append(0), original[1](self)))
+    policy.model.generation_config.eos_token_id = 260  # no row ends before its budget
+    made = engine()
+    made.generate(policy, [[65], [66, 67]], [12, 9], made.sampling, stage_generator(0, "test"))
+    assert (len(steps), len(looks)) == (11, 12)  # the first tokens come with the prefill
+    assert native._steps_at_once(torch.device("cpu")) == 1 < native._steps_at_once(torch.device("cuda"))
+    looks.clear()
+    steps.clear()
+    monkeypatch.setattr(native, "_steps_at_once", lambda device: 8)
+    made.generate(policy, [[65], [66, 67]], [12, 9], made.sampling, stage_generator(0, "test"))
+    assert (len(steps), len(looks)) == (11, 3)  # no step more than the longest budget wants
 
 
 class Casts(TorchDispatchMode):
@@ -295,7 +336,7 @@ def test_truncations_by_hand():
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24])
 def test_the_ends_of_the_cdf_pick_possible_tokens(uniform):
     logits = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
-    token, logprob, _ = choose(logits, torch.tensor([uniform]), Sampling())
+    token, logprob, *_ = choose(logits, torch.tensor([uniform]), Sampling())
     assert token.item() in (1, 2)
     assert torch.isfinite(logprob).all()
 
@@ -382,8 +423,9 @@ def test_a_model_whose_weights_are_not_finite_is_told_so_and_not_that_it_cannot_
 def test_single_impossible_tokens_are_fine_and_only_they():
     possible = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     assert choose(possible, torch.tensor([0.5]), Sampling()).tokens.tolist() == [1]
-    for bad in (torch.nan, torch.inf):
+    for bad in ([0.0, torch.nan, 1.0], [0.0, torch.inf, 1.0], [-torch.inf] * 3):
+        drawn = choose(torch.tensor([[0.0, 1.0, 2.0], bad]), torch.tensor([0.5, 0.5]), Sampling())
+        assert drawn.top.isfinite().tolist() == [True, False]
+        assert 0 <= drawn.tokens[1] < 3  # an index all the same
         with pytest.raises(NotFiniteError):
-            choose(torch.tensor([[0.0, bad, 1.0]]), torch.tensor([0.5]), Sampling())
-    with pytest.raises(NotFiniteError):
-        choose(torch.full((1, 3), -torch.inf), torch.tensor([0.5]), Sampling())
+            check_finite(drawn.top)

@@ -11,7 +11,7 @@ from transformers import StopStringCriteria
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, eval_mode
-from edge_grpo.policy.finite import check_finite, finite_logits
+from edge_grpo.policy.finite import finite_logits
 from edge_grpo.policy.generation_settings import refuse_settings
 from edge_grpo.policy.kv_cache import cache_bytes, token_bytes
 from edge_grpo.policy.memory import GIB, device_memory, out_of_memory
@@ -225,10 +225,11 @@ class Ends:
         Returns:
             [n] bool.
         """
+        self.eos = self.eos.to(tokens.device)
         ended = torch.isin(tokens[rows, counts - 1], self.eos)
         if self.criteria is None:
             return ended
-        reach = torch.arange(-self.criteria.maximum_token_len, 0)
+        reach = torch.arange(-self.criteria.maximum_token_len, 0, device=tokens.device)
         position = counts[:, None] + reach
         tail = torch.where(position >= 0, tokens[rows[:, None], position.clamp(min=0)], self.pad_id)
         return ended | self.criteria(tail, None)
@@ -274,28 +275,26 @@ class Drawn(NamedTuple):
         tokens: [n] int64.
         logprobs: [n] float32, under the distribution that was really sampled from; 0 when greedy.
         entropies: [n] float32, nats, of the full distribution at the temperature, before truncation; 0 when greedy.
+        top: [n] the largest logit; where it is not finite, the rest means nothing (`check_finite`).
     """
 
     tokens: Tensor
     logprobs: Tensor
     entropies: Tensor
+    top: Tensor
 
 
 def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
-    """Draw one token a row by inverse CDF, which costs one uniform a row.
+    """Draw one token a row by inverse CDF, which costs one uniform a row. Does not wait for a GPU.
 
     Args:
         logits: [n, V].
         uniforms: [n] in [0, 1); unused when greedy.
-
-    Raises:
-        NotFiniteError: a row whose largest logit is NaN or infinite (single tokens may be at -inf).
     """
     if sampling.greedy:
         top, tokens = logits.max(-1)
-        check_finite(top)
         certain = torch.zeros(tokens.shape, device=logits.device, dtype=torch.float32)
-        return Drawn(tokens, certain, certain)
+        return Drawn(tokens, certain, certain, top)
     # On the CPU a block of rows is worked on in its cache; on a GPU one launch does all.
     rows = len(logits) if logits.is_cuda else max(_BLOCK // logits.shape[-1], 1)
     blocks = [_draw(*block, sampling) for block in zip(logits.split(rows), uniforms.split(rows), strict=True)]
@@ -305,7 +304,6 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
 def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
     scores = logits.float() / sampling.temperature
     top = scores.amax(-1, keepdim=True)
-    check_finite(top)
     scores -= top
     weights = scores.exp()
     total = weights.sum(-1)
@@ -316,9 +314,11 @@ def _draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Drawn:
     # Strictly below the last entry, or rounding could pick a token beyond the last possible one.
     last = cdf[:, -1:]
     target = torch.minimum(uniforms[:, None] * last, torch.nextafter(last, torch.zeros_like(last)))
-    tokens = torch.searchsorted(cdf, target, right=True)
+    # Of a row of NaN it finds none.
+    tokens = torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[-1] - 1)
     logprobs = weights.gather(-1, tokens).squeeze(-1).log()
-    return Drawn(tokens.squeeze(-1), logprobs if sampling.truncates else logprobs - total.log(), entropies)
+    logprobs = logprobs if sampling.truncates else logprobs - total.log()
+    return Drawn(tokens.squeeze(-1), logprobs, entropies, top.squeeze(-1))
 
 
 def context_bound(policy: Policy, max_model_len: int | None) -> tuple[int | None, str]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from edge_grpo.policy.base import Policy, causal_head
+from edge_grpo.policy.finite import check_finite
 from edge_grpo.rollouts.base import Drawn, Ends, Rows, Sampling, SamplingEngine, choose, sampled_response
 from edge_grpo.types.responses import Response
 
@@ -91,6 +92,7 @@ class _Draw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         drawn: Drawn = choose(scores, self.uniforms[:, len(self.logprobs)], self.sampling)
+        check_finite(drawn.top)
         self.logprobs.append(drawn.logprobs)
         self.entropies.append(drawn.entropies)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn.tokens[:, None], 0.0)

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.finite import NotFiniteError
 from edge_grpo.policy.fused_layers import fused_layers
 from edge_grpo.policy.kv_cache import RowCache, Stored, cache_name
 from edge_grpo.policy.packed_attention import Layout, RowsLayout, packed_attention
@@ -38,30 +40,91 @@ class NativeRollout(SamplingEngine):
             return _Decoding(policy, rows, Ends(policy, self.stop_strings), places).run()
 
 
+class _Books:
+    """What is known of every row of a call, on the model's device. Nothing here waits for the device but `look`.
+
+    A row that has ended may be recorded again: what is drawn for it lies behind its end and counts for nothing.
+
+    Args:
+        policy: whose model decodes.
+        rows: of the call.
+        ends: which tokens end a row.
+    """
+
+    def __init__(self, policy: Policy, rows: Rows, ends: Ends) -> None:
+        device = policy.model.device
+        self.ends, self.sampling = ends, rows.sampling
+        self.prefix_lengths = torch.tensor([len(prefix) for prefix in rows.prefixes], device=device)
+        self.budgets = torch.tensor(rows.budgets, device=device)
+        self.uniforms = F.pad(rows.uniforms, (0, 1)).to(device)  # there is something behind the end of every row
+        self.tokens = torch.full(self.uniforms.shape, policy.pad_id, device=device)
+        self.logprobs, self.entropies = torch.zeros(2, *self.uniforms.shape, dtype=torch.float32, device=device)
+        self.counts = torch.zeros_like(self.budgets)
+        self.stopped = torch.zeros_like(self.budgets, dtype=torch.bool)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def newest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The newest token of each of `rows` [n], and its position."""
+        at = self.counts[rows] - 1
+        return self.tokens[rows, at], self.prefix_lengths[rows] + at
+
+    def record(self, rows: Tensor, logits: Tensor) -> None:
+        """Draw and store the next token of `rows` [n] from logits [n, V]."""
+        at = self.counts[rows]
+        drawn = choose(logits, self.uniforms[rows, at], self.sampling)
+        self.finite &= drawn.top.isfinite().all()
+        self.tokens[rows, at] = drawn.tokens
+        self.logprobs[rows, at] = drawn.logprobs
+        self.entropies[rows, at] = drawn.entropies
+        self.counts[rows] += self._alive(rows)
+        self.stopped[rows] = self.ends(self.tokens, rows, self.counts[rows])
+
+    def look(self, rows: Tensor) -> Tensor:
+        """Of `rows` [n], on the CPU, [3, n]: whether it goes on, its tokens with the prefix, those it may still get.
+
+        Raises:
+            NotFiniteError: logits that a token was drawn from since the last look were not finite.
+        """
+        counts = self.counts[rows]
+        seen = torch.stack([self._alive(rows), self.prefix_lengths[rows] + counts, self.budgets[rows] - counts]).cpu()
+        if not self.finite:
+            raise NotFiniteError
+        return seen
+
+    def responses(self) -> list[Response]:
+        """What was sampled, row by row."""
+        books = (self.tokens, self.logprobs, self.entropies, self.stopped, self.counts)
+        tokens, logprobs, entropies, stopped, counts = (book.cpu() for book in books)
+        return [
+            sampled_response(tokens[row, :n], logprobs[row, :n], entropies[row, :n], stopped=bool(stopped[row]))
+            for row, n in enumerate(counts.tolist())
+        ]
+
+    def _alive(self, rows: Tensor) -> Tensor:
+        return ~self.stopped[rows] & (self.counts[rows] < self.budgets[rows])
+
+
 class _Decoding:
     """All rows of one call, from the first prefill to the last live row.
 
-    Books are kept on the CPU: per row what was sampled, per place (a slot of the cache; the live ones come first)
-    which row it holds.
+    Which row a place holds (a slot of the cache; the live ones come first) is changed where the books are looked at:
+    every `_steps_at_once` steps. A row that has ended meanwhile decodes its last token again.
     """
 
     def __init__(self, policy: Policy, rows: Rows, ends: Ends, num_places: int) -> None:
-        self.model, self.sampling, self.ends = policy.model, rows.sampling, ends
+        self.model, self.books = policy.model, _Books(policy, rows, ends)
         self.cache_name = cache_name(policy.model)
         self.device = policy.model.device
         self.prefixes = [tuple(prefix) for prefix in rows.prefixes]
-        self.prefix_lengths = torch.tensor([len(prefix) for prefix in self.prefixes])
-        self.budgets, self.uniforms = torch.tensor(rows.budgets), rows.uniforms
-        self.tokens = torch.full(self.uniforms.shape, policy.pad_id)
-        self.logprobs, self.entropies = torch.zeros(2, *self.uniforms.shape, dtype=torch.float32)
-        self.counts = torch.zeros(len(self.prefixes), dtype=torch.long)
-        self.stopped = torch.zeros(len(self.prefixes), dtype=torch.bool)
-        self.cache = RowCache(num_places, int((self.prefix_lengths + self.budgets).max()))
-        self.rows = torch.empty(0, dtype=torch.long)
+        longest = max(len(prefix) + budget for prefix, budget in zip(rows.prefixes, rows.budgets, strict=True))
+        self.cache = RowCache(num_places, longest)
+        self.rows = torch.empty(0, dtype=torch.long, device=self.device)
         self.waiting = list(range(len(self.prefixes)))
         self.stored: dict[tuple[int, ...], tuple[Stored, Tensor]] = {}
         # A prefill costs about a step of the live rows, so a few places are collected before it.
         self.admit_at = max(num_places // 8, 1)
+        # Of the longest live row when last looked at, and the most that a live row could get then.
+        self.width, self.wanted = 0, 0
 
     def run(self) -> list[Response]:
         """Decode until every row has ended."""
@@ -70,14 +133,10 @@ class _Decoding:
             if self.waiting and (free >= min(self.admit_at, len(self.waiting)) or not len(self.rows)):
                 self._admit(free)
             else:
-                self._record(self.rows, self._step())
+                for _ in range(min(_steps_at_once(self.device), self.wanted)):
+                    self._step()
             self._leave()
-        return [
-            sampled_response(
-                self.tokens[row, :n], self.logprobs[row, :n], self.entropies[row, :n], stopped=bool(self.stopped[row])
-            )
-            for row, n in enumerate(self.counts.tolist())
-        ]
+        return self.books.responses()
 
     def _admit(self, free: int) -> None:
         """Give places to the next waiting rows and draw their first tokens."""
@@ -85,7 +144,8 @@ class _Decoding:
         shared: dict[tuple[int, ...], list[int]] = {}
         for place, row in enumerate(new, start=len(self.rows)):
             shared.setdefault(self.prefixes[row], []).append(place)
-        self.rows = torch.cat([self.rows, torch.tensor(new)])
+        places = torch.tensor(new, device=self.device)
+        self.rows = torch.cat([self.rows, places])
         still_wanted = {self.prefixes[row] for row in self.waiting}
         fresh = sorted((prefix for prefix in shared if prefix not in self.stored), key=len, reverse=True)
         last: dict[tuple[int, ...], Tensor] = {}
@@ -97,7 +157,7 @@ class _Decoding:
         for prefix in shared.keys() & still_wanted - self.stored.keys():
             self.stored[prefix] = self.cache.read(shared[prefix][0], len(prefix)), last[prefix]
         self.stored = {prefix: kept for prefix, kept in self.stored.items() if prefix in still_wanted}
-        self._record(torch.tensor(new), torch.stack([last[self.prefixes[row]] for row in new]))
+        self.books.record(places, torch.stack([last[self.prefixes[row]] for row in new]))
 
     def _prefill(self, prefixes: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Tensor:
         """Forward each prefix once into the places of its rows; logits of its last token, [n, V]."""
@@ -113,14 +173,12 @@ class _Decoding:
         last = torch.tensor(lengths).cumsum(0) - 1
         return self._forward(ids, position, trees_layout(lengths, [], [], self.device), last.to(self.device))
 
-    def _step(self) -> Tensor:
-        """The newest token of every live row through the model; [n, V] logits."""
-        counts = self.counts[self.rows]
-        position = self.prefix_lengths[self.rows] + counts - 1
-        width = int(position.max()) + 1
-        self.cache.decode_at(position.to(self.device), width)
-        layout = RowsLayout((position + 1).to(self.device), width)
-        return self._forward(self.tokens[self.rows, counts - 1], position, layout, slice(None))
+    def _step(self) -> None:
+        """The newest token of every live row through the model, and the next one drawn."""
+        ids, position = self.books.newest(self.rows)
+        self.cache.decode_at(position, self.width)
+        self.books.record(self.rows, self._forward(ids, position, RowsLayout(position + 1, self.width), slice(None)))
+        self.width = min(self.width + 1, self.cache.num_tokens)
 
     def _forward(self, ids: Tensor, position: Tensor, layout: Layout, keep: Tensor | slice) -> Tensor:
         """Flat tokens [M] -> logits [kept, V]."""
@@ -134,30 +192,27 @@ class _Decoding:
         )
         return out.logits[0]
 
-    def _record(self, rows: Tensor, logits: Tensor) -> None:
-        """Draw and store the next token of these rows."""
-        step = self.counts[rows]
-        drawn = choose(logits, self.uniforms[rows, step].to(self.device), self.sampling)
-        self.tokens[rows, step] = drawn.tokens.cpu()
-        self.logprobs[rows, step] = drawn.logprobs.cpu()
-        self.entropies[rows, step] = drawn.entropies.cpu()
-        self.counts[rows] += 1
-        self.stopped[rows] = self.ends(self.tokens, rows, self.counts[rows])
-
     def _leave(self) -> None:
         """Take ended rows out of the batch: only as many rows are copied as have ended before the last live one."""
-        alive = ~self.stopped[self.rows] & (self.counts[self.rows] < self.budgets[self.rows])
-        left = int(alive.sum())
-        if left == len(alive):
-            return
-        holes = (~alive[:left]).nonzero().flatten()
-        sources = alive[left:].nonzero().flatten() + left
-        if len(holes):
-            moved = self.rows[sources]
-            width = int((self.prefix_lengths[moved] + self.counts[moved]).max()) - 1
-            self.cache.move(sources.to(self.device), holes.to(self.device), width)
-            self.rows[holes] = moved
-        self.rows = self.rows[:left]
+        alive, lengths, wanted = self.books.look(self.rows)
+        alive = alive.bool()
+        if not alive.all():
+            left = int(alive.sum())
+            holes = (~alive[:left]).nonzero().flatten()
+            sources = alive[left:].nonzero().flatten() + left
+            if len(holes):
+                width = int(lengths[sources].max()) - 1
+                to, source = holes.to(self.device), sources.to(self.device)
+                self.cache.move(source, to, width)
+                self.rows[to] = self.rows[source]
+            self.rows = self.rows[:left]
+        if len(self.rows):
+            self.width, self.wanted = int(lengths[alive].max()), int(wanted[alive].max())
+
+
+def _steps_at_once(device: torch.device) -> int:
+    """Decoding steps between two looks at the books, each of which waits for a GPU. A CPU is not waited for."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _cut(prefixes: Sequence[tuple[int, ...]], max_tokens: int) -> list[list[tuple[int, ...]]]:
