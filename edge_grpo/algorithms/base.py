@@ -219,8 +219,9 @@ class PolicyModule(pl.LightningModule):
         """
         optimizer: Any = self.optimizers()
         last = len(microbatch_losses) - 1
-        losses = [self._backward(loss, sync=i == last) for i, loss in enumerate(microbatch_losses)]
+        computed = [self._backward(loss, sync=i == last) for i, loss in enumerate(microbatch_losses)]
         norm = self._gradient_norm()
+        losses = [float(loss) for loss in computed]
         if not self._finite_on_every_rank(*losses, norm):
             self.bad_steps += 1
             bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -239,7 +240,7 @@ class PolicyModule(pl.LightningModule):
         """Their memory is the next rollout's. Under DDP they lie in its buckets, which stay."""
         optimizer.zero_grad(set_to_none=self.trainer.world_size == 1 or is_sharded(self.model))
 
-    def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> float:
+    def _backward(self, microbatch_loss: MicrobatchLoss, *, sync: bool) -> Tensor:
         """Add the gradient of one loss, which is returned; DDP averages the gradients of all at the last one."""
         optimizer: Any = self.optimizers()
         start = time.perf_counter()
@@ -251,7 +252,7 @@ class PolicyModule(pl.LightningModule):
             self.manual_backward(loss * self.trainer.world_size)
         if not sync:
             self._alone_s += time.perf_counter() - start
-        return float(loss.detach())
+        return loss.detach()
 
     def _gradient_norm(self) -> float:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

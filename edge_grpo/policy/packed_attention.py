@@ -261,16 +261,18 @@ class _Segments:
         self, lengths: Sequence[int], start: int, device: torch.device, starts: Sequence[int] | None = None
     ) -> None:
         self.size, self.width = len(lengths), max(lengths)
-        self.lengths = torch.tensor(lengths, device=device)
-        begin = torch.tensor(starts, device=device) if starts else start + self.lengths.cumsum(0) - self.lengths
-        t = torch.arange(self.width, device=device)
-        valid = t < self.lengths[:, None]
+        # All that is asked of lengths is asked on the CPU.
+        length = torch.tensor(lengths)
+        begin = torch.tensor(starts) if starts else start + length.cumsum(0) - length
+        t = torch.arange(self.width)
+        valid = t < length[:, None]
         self.even = min(lengths) == self.width
         # A run of equal lengths that lies in one piece needs no index at all.
-        whole = self.even and bool((begin == begin[0] + torch.arange(self.size, device=device) * self.width).all())
+        whole = self.even and bool((begin == begin[0] + torch.arange(self.size) * self.width).all())
         self.piece = slice(int(begin[0]), int(begin[0]) + self.size * self.width) if whole else None
-        self.index = torch.where(valid, begin[:, None] + t, begin[:, None]).flatten()
-        self.unpad = valid.flatten().nonzero().flatten()
+        self.index = torch.where(valid, begin[:, None] + t, begin[:, None]).flatten().to(device)
+        self.unpad = valid.flatten().nonzero().flatten().to(device)
+        self.lengths = length.to(device)
         self._masks: dict[int | None, Tensor] = {}
 
     def padded(self, x: Tensor) -> Tensor:

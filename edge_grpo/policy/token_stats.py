@@ -91,8 +91,9 @@ def _padded(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
 def _packed(model: Any, batch: UpdateBatch) -> tuple[Tensor, Tensor]:
     """The same from one flat sequence: each prompt once, then each response without its last token."""
     device = batch.tokens.device
-    prompt_lengths, response_lengths = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
-    keys = batch.prompt_keys.tolist()
+    prompt_lengths, response_lengths, keys = torch.stack(
+        [batch.prompt_lengths, batch.response_lengths, batch.prompt_keys]
+    ).tolist()
     order = sorted(range(batch.num_rows), key=lambda row: -response_lengths[row])
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     prompts = sorted(first, key=lambda key: -prompt_lengths[first[key]])
