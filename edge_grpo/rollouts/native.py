@@ -194,20 +194,20 @@ class _Decoding:
 
     def _leave(self) -> None:
         """Take ended rows out of the batch: only as many rows are copied as have ended before the last live one."""
-        alive, lengths, wanted = self.books.look(self.rows)
-        alive = alive.bool()
-        if not alive.all():
-            left = int(alive.sum())
+        seen = self.books.look(self.rows)
+        alive = seen[0].bool()
+        left = int(alive.sum())
+        if left < len(alive):
             holes = (~alive[:left]).nonzero().flatten()
             sources = alive[left:].nonzero().flatten() + left
             if len(holes):
-                width = int(lengths[sources].max()) - 1
+                width = int(seen[1, sources].max()) - 1
                 to, source = holes.to(self.device), sources.to(self.device)
                 self.cache.move(source, to, width)
                 self.rows[to] = self.rows[source]
             self.rows = self.rows[:left]
-        if len(self.rows):
-            self.width, self.wanted = int(lengths[alive].max()), int(wanted[alive].max())
+        if left:
+            _, self.width, self.wanted = seen[:, alive].amax(1).tolist()
 
 
 def _steps_at_once(device: torch.device) -> int:
