@@ -247,6 +247,8 @@ class PolicyModule(pl.LightningModule):
         with optimizer.toggle_model(sync_grad=sync):
             loss = microbatch_loss()
             if sync:
+                if self.device.type == "cuda" and self.trainer.world_size > 1:
+                    torch.cuda.synchronize(self.device)  # what was launched so far waits for no other rank
                 self._alone_s += time.perf_counter() - start
             # The denominators count all ranks already.
             self.manual_backward(loss * self.trainer.world_size)
