@@ -33,6 +33,9 @@ class QuantizedAdamW:
         UserError: 32 bits that are not paged, which are torch's own AdamW.
     """
 
+    shards = False
+    """its kernels know no parts of a tensor (`trainer.strategy=fsdp2`)"""
+
     def __init__(
         self, lr: float, betas: Sequence[float], eps: float, weight_decay: float, bits: Literal[8, 32], paged: bool
     ) -> None:

@@ -52,7 +52,7 @@ def take_settings(checkpoint: dict[str, Any], optimizer: torch.optim.Optimizer, 
         for _ in range(checkpoint["lr_schedulers"][0]["last_epoch"]):
             scheduler.step()
     # What else an optimiser has in its groups may be state (a count of steps); a schedule's notes are none of its own.
-    kept = {"params", *optimizer.defaults} - {*HYPERPARAMETERS}
+    kept = {"params", *optimizer.defaults} - {*HYPERPARAMETERS, "beta1", "beta2"}  # as torch-optimi calls betas
     for saved, ours in zip(checkpoint["optimizer_states"][0]["param_groups"], optimizer.param_groups, strict=True):
         saved |= {name: value for name, value in ours.items() if name not in kept}
     checkpoint["lr_schedulers"] = [scheduler.state_dict()]

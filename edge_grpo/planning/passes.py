@@ -45,10 +45,12 @@ class RolloutPass(NamedTuple):
 
 
 class OptimizerStep(NamedTuple):
-    """Bytes that an optimiser keeps, and those that it needs besides while it steps."""
+    """Bytes that an optimiser keeps, those that it needs besides while it steps, and those that lie in RAM in place of
+    what it keeps on the device; 0 where all is on the device."""
 
     state: int
     moment: int
+    host: int = 0
 
 
 FEW = (2, 3)
@@ -176,13 +178,15 @@ def optimizer_step(plan: ModelPlan, make: Callable[..., Any], *, on_gpu: bool) -
     """What the optimiser keeps and needs: one step on tensors of the trained weights' shapes.
 
     Args:
-        make: parameters -> optimiser; where it has a method `state_bytes`, that tells what it will keep of them.
+        make: parameters -> optimiser; where it has a method `state_bytes`, that tells what it will keep of them, and
+            `host_bytes` that this lies in RAM, and how much there.
         on_gpu: torch's optimisers step all weights together there, and hold results of all, unless they are fused.
     """
     with torch.device("meta"), LiveMemory() as memory:
         shapes = skeleton(replace(plan, autocast=False)).trainable
         if hasattr(make, "state_bytes"):  # kernels that know no tensors without data
-            return OptimizerStep(make.state_bytes(shapes), 0)
+            host = make.host_bytes(shapes) if hasattr(make, "host_bytes") else 0
+            return OptimizerStep(make.state_bytes(shapes), 0, host)
         trained = [torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for p in shapes]
         for p in trained:
             p.grad = torch.empty_like(p)

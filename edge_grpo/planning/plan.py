@@ -50,6 +50,7 @@ class Plan(NamedTuple):
         parts: of the memory; the first is the weights.
         parameters, trained: of the model, and those that the optimiser moves.
         checkpoint: bytes of one; `exported`: of the trained model in `model/`; `base`: of the model without adapters.
+        host: bytes of RAM that the optimiser takes in place of a GPU's.
     """
 
     settings: RunSettings
@@ -59,6 +60,7 @@ class Plan(NamedTuple):
     checkpoint: int
     exported: int
     base: int
+    host: int
 
     def total(self, phase: str) -> int:
         """Bytes in this phase."""
@@ -104,10 +106,11 @@ def make_plan(run: RunSettings) -> Plan:
 def _plan(run: RunSettings) -> Plan:
     of, full = weights(run.model), run.model.adapters is None
     step = optimizer_step(run.model, run.optimizer, on_gpu=run.on_gpu)
+    apart = run.on_gpu and step.host > 0
     parts = [
         _always(WEIGHTS, _share(run, of.bytes), f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
         _gradients(run, of),
-        _always("optimizer", _share(run, step.state)),
+        _always("optimizer", 0 if apart else _share(run, step.state)),
     ]
     if run.sharded:
         parts.append(_gathered(run, of))
@@ -125,6 +128,7 @@ def _plan(run: RunSettings) -> Plan:
         checkpoint=(of.bytes if full else of.trained_bytes) + step.state,
         exported=of.bytes,
         base=of.bytes if full else of.bytes - of.trained_bytes,
+        host=step.host if apart else 0,
     )
 
 

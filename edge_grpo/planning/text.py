@@ -34,6 +34,8 @@ def table(plan: Plan, source: str) -> str:
         f"{run.checkpoints} at once, "
         f"{_gb(plan.exported)} GB exported: {_gb(plan.disk)} GB",
     ]
+    if plan.host:
+        lines.append(f"RAM        {_gb(plan.host)} GB of this machine's for the optimizer, for each process")
     if run.cache_bound is None and run.max_batch_rows is None and run.engine_cache is None:
         lines.append(
             "rollout    rollout.kv_cache_gb=null bounds the KV cache by a quarter of the card, and none is known here: "
@@ -74,6 +76,7 @@ def summary(plan: Plan, memory: int | None) -> str:
     of = "" if memory is None else f" of {_gb(memory)}"
     return (
         f"memory planned: {_gb(plan.peak)}{of} GB at the peak ({plan.peak_phase}): {parts}; "
+        f"{f'{_gb(plan.host)} GB of RAM for the optimizer; ' if plan.host else ''}"
         f"a checkpoint {_gb(plan.checkpoint)} GB; at most {plan.tokens:,} tokens an iteration"
     )
 

@@ -29,9 +29,10 @@ def load_policy(
 
     Args:
         path: folder or hub name; in the folder of an adapter lies none, so its model is loaded and it is merged.
-        dtype: of the weights. With bfloat16 weights AdamW loses updates below 1/256 of a weight: for small
-            learning rates keep float32 weights and set `trainer.precision=bf16-mixed`. There is no float16: its
-            gradients underflow without loss scaling.
+        dtype: of the weights. With bfloat16 weights AdamW loses updates below 1/512 of a weight: for small
+            learning rates keep float32 weights and set `trainer.precision=bf16-mixed`, or choose
+            `optimizer=adamw_offload` or `adamw_kahan`. There is no float16: its gradients underflow without loss
+            scaling.
         attn_implementation: as transformers', for example "sdpa" or "flash_attention_2".
         gradient_checkpointing: the update keeps the inputs of layers only and runs each layer again in the backward
             pass: a second forward for most of the activation memory.

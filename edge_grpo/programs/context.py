@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.data.arithmetic import ArithmeticDataModule
@@ -14,7 +15,6 @@ from edge_grpo.types.problems import Problem
 
 log = logging.getLogger(__name__)
 
-QUANTIZED = "edge_grpo.algorithms.quantized."
 ARITHMETIC_BUDGET = 128
 """rollout.max_new_tokens where nobody sets it: a worked chain of the embedded arithmetic with room to spare"""
 
@@ -32,8 +32,8 @@ def check_sharding(cfg: DictConfig, ranks: int) -> None:
         raise UserError(f"{chosen}, and here is one: set trainer=gpu, or more trainer.devices or trainer.num_nodes")
     if OmegaConf.select(cfg, "model.lora.r") is not None:
         raise UserError(f"{chosen}, which adapters do not need: set trainer=ddp, or model.lora.r=null")
-    if str(cfg.optimizer._target_).startswith(QUANTIZED):
-        raise UserError(f"{chosen}, which bitsandbytes does not know: set optimizer=adamw")
+    if not getattr(get_object(cfg.optimizer._target_), "shards", True):
+        raise UserError(f"{chosen}, and this optimizer knows whole tensors alone: set optimizer=adamw")
     if any(node is not None and node._target_.endswith(".GradientShares") for node in cfg.callbacks.values()):
         raise UserError(f"{chosen}, so no rank can probe a gradient alone: set callbacks.gradient_shares=null")
 

@@ -1,0 +1,180 @@
+"""AdamW whose state lies in RAM and whose step runs on the CPU, so that a GPU holds weights and gradients alone.
+
+torchao's CPUOffloadOptimizer takes a gradient to RAM while the backward pass makes it, which is before clipping and
+before a step that is not finite is skipped; it needs CUDA to be built. So this is our own, on torch's AdamW kernel.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from edge_grpo.errors import UserError
+from edge_grpo.policy.memory import device_memory
+
+
+class OffloadedAdamW:
+    """AdamW (1711.05101) on float32 copies of the weights in RAM, with their moments (ZeRO-Offload, 2101.06840).
+
+    Called with parameters it makes the optimiser. Every step takes each gradient to RAM, moves the copy there and
+    brings it back, rounded to the weight's type: a bfloat16 weight moves as a float32 one. The step's numbers are those
+    of torch's fused AdamW on float32 weights. On a GPU RAM is pinned, and one gradient is on its way while another is
+    used; that did not run here.
+
+    Args:
+        lr: learning rate.
+        betas: decay of the running means of the gradient and of its square.
+        eps: added to the denominator.
+        weight_decay: coefficient of the decay, which is apart from the gradient.
+    """
+
+    shards = False
+    """it takes whole tensors to RAM (`trainer.strategy=fsdp2` keeps parts)"""
+
+    def __init__(self, lr: float, betas: Sequence[float], eps: float, weight_decay: float) -> None:
+        self.settings: dict[str, Any] = {
+            "lr": lr,
+            "betas": (betas[0], betas[1]),
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+
+    def __call__(self, params: Iterable[Tensor]) -> "HostAdamW":
+        """The optimiser of these parameters.
+
+        Raises:
+            UserError: this machine has less RAM than it takes.
+        """
+        made = list(params)
+        needed, there = self.host_bytes(made), device_memory(torch.device("cpu"))
+        if needed > there:
+            raise UserError(
+                f"optimizer=adamw_offload takes {needed / 1e9:.1f} GB of RAM and here are {there / 1e9:.1f}: set "
+                "optimizer=adamw_8bit, or model.lora.r=16"
+            )
+        return HostAdamW(made, **self.settings)
+
+    def state_bytes(self, params: Iterable[Tensor]) -> int:
+        """A copy of each weight and two moments: what a checkpoint holds."""
+        return sum(3 * p.numel() * max(p.element_size(), 4) for p in params)
+
+    def host_bytes(self, params: Iterable[Tensor]) -> int:
+        """The same and two places for gradients on their way: what a GPU is spared and RAM holds."""
+        made = list(params)
+        return self.state_bytes(made) + max((2 * p.numel() * max(p.element_size(), 4) for p in made), default=0)
+
+
+class HostAdamW(torch.optim.Optimizer):
+    """See `OffloadedAdamW`. A parameter's state is made at its first step.
+
+    It is not in `state`, which Lightning moves to the GPU, and which torch rounds to the parameter's type when it is
+    loaded.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._host: dict[Tensor, dict[str, Tensor]] = {}
+        self._places: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for (p, group), gradient in zip(moved, self._in_ram([p for p, _ in moved]), strict=True):
+            state = self._state_of(p)
+            adamw(
+                [state["master"]],
+                [gradient],
+                [state["exp_avg"]],
+                [state["exp_avg_sq"]],
+                [],
+                [state["step"]],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+            # The next step waits for it: its gradient comes after it on the same stream.
+            p.copy_(state["master"], non_blocking=True)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the copy of each weight (`master`) beside its moments."""
+        return {
+            **super().state_dict(),
+            "state": {i: dict(self._host[p]) for i, p in enumerate(self._params()) if p in self._host},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        super().load_state_dict({**state_dict, "state": {}})
+        params = self._params()
+        self._host = {
+            params[i]: {name: _ram(params[i], value.shape, value.dtype).copy_(value) for name, value in kept.items()}
+            for i, kept in state_dict["state"].items()
+        }
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+        if p not in self._host:
+            dtype = _wide(p)
+            self._host[p] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "master": _ram(p, p.shape, dtype).copy_(p),
+                "exp_avg": _ram(p, p.shape, dtype).zero_(),
+                "exp_avg_sq": _ram(p, p.shape, dtype).zero_(),
+            }
+        return self._host[p]
+
+    def _in_ram(self, params: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The gradient of each parameter; the next is on its way while the caller uses one, so each is used at once."""
+        coming = self._send(params, 0)
+        for i in range(len(params)):
+            gradient, arrived = coming
+            if i + 1 < len(params):  # into the place of the one before, which has been used
+                coming = self._send(params, i + 1)
+            if arrived is not None:
+                arrived.synchronize()
+            yield gradient
+
+    def _send(self, params: Sequence[Tensor], i: int) -> tuple[Tensor, Any]:
+        """A gradient in RAM, and the event after which it is there."""
+        if not params:
+            return torch.empty(0), None
+        p = params[i]
+        assert p.grad is not None
+        if p.device.type == "cpu":
+            return p.grad.to(_wide(p)), None
+        if not self._places:
+            size = max(q.numel() for q in self._params())
+            self._places = [_ram(p, (size,), _wide(p)) for _ in range(2)]
+        place = self._places[i % 2][: p.numel()].view(p.shape)
+        place.copy_(p.grad, non_blocking=p.is_cuda)
+        if not p.is_cuda:
+            return place, None
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return place, arrived
+
+
+def _wide(p: Tensor) -> torch.dtype:
+    return torch.promote_types(p.dtype, torch.float32)
+
+
+def _ram(p: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor in RAM, pinned where the parameter is on a GPU."""
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=p.is_cuda)
