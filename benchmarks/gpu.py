@@ -7,6 +7,8 @@ not, and the last line of its output. What needs a package that is not installed
 
     layouts            log-probs, entropies and gradients of flat tokens (varlen, trees) against padded rows
     engines            greedy tokens and log-probs of native, transformers and vLLM rollouts
+    offload            steps of optimizer=adamw_offload against AdamW's
+    four_bit           the embedded model in 4 bits: engines, logits and gradients against what it exports
     run_*              two iterations of the embedded model with each engine, peak memory beside the plan's
     plan               the same of a larger random model, whose peak has to be within 30 % of the plan's
     rollout, iteration, update_memory   `--gpu` of those benchmarks: a random Qwen2.5-1.5B, bfloat16
@@ -44,14 +46,24 @@ def steps(*, cpu: bool) -> dict[str, tuple[list[str], int]]:
     made = {
         "layouts": ([python, str(HERE / "on_gpu.py"), "layouts", *rehearse], 60),
         "engines": ([python, str(HERE / "on_gpu.py"), "engines", *rehearse], 90),
+        "offload": ([python, str(HERE / "on_gpu.py"), "offload", *rehearse], 60),
+        "four_bit": ([python, str(HERE / "on_gpu.py"), "four_bit", *rehearse], 60),
         "run_native": (planned("model=tiny", "rollout=native"), 60),
         "run_hf": (planned("model=tiny", "rollout=hf"), 60),
         "run_vllm": (planned("model=tiny", "rollout=vllm", "rollout.kv_cache_gb=0.25"), 120),
+        "run_offload": (planned("model=tiny", "optimizer=adamw_offload"), 60),
+        "run_four_bit": (
+            planned("model=tiny", "model.load_in_4bit=true", "model.lora.r=8", "model.dtype=bfloat16"),
+            60,
+        ),
         "plan": (planned("model=tiny_random") if cpu else planned(*LARGER), 60),
     }
     for name, limit in (("update_memory", 60), ("rollout", 150), ("iteration", 150)):
         made[name] = ([python, str(HERE / f"{name}.py"), "--gpu", *rehearse], limit)
-    return made if find_spec("vllm") else {name: step for name, step in made.items() if name != "run_vllm"}
+    left_out = set() if find_spec("vllm") else {"run_vllm"}
+    left_out |= set() if find_spec("bitsandbytes") and find_spec("peft") else {"four_bit", "run_four_bit"}
+    left_out |= {"run_four_bit"} if cpu else set()  # a run refuses it there
+    return {name: step for name, step in made.items() if name not in left_out}
 
 
 def run(command: list[str], seconds: float) -> tuple[bool, str]:
@@ -92,8 +104,9 @@ def main() -> int:
     todo, deadline, good = steps(cpu=args.cpu), time.monotonic() + 60 * args.minutes, 0
     if args.only:
         todo = {name: todo[name] for name in args.only.split(",")}
-    if not find_spec("vllm"):
-        print("vllm is not installed: its steps are left out")
+    for package in ("vllm", "bitsandbytes"):
+        if not find_spec(package):
+            print(f"{package} is not installed: its steps are left out")
     for name, (command, limit) in todo.items():
         start = time.monotonic()
         left = deadline - start

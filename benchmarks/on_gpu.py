@@ -1,6 +1,6 @@
-"""The parts of `gpu.py` that compute: equality of layouts and engines, and the `--gpu` side of three benchmarks.
+"""The parts of `gpu.py` that compute: what has to be equal, and the `--gpu` side of three benchmarks.
 
-    python benchmarks/on_gpu.py layouts|engines [--rehearse]
+    python benchmarks/on_gpu.py layouts|engines|offload|four_bit [--rehearse]
 
 `--rehearse` does the same on the CPU at a tiny size. Ceilings are measured in the same process: a square matrix product
 in bfloat16 and a copy within the device's memory.
@@ -198,6 +198,89 @@ def _logprob_error(policy: Any, prefix: Any, response: Any) -> float:
     return float((own - response.sampling_logprobs).abs().max())
 
 
+def offload(setting: Setting) -> None:
+    """Steps of `optimizer=adamw_offload` against torch's AdamW on float32 weights, from float32 and bfloat16 ones."""
+    from edge_grpo.algorithms.offloaded import OffloadedAdamW
+
+    settings: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    shapes = [(64, 48), (7,), (96, 64)] if setting.rehearse else [(8192, 2048), (2048,), (2048, 8192), (50_000, 2048)]
+    rows, worst = [], 0.0
+    for dtype in (torch.float32, torch.bfloat16):
+        setting.free()
+        generator = torch.Generator().manual_seed(0)
+        start = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        ours = [x.to(setting.device, copy=True).requires_grad_() for x in start]
+        theirs = [x.to(setting.device, torch.float32, copy=True).requires_grad_() for x in start]
+        standing = torch.cuda.memory_allocated() if setting.device == "cuda" else 0
+        optimizer, expected = OffloadedAdamW(**settings)(ours), torch.optim.AdamW(theirs, **settings)
+        seconds, kept = [], 0
+        for _ in range(5):
+            for mine, other in zip(ours, theirs, strict=True):
+                mine.grad = torch.randn(mine.shape, generator=generator).to(setting.device, dtype)
+                other.grad = mine.grad.float()
+            seconds.append(setting.seconds(optimizer.step))
+            gradients = sum(x.grad.nbytes for x in (*ours, *theirs) if x.grad is not None)
+            if setting.device == "cuda" and not expected.state:
+                kept = torch.cuda.memory_allocated() - standing - gradients
+            expected.step()
+        off = max(
+            float(((a - b.to(dtype)).abs() / b.abs().clamp(min=1e-3)).max()) for a, b in zip(ours, theirs, strict=True)
+        )
+        bound = 1e-4 if dtype is torch.float32 else 2**-7  # a place of bfloat16, where both round differently
+        worst = max(worst, off / bound)
+        rows.append({"weights": str(dtype), "off by": off, "s a step": min(seconds), "bytes on the device": kept})
+    report("gpu_offload", rows, {"worst_over_bound": worst}, None)
+    if not worst <= 1:
+        sys.exit(f"offloaded steps differ from AdamW's by {worst:.2f} of what is allowed")
+
+
+def four_bit(setting: Setting) -> None:
+    """The embedded model in 4 bits with adapters: its checks, engines, and logits and gradients of what it exports."""
+    from edge_grpo.policy import four_bit as module
+    from edge_grpo.policy.load import load_policy
+    from edge_grpo.policy.lora import Lora
+    from edge_grpo.policy.support import check_head, check_packed
+    from edge_grpo.rollouts.base import Sampling
+    from edge_grpo.rollouts.hf import HFRollout
+    from edge_grpo.rollouts.native import NativeRollout
+
+    if setting.rehearse:
+        module._sees_gpu = lambda: True  # bitsandbytes computes on a CPU too
+    folder = Path(__file__).resolve().parent.parent / "edge_grpo" / "assets" / "tiny_base"
+    plain = load_policy(str(folder), "float32", "sdpa", False, False, None)
+    policy = load_policy(str(folder), "float32", "sdpa", False, False, None, lora=Lora(8), load_in_4bit=True)
+    policy.model.to(setting.device)
+    generator = torch.Generator().manual_seed(0)
+    for p in policy.model.parameters():
+        if p.requires_grad:
+            p.data.copy_(torch.randn(p.shape, generator=generator) / 30)
+    check_head(policy.model, 64)
+    check_packed(policy.model)
+    before = policy.frozen_digest()
+    plain.model.load_state_dict(dict(policy.named_weights()), strict=False)
+    plain.model.to(setting.device)
+    ids = torch.randint(1, 200, (4, 40), generator=generator).to(setting.device)
+    with torch.no_grad():
+        off = float((policy.model.eval()(input_ids=ids).logits - plain.model.eval()(input_ids=ids).logits).abs().max())
+    policy.model.train()(input_ids=ids).logits.logsumexp(-1).mean().backward()
+    moved = all(
+        p.grad is not None and bool(p.grad.abs().max() > 0) for p in policy.model.parameters() if p.requires_grad
+    )
+    prefixes = [policy.encode(f"<|user|>{i} + {7 * i} = ?<|assistant|>") for i in range(1, 9)]
+    greedy = []
+    for kind in (NativeRollout, HFRollout):
+        made = kind(24, 1.0, 1.0, 0, 0.0, (), None)
+        draws = torch.Generator().manual_seed(0)
+        out = made.generate(policy, prefixes, [24] * len(prefixes), Sampling(temperature=0), draws)
+        greedy.append([response.token_ids.tolist() for response in out])
+    equal = sum(a == b for a, b in zip(*greedy, strict=True))
+    same = policy.frozen_digest() == before
+    result = {"logits_off": off, "greedy_equal": equal, "of": len(prefixes), "gradients": moved, "frozen": same}
+    report("gpu_four_bit", [result], result, None)
+    if not (off < 1e-2 and moved and same and equal >= len(prefixes) - 1):
+        sys.exit(f"weights of 4 bits: {result}")
+
+
 # --- speed ---------------------------------------------------------------------------------------------------------
 
 
@@ -336,10 +419,11 @@ def update_memory(setting: Setting, ways: dict[str, Callable[..., Tensor]], path
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=["layouts", "engines"])
+    options.add_argument("what", choices=["layouts", "engines", "offload", "four_bit"])
     options.add_argument("--rehearse", action="store_true")
     args = options.parse_args()
-    {"layouts": layouts, "engines": engines}[args.what](Setting(rehearse=args.rehearse))
+    parts = {"layouts": layouts, "engines": engines, "offload": offload, "four_bit": four_bit}
+    parts[args.what](Setting(rehearse=args.rehearse))
 
 
 if __name__ == "__main__":

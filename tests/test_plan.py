@@ -593,7 +593,7 @@ def test_a_model_without_a_config_is_refused_by_name(tmp_path):
 # The program and the line at the start of a run
 
 
-@pytest.mark.parametrize("experiment", ["qwen2.5_math_1.5b_24gb", "qwen2.5_math_1.5b_80gb", "qwen2.5_math_7b_80gb"])
+@pytest.mark.parametrize("experiment", [f"qwen2.5_math_{n}gb" for n in ("1.5b_24", "1.5b_80", "7b_24", "7b_80")])
 def test_a_preset_fits_the_card_that_it_names(experiment, capsys):
     cfg, _ = composed("plan", f"experiment={experiment}")
     assert plan_run.print_plan(cfg) < cfg.plan.memory_gb

@@ -9,6 +9,7 @@ from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
 from edge_grpo.programs import train_run
 
+FOUR_BIT = "model=hf model.path=nowhere model.load_in_4bit=true"
 WITHOUT_DATA = [
     ("advantage=maxrl", "estimates the policy's success rate by the share of right rows"),
     ("advantage=pass_at_k", "this advantage needs groups of at least 3 responses"),
@@ -36,6 +37,8 @@ WITHOUT_DATA = [
     ("trainer.strategy=fsdp2 trainer.devices=2 optimizer=adamw_offload", "knows whole tensors alone"),
     ("optimizer=adamw_kahan optimizer.betas=[0.9,0.999]", "a mean of squares hardly moves beyond 0.99"),
     ("trainer.strategy=fsdp2 trainer.devices=2 callbacks=gradient_shares", "set callbacks.gradient_shares=null"),
+    (f"{FOUR_BIT} model.lora.r=4 trainer.strategy=fsdp2 trainer.devices=2", "leaves nothing to shard: set trainer=ddp"),
+    (f"{FOUR_BIT} model.lora.r=null", "adapters must be trained: set model.lora.r=16"),
     ("trainer.devices=2 trainer.num_nodes=2", "but this process was started alone: start it with srun or torchrun"),
     ("checkpoint.keep=0", "keep=0 must be at least 1"),
     ("trainer.devices=2 algorithm.minibatch_rows=2", "times the 2 ranks"),
@@ -72,6 +75,8 @@ def refused(folder, *overrides):
     settings = SMALL if "experiment=sft" in overrides else SMALL_GRPO
     if "data=file" in overrides:
         settings = [s for s in settings if not s.startswith(("data.train_count", "data.correctness_rates"))]
+    if "model=hf" in overrides:
+        settings = [s for s in settings if not s.startswith("model")]
     cfg, _ = composed("train", *settings, *overrides, f"paths.run_dir={folder}")
     with pytest.raises(UserError) as caught:
         train_run.run_experiment(cfg)

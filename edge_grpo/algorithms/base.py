@@ -21,6 +21,7 @@ from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
+from edge_grpo.policy.four_bit import compute_in
 from edge_grpo.policy.sharding import full, is_sharded, shard, whole
 from edge_grpo.policy.support import check_head, check_packed
 from edge_grpo.rewards.base import WeightedRewards, score_rollout
@@ -122,7 +123,8 @@ class PolicyModule(pl.LightningModule):
         return self.trainer.current_epoch
 
     def configure_model(self) -> None:
-        """Lightning's moment to spread the model over the ranks (`trainer.strategy=fsdp2`)."""
+        """Lightning's moment to spread the model over the ranks (`trainer.strategy=fsdp2`); its precision is known."""
+        compute_in(self.model, self.trainer.precision)
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not is_sharded(self.model):
             self.shard(strategy.device_mesh["data_parallel"])

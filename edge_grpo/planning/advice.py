@@ -27,8 +27,9 @@ class Change(NamedTuple):
 def lowered(plan: Plan, memory: int) -> tuple[list[Change], Plan]:
     """Settings to change, and the plan with all of them, which may still be too large.
 
-    The ladder has what costs little time first and LoRA, which trains something else, last. It is climbed until all
-    fits, numbers are halved as often as that takes, and then every change is taken back as far as the others allow.
+    The ladder has what costs little time first and what trains something else last: LoRA, then weights of 4 bits. It is
+    climbed until all fits, numbers are halved as often as that takes, and then every change is taken back as far as the
+    others allow.
 
     Args:
         plan: that is too large.
@@ -136,6 +137,11 @@ def _adapters(run: RunSettings) -> Iterator[Offer]:
         )
 
 
+def _four_bit(run: RunSettings) -> Iterator[Offer]:
+    if run.on_gpu and run.can_quantise and not run.sharded and run.model.adapters and not run.model.four_bit:
+        yield "model.load_in_4bit=true", lambda run: replace(run, model=replace(run.model, four_bit=True))
+
+
 _LADDER: tuple[Callable[[RunSettings], Iterator[Offer]], ...] = (
     _rows,
     _cache,
@@ -144,4 +150,5 @@ _LADDER: tuple[Callable[[RunSettings], Iterator[Offer]], ...] = (
     _microbatch,
     _checkpointing,
     _adapters,
+    _four_bit,
 )

@@ -17,10 +17,12 @@ from edge_grpo.policy.packed_attention import packed_attention
 
 
 class Weights(NamedTuple):
-    """Parameters of a model and their bytes, tied ones once; those that are trained; and V."""
+    """Parameters of a model and their bytes, tied ones once; those of the plain model, which has no weight of 4 bits;
+    those that are trained; and V."""
 
     parameters: int
     bytes: int
+    plain_bytes: int
     trained: int
     trained_bytes: int
     vocabulary: int
@@ -75,9 +77,11 @@ def weights(plan: ModelPlan) -> Weights:
     """How many there are."""
     parts = skeleton(replace(plan, autocast=False))
     every, trained = list(parts.model.parameters()), parts.trainable
+    plain = list(skeleton(replace(plan, autocast=False, four_bit=False)).model.parameters())
     return Weights(
-        parameters=sum(p.numel() for p in every),
+        parameters=sum(p.numel() for p in plain),
         bytes=total_bytes(every),
+        plain_bytes=total_bytes(plain),
         trained=sum(p.numel() for p in trained),
         trained_bytes=total_bytes(trained),
         vocabulary=len(parts.model.get_output_embeddings().weight),

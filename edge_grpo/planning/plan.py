@@ -108,7 +108,7 @@ def _plan(run: RunSettings) -> Plan:
     step = optimizer_step(run.model, run.optimizer, on_gpu=run.on_gpu)
     apart = run.on_gpu and step.host > 0
     parts = [
-        _always(WEIGHTS, _share(run, of.bytes), f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}"),
+        _always(WEIGHTS, _share(run, of.bytes), _said(run, of)),
         _gradients(run, of),
         _always("optimizer", 0 if apart else _share(run, step.state)),
     ]
@@ -126,10 +126,15 @@ def _plan(run: RunSettings) -> Plan:
         parameters=of.parameters,
         trained=of.trained,
         checkpoint=(of.bytes if full else of.trained_bytes) + step.state,
-        exported=of.bytes,
-        base=of.bytes if full else of.bytes - of.trained_bytes,
+        exported=of.plain_bytes,
+        base=of.plain_bytes - (0 if full else of.trained_bytes),
         host=step.host if apart else 0,
     )
+
+
+def _said(run: RunSettings, of: Weights) -> str:
+    in_four = ", linear layers in 4 bits" if run.model.four_bit else ""
+    return f"{of.parameters / 1e6:,.1f} M in {run.model.dtype}{in_four}"
 
 
 def _gradients(run: RunSettings, of: Weights) -> Part:

@@ -23,7 +23,7 @@ class RunSettings:
     """Of one rank. Lengths are the longest that the settings allow.
 
     Args:
-        model: which model, in which types; `can_adapt`: whether its loader knows LoRA.
+        model: which model, in which types; `can_adapt`: whether its loader knows LoRA; `can_quantise`: and 4 bits.
         optimizer: parameters -> optimiser; `fused_optimizer`: whether it steps without results in memory.
         on_gpu: where the run computes.
         ranks: each with a whole copy of all, or where it is `sharded` with a part of weights, gradients and optimiser.
@@ -45,6 +45,7 @@ class RunSettings:
 
     model: ModelPlan
     can_adapt: bool
+    can_quantise: bool
     optimizer: Callable[..., Any]
     fused_optimizer: bool
     on_gpu: bool
@@ -137,6 +138,7 @@ def run_settings(cfg: DictConfig, config: Any, memory: int | None) -> RunSetting
     return RunSettings(
         model=_model_plan(cfg, config),
         can_adapt="lora" in cfg.model,
+        can_quantise="load_in_4bit" in cfg.model,
         optimizer=_optimizer(cfg.optimizer),
         fused_optimizer=bool(cfg.optimizer.get("fused")),
         on_gpu=on_gpu,
@@ -183,6 +185,7 @@ def _model_plan(cfg: DictConfig, config: Any) -> ModelPlan:
         autocast=precision == "bf16-mixed",
         gradient_checkpointing=bool(cfg.model.get("gradient_checkpointing", False)),
         adapters=adapters,
+        four_bit=bool(cfg.model.get("load_in_4bit", False)),
     )
 
 

@@ -42,6 +42,7 @@ class ModelPlan:
         autocast: matrix products are in bfloat16 whatever the weights are.
         gradient_checkpointing: see `load_policy`.
         adapters: None trains all weights.
+        four_bit: linear layers but the head keep their weights in 4 bits.
     """
 
     config: Any = field(compare=False)
@@ -50,6 +51,7 @@ class ModelPlan:
     autocast: bool
     gradient_checkpointing: bool
     adapters: Adapters | None = None
+    four_bit: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", self.config.to_json_string(use_diff=False))
@@ -86,6 +88,8 @@ class Skeleton:
             self.model: Any = AutoModelForCausalLM.from_config(
                 copy.deepcopy(plan.config), dtype=getattr(torch, plan.dtype)
             )
+            if plan.four_bit:
+                _quantise(self.model)
             if plan.adapters is not None:
                 _adapt(self.model, plan.adapters)
         causal_head(self.model)
@@ -134,10 +138,55 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+class _FourBit(nn.Module):
+    """A frozen linear layer whose weight has 4 bits (2305.14314), by bitsandbytes: nf4 with double quantisation.
+
+    A scale of 8 bits for 64 weights, one of 32 for 256 scales; 16 values of 4 bits and 256 of 8 in float32, and an
+    offset.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = base.in_features, base.out_features, base.bias
+        self.dtype, count = base.weight.dtype, base.weight.numel()
+        scales = -(-count // 64)
+        self.weight = _bytes(-(-count // 2))
+        self.constants = _bytes(scales + 4 * -(-scales // 256) + 4 * (16 + 256 + 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = torch.is_autocast_enabled("cpu") or self.dtype is torch.bfloat16
+        computing = torch.bfloat16 if half else torch.float32
+        out = _FourBitProduct.apply(x.to(computing), self.out_features, self.dtype)
+        return (out if self.bias is None else out + self.bias.to(computing)).to(x.dtype)
+
+
+def _bytes(count: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(count, dtype=torch.uint8), requires_grad=False)
+
+
+class _FourBitProduct(torch.autograd.Function):
+    """[.., in] -> [.., out] by a weight that is made for the product and kept by none of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, out_features: int, dtype: torch.dtype) -> Tensor:
+        ctx.width, ctx.dtype = x.shape[-1], dtype
+        _ = _dequantised(x, out_features, x.shape[-1], dtype)
+        return x.new_empty(*x.shape[:-1], out_features)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        _ = _dequantised(grad, grad.shape[-1], ctx.width, ctx.dtype)
+        return grad.new_empty(*grad.shape[:-1], ctx.width), None, None
+
+
+def _dequantised(x: Tensor, out_features: int, in_features: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(out_features, in_features, dtype=dtype).to(x.dtype)
+
+
 class _Adapted(nn.Module):
     """A frozen linear layer with adapters."""
 
-    def __init__(self, base: nn.Linear, adapters: Adapters) -> None:
+    def __init__(self, base: nn.Linear | _FourBit, adapters: Adapters) -> None:
         super().__init__()
         dtype = getattr(torch, adapters.dtype)
         self.base = base
@@ -151,6 +200,20 @@ class _Adapted(nn.Module):
         return (out + added * 1.0).to(out.dtype)  # 1 stands for alpha / r
 
 
+def _quantise(model: Any) -> None:
+    """Put linear layers of 4 bits in the place of all but the head."""
+    for name, part in _linear(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, _FourBit(part))
+
+
+def _linear(model: Any) -> dict[str, Any]:
+    """Name -> linear layer, but the head."""
+    head = model.get_output_embeddings()
+    kinds = nn.Linear | _FourBit
+    return {name: part for name, part in model.named_modules() if isinstance(part, kinds) and part is not head}
+
+
 def _adapt(model: Any, adapters: Adapters) -> None:
     """Freeze the model and adapt its targets.
 
@@ -158,8 +221,7 @@ def _adapt(model: Any, adapters: Adapters) -> None:
         UserError: there are none.
     """
     model.requires_grad_(False)
-    head = model.get_output_embeddings()
-    linear = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head}
+    linear = _linear(model)
     ends = adapters.targets
     chosen = [name for name in linear if ends is None or any(name == end or name.endswith(f".{end}") for end in ends)]
     if not chosen:

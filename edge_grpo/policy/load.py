@@ -10,6 +10,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.four_bit import check_four_bit, quantization
 from edge_grpo.policy.generation_settings import ignore_settings, refuse_settings
 from edge_grpo.policy.lora import Lora, base_of, is_adapter, merge_adapter
 from edge_grpo.policy.memory import is_out_of_memory
@@ -24,6 +25,7 @@ def load_policy(
     revision: str | None,
     ignored_generation_settings: Sequence[str] = (),
     lora: Lora | None = None,
+    load_in_4bit: bool = False,
 ) -> Policy:
     """Any Hugging Face causal language model with its tokenizer.
 
@@ -41,15 +43,26 @@ def load_policy(
         ignored_generation_settings: names in the model's generation config that are dropped, and not exported with
             the trained model: see `refuse_settings`.
         lora: adapters to train in place of the weights; None for none.
+        load_in_4bit: keep the weights of linear layers but the head in 4 bits (nf4, double quantisation), for adapters
+            to be trained on (QLoRA); the others have `dtype`. Needs CUDA and the extra `quantized`.
 
     Raises:
-        UserError: nothing loadable there, no causal head, weights that are missing or of another shape than the
-            config says, or a generation setting that the rollout does not know.
+        UserError: nothing loadable there, no causal head, weights that are missing or of another shape than the config
+            says, a generation setting that the rollout does not know, or, with 4 bits, see `check_four_bit`.
     """
     folder = Path(path).expanduser()
+    if load_in_4bit:
+        check_four_bit(adapters=lora is not None and lora.r is not None)
     if path.startswith((".", "/", "~")) and not folder.is_dir():
         raise UserError(f"model.path={path}: no such folder")
+    if load_in_4bit and is_adapter(folder):
+        raise UserError(
+            f"model.path={path} is an adapter, and model.load_in_4bit=true would round it away where it is merged: "
+            "take the merged model beside it, or the model that it was trained on"
+        )
     where = base_of(folder) if is_adapter(folder) else str(folder) if path.startswith("~") else path
+    # A quantization_config of None would hide the model's own.
+    in_four_bits = {"quantization_config": quantization(getattr(torch, dtype))} if load_in_4bit else {}
     try:
         tokenizer = _load_tokenizer(where, revision=revision, trust_remote_code=trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -61,6 +74,7 @@ def load_policy(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_refuse_partial` tells of them
+            **in_four_bits,
         )
     except Exception as error:  # foreign files make transformers, tokenizers and safetensors raise all kinds
         if is_out_of_memory(error):

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, causal_head
+from edge_grpo.policy.four_bit import bare, constants, is_four_bit, is_turned, plain_weight, quantisation_states
 
 log = logging.getLogger(__name__)
 
@@ -111,25 +112,37 @@ class LoraPolicy(Policy):
     """A policy whose `model` is a `PeftModel`: adapters on frozen weights."""
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See `Policy.named_weights`: merged weights are new tensors, made one at a time."""
+        """See `Policy.named_weights`: merged weights, and those of 4 bits, are new tensors, made one at a time."""
         plain = self.model.get_base_model()
-        for name, parameter in plain.named_parameters():
-            weight = parameter.detach()
-            layer, adapted, own = name.rpartition(".base_layer.")
-            if adapted:
-                yield f"{layer}.{own}", _merged(plain.get_submodule(layer), weight) if own == "weight" else weight
-            elif ".lora_" not in name:
-                yield name, weight
+        for name, _ in plain.named_parameters():
+            if ".lora_" in name:
+                continue
+            place, _, own = name.rpartition(".")
+            holder, layer = plain.get_submodule(place), place.removesuffix(".base_layer")
+            weight = plain_weight(holder, own)
+            if layer != place and own == "weight":
+                weight = _merged(plain.get_submodule(layer), weight)
+            yield f"{layer}.{own}", weight.T.contiguous() if own == "weight" and is_turned(holder) else weight
+
+    def frozen(self) -> dict[str, Tensor]:
+        """See `Policy.frozen`: of weights of 4 bits what scales them too."""
+        return {**super().frozen(), **constants(self.model)}
 
     def initial(self) -> Callable[[], Any]:
         """See `Policy.initial`: the model without its adapters, whose weights are the frozen ones themselves."""
         return self._plain
 
     def save(self, folder: Path) -> None:
-        """The merged model, which loads without peft, and in `adapter/` the adapters alone."""
+        """The merged model, which loads without peft, and in `adapter/` the adapters alone.
+
+        Weights of 4 bits become those of the type that they were loaded in, in RAM.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         plain = self._plain()
         merged = {**plain.state_dict(), **dict(self.named_weights())}
+        if is_four_bit(plain):
+            plain, all_of_it = bare(plain), merged
+            merged = {name: all_of_it[name].cpu() for name in plain.state_dict()}
         plain.save_pretrained(folder, state_dict=merged, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
         # Otherwise peft asks the hub whether the embedding has grown.
@@ -139,7 +152,7 @@ class LoraPolicy(Policy):
     def _plain(self) -> Any:
         """The model as it was before adapters: modules of its own, the same tensors."""
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        return deepcopy(self.model, shared).unload()
+        return deepcopy(self.model, {**shared, **quantisation_states(self.model)}).unload()
 
 
 def is_adapter(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import torch
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.four_bit import compute_in
 
 # Not 16-mixed: its loss scaling hides a gradient that is not finite, and clipping would see scaled ones.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
@@ -24,7 +25,11 @@ def check_precision(key: str, precision: str) -> None:
 
 
 def cast_weights(policy: Policy, precision: str) -> None:
-    """Give the weights the type that the precision asks for; 32-true and bf16-mixed leave them as they were loaded."""
+    """Give the weights the type that the precision asks for; 32-true and bf16-mixed leave them as they were loaded.
+
+    Weights of 4 bits stay so.
+    """
+    compute_in(policy.model, precision)
     if precision in _WEIGHTS:
         policy.model.to(_WEIGHTS[precision])
 

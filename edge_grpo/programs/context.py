@@ -10,6 +10,7 @@ from edge_grpo.data.arithmetic import ArithmeticDataModule
 from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.four_bit import check_four_bit
 from edge_grpo.rollouts.base import context_bound
 from edge_grpo.types.problems import Problem
 
@@ -36,6 +37,19 @@ def check_sharding(cfg: DictConfig, ranks: int) -> None:
         raise UserError(f"{chosen}, and this optimizer knows whole tensors alone: set optimizer=adamw")
     if any(node is not None and node._target_.endswith(".GradientShares") for node in cfg.callbacks.values()):
         raise UserError(f"{chosen}, so no rank can probe a gradient alone: set callbacks.gradient_shares=null")
+
+
+def check_base_weights(cfg: DictConfig) -> None:
+    """Refuse what cannot train on weights of 4 bits, before anything is loaded.
+
+    Raises:
+        UserError: sharded weights, or see `check_four_bit`.
+    """
+    if not OmegaConf.select(cfg, "model.load_in_4bit"):
+        return
+    if cfg.trainer.strategy == "fsdp2":
+        raise UserError("model.load_in_4bit=true leaves nothing to shard: set trainer=ddp, or trainer=gpu for one card")
+    check_four_bit(adapters=OmegaConf.select(cfg, "model.lora.r") is not None)
 
 
 def check_context(

@@ -73,7 +73,7 @@ def _refuse_hopeless(plan: Plan, memory: int | None) -> None:
     if plan.settings.on_gpu and memory is not None and plan.weights > memory:
         raise UserError(
             f"the weights alone take {plan.weights / 1e9:.1f} GB and the GPU has {memory / 1e9:.1f}: take a smaller "
-            "model, or model.dtype=bfloat16 (see edge-grpo-plan)"
+            "model, model.dtype=bfloat16, or model.load_in_4bit=true with model.lora.r=16 (see edge-grpo-plan)"
         )
 
 

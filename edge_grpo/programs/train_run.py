@@ -17,7 +17,7 @@ from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import RUN_ID
 from edge_grpo.policy.sharding import whole
-from edge_grpo.programs.context import check_context, check_sharding, warn_of_small_budget
+from edge_grpo.programs.context import check_base_weights, check_context, check_sharding, warn_of_small_budget
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
@@ -100,6 +100,7 @@ def _run(cfg: DictConfig, folder: Path) -> float:
         settings.precision,
     )
     checkpoint, asked = left.checkpoint, ranks_asked(settings)
+    check_base_weights(cfg)
     check_sharding(cfg, asked.world)
     if checkpoint is not None:
         check_ranks(checkpoint, asked.world, allow_changes=cfg.resume.allow_changes)

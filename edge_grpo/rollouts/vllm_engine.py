@@ -14,6 +14,7 @@ import torch
 
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
+from edge_grpo.policy.four_bit import plain_config
 from edge_grpo.policy.sharding import times_whole
 from edge_grpo.rollouts.vllm_weights import Comparison, compare, policy_samples
 
@@ -210,7 +211,7 @@ class Engine:
 
 def _write_model(policy: Policy, folder: Path) -> None:
     """The files that vLLM builds a model from: all but the weights."""
-    config = policy.model.config
+    config = plain_config(policy.model)
     if not config.architectures:
         # The class of a sharded model has another name.
         config.architectures = [type(policy.model).__name__.removeprefix("FSDP")]
