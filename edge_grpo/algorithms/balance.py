@@ -34,7 +34,7 @@ def balanced(costs: Sequence[Sequence[int]]) -> list[list[Place]]:
         [rank][group]: where it is now. A group that stays keeps its number.
 
     >>> balanced([[9, 8], [1, 2]])
-    [[(0, 0), (1, 0)], [(0, 1), (1, 1)]]
+    [[(1, 1), (0, 1)], [(1, 0), (0, 0)]]
     """
     places = [[(rank, group) for group in range(len(own))] for rank, own in enumerate(costs)]
     held = [list(own) for own in costs]
@@ -83,7 +83,7 @@ def balanced_steps(
 def imbalances(costs: Sequence[Sequence[int]], places: Sequence[Sequence[Place]]) -> dict[str, float]:
     """`perf/token_imbalance/*`: the fullest rank's tokens over the mean of the ranks, less 1, before and after.
 
-    >>> imbalances([[9, 8], [1, 2]], [[(0, 0), (1, 0)], [(0, 1), (1, 1)]])
+    >>> imbalances([[9, 8], [1, 2]], balanced([[9, 8], [1, 2]]))
     {'perf/token_imbalance/drawn': 0.7, 'perf/token_imbalance/update': 0.0}
     """
     loads = {
