@@ -2,14 +2,18 @@
 
 import pickle
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.algorithms.balance import balanced, balanced_steps, exchanged, groups_of, imbalances, joined
+from edge_grpo.algorithms.grpo import GRPOModule
 from edge_grpo.algorithms.rows import group_tokens
 from edge_grpo.corrections.base import UNIFORM_WEIGHT, Corrected
 from edge_grpo.policy.batching import to_update_batch
@@ -68,7 +72,10 @@ def test_groups_stay_in_their_optimiser_step():
 
 def drawn(rank, groups=2, reports=None):
     """What a rank drew and corrected: responses of 1, 2, ... tokens; the last row of each group is edited."""
-    problems = tuple(Problem(f"{rank}-{i}", "?", ("1",), prompt_ids=(1, 2, 3)) for i in range(groups))
+    problems = tuple(
+        Problem(f"{rank}-{i}", "?", ("1",), prompt_ids=(1, 2, 3), columns=MappingProxyType({"level": i}))
+        for i in range(groups)
+    )
     n = groups * G
     responses = tuple(reference_response(range(row + 1)) for row in range(n))
     rewards = 10.0 * rank + torch.arange(n)
@@ -90,6 +97,7 @@ def told(scored):
     return [
         (
             problem.id,
+            dict(problem.columns),
             [
                 (r.token_ids.tolist(), r.provenance.tolist(), scored.texts[row], *values)
                 for row, r in enumerate(scored.rollout.responses)
@@ -157,5 +165,33 @@ def test_tokens_that_the_update_computes_of_a_group():
     assert group_tokens(batch, none, 3, packing=False) == [0, 13, 21]
     assert group_tokens(batch, torch.tensor([True, False]), 3, packing=True) == [0, 0, 21]
     assert group_tokens(batch, ~none, 3, packing=True) == [0, 0, 0]
-    stands_in = to_update_batch(rollout, [0, 1], token_weight=dict.fromkeys(Provenance, 0.0), pad_id=0, device="cpu")
-    assert group_tokens(stands_in, none[:1], 3, packing=True) == [0, 0, 0]
+    # Rows that weigh 0, such as those of mask_truncated, are computed like others.
+    weightless = to_update_batch(rollout, [2, 3], token_weight=dict.fromkeys(Provenance, 0.0), pad_id=0, device="cpu")
+    assert group_tokens(weightless, none[:1], 3, packing=True) == [0, 10, 0]
+
+
+@pytest.mark.parametrize("stands_in", [True, False])
+def test_a_group_that_stands_in_counts_nothing(stands_in):
+    sampled, corrected = drawn(0)
+    batch = to_update_batch(sampled.rollout, [0, 1], token_weight=UNIFORM_WEIGHT, pad_id=0, device="cpu")
+    told_to_others = []
+
+    def gathered(value):
+        told_to_others.append(value)
+        return [value, [0, 0]] if len(told_to_others) == 1 else [value, {}]
+
+    module = SimpleNamespace(
+        balance_batch=True,
+        trainer=SimpleNamespace(world_size=2),
+        timed=lambda stage: nullcontext(),
+        kept=lambda corrected: (batch, torch.tensor([1.0, 0.0]), None, stands_in),
+        gathered=gathered,
+        num_generations=G,
+        advantage=Vanilla(eps=1e-4),
+        loss=SimpleNamespace(reads_every_row=False),
+        packs=True,
+        minibatch_rows=None,
+        global_rank=0,
+    )
+    GRPOModule.balance(module, sampled, corrected)
+    assert told_to_others[0] == ([0, 0] if stands_in else [6, 0])

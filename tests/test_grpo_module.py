@@ -466,10 +466,11 @@ def graded_groups(kept):
     return batch, ScoredRollout(rollout, ("",) * 4, scores)
 
 
-def graded(kept, gathered):
+def graded(kept, gathered, weight=1.0):
     batch, scored = graded_groups(kept)
+    batch = replace(batch, token_weights=batch.token_weights * weight)
     rewards = SimpleNamespace(weights={"accuracy": 1.0, "format": 1.0}, max_reward=2.0)
-    return grading_of(batch, scored, rewards, History(), gathered)
+    return grading_of(batch, scored, rewards, History(), gathered, stands_in=not any(kept))
 
 
 def test_an_advantage_gets_the_verdicts_of_the_rows_that_are_kept():
@@ -495,6 +496,8 @@ def test_an_update_is_the_groups_of_every_rank_without_those_that_stand_in():
     grading = graded([False, False], with_another_rank)
     assert grading.update.rewards.tolist() == [[1, 1], [2, 0]]
     assert grading.correct.tolist() == [False, True]
+    # Rows that weigh 0 for another reason, such as mask_truncated, are kept ones.
+    assert graded([False, True], with_another_rank, weight=0.0).update.rewards.tolist() == [[1, 1], [2, 0], [2, 0]]
     # Nowhere: statistics of nothing would be NaN.
     assert graded([False, False], lambda value: [None, value]).update.rewards.tolist() == [[1, 1]]
 

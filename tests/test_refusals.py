@@ -1,13 +1,14 @@
 """What is wrong with a run is said before its model is loaded, and before its data where they say nothing of it."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from small_runs import SMALL, SMALL_GRPO, composed
 
 from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.errors import UserError
-from edge_grpo.programs import train_run
+from edge_grpo.programs import context, train_run
 
 FOUR_BIT = "model=hf model.path=nowhere model.load_in_4bit=true"
 WITHOUT_DATA = [
@@ -37,7 +38,8 @@ WITHOUT_DATA = [
     ("trainer.strategy=fsdp2 trainer.devices=2 optimizer=adamw_offload", "knows whole tensors alone"),
     ("optimizer=adamw_kahan optimizer.betas=[0.9,0.999]", "a mean of squares hardly moves beyond 0.99"),
     ("trainer.strategy=fsdp2 trainer.devices=2 callbacks=gradient_shares", "set callbacks.gradient_shares=null"),
-    (f"{FOUR_BIT} model.lora.r=4 trainer.strategy=fsdp2 trainer.devices=2", "leaves nothing to shard: set trainer=ddp"),
+    (f"{FOUR_BIT} model.lora.r=4 trainer.devices=2", "every rank would quantise its model on its node's first GPU"),
+    (f"{FOUR_BIT} model.lora.r=4 trainer.strategy=fsdp2 trainer.devices=2", "leaves nothing to shard: set trainer=gpu"),
     (f"{FOUR_BIT} model.lora.r=null", "adapters must be trained: set model.lora.r=16"),
     ("trainer.devices=2 trainer.num_nodes=2", "but this process was started alone: start it with srun or torchrun"),
     ("checkpoint.keep=0", "keep=0 must be at least 1"),
@@ -109,3 +111,11 @@ def test_a_setting_that_is_right_comes_as_far_as_the_model(tmp_path, touched):
     with pytest.raises(AssertionError, match="the model is loaded"):
         train_run.run_experiment(cfg)
     assert touched == ["data", "model"]
+
+
+def test_four_bits_are_not_made_on_a_gpu_to_be_moved_to_the_cpu(monkeypatch):
+    monkeypatch.setattr(context, "check_four_bit", lambda adapters: None)
+    for trainer, refused in (("cpu", True), ("gpu", False)):
+        cfg, _ = composed("train", *FOUR_BIT.split(), "model.lora.r=4", f"trainer={trainer}")
+        with pytest.raises(UserError, match="accelerator=cpu: set trainer=gpu") if refused else nullcontext():
+            context.check_base_weights(cfg)

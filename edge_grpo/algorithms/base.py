@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
@@ -302,7 +303,9 @@ class PolicyModule(pl.LightningModule):
             seconds: see `take_timings`.
         """
         alone = {stage: seconds[stage] for stage in (*ALONE, "total") if stage in seconds}
-        alone["update"], self._alone_s = self._alone_s, 0.0
+        if not is_sharded(self.model):  # there every layer waits for the other ranks
+            alone["update"] = self._alone_s
+        self._alone_s = 0.0
         return idle_shares(self.gathered(alone))
 
     def missing_microbatches(self, counts: Sequence[int]) -> list[int]:
@@ -329,8 +332,13 @@ class PolicyModule(pl.LightningModule):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return [value]
         values: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value, group=self._group_of_objects)
         return values
+
+    @cached_property
+    def _group_of_objects(self) -> Any:
+        """Of all ranks, on the CPU: under NCCL objects would take memory of every GPU. None: the default group."""
+        return torch.distributed.new_group(backend="gloo") if torch.distributed.get_backend() == "nccl" else None
 
     def forward_settings(self, temperature: float, packing: bool) -> MicrobatchForward:
         """How rows go through the model in this algorithm's micro-batches."""
@@ -363,8 +371,7 @@ class PolicyModule(pl.LightningModule):
         """One value of those ranks that have the metric (a branch may be taken on one only), as its definition says."""
         if self.trainer.world_size == 1:
             return metrics
-        ranks: list[dict[str, float]] = [{} for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(ranks, metrics)
+        ranks = self.gathered(metrics)
         values = {name: [rank[name] for rank in ranks if name in rank] for rank in ranks for name in rank}
         return {name: self._reduction(name)(found) for name, found in values.items()}
 

@@ -147,28 +147,31 @@ class GRPOModule(GRPOBase):
         if not self.balance_batch or self.trainer.world_size == 1:
             return sampled, corrected, {}
         with self.timed("balance"):
-            batch, rewards, grading = self.kept(corrected)
-            skipped = skipped_groups(batch, rewards, self.advantage, self.loss, self.num_generations, grading)
+            batch, rewards, grading, stands_in = self.kept(corrected)
+            skipped = (
+                skipped_groups(batch, rewards, self.advantage, self.loss, self.num_generations, grading) | stands_in
+            )
             tokens = group_tokens(batch, skipped, len(corrected.scored.rollout.problems), packing=self.packs)
             of_ranks = self.gathered(tokens)
             places = balanced_steps(of_ranks, self.minibatch_rows, self.num_generations)
             groups = exchanged(sampled, corrected, places, self.global_rank, self.gathered)
             return *groups, imbalances(of_ranks, places)
 
-    def kept(self, corrected: Corrected) -> tuple[UpdateBatch, Tensor, Grading]:
-        """The rows of the groups that the filter keeps, their rewards [N] and what grading says of them."""
+    def kept(self, corrected: Corrected) -> tuple[UpdateBatch, Tensor, Grading, bool]:
+        """Rows of the groups that the filter keeps, their rewards [N], what grading says, whether one stands in."""
         scores, rollout = corrected.scored.scores, corrected.scored.rollout
         rewards = scores.rewards.to(self.device)
         correct = scores.correct.to(self.device).view(-1, self.num_generations)
         kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
         batch = kept_rows(rollout, kept, self.correction, self.policy, self.device, mask_truncated=self.mask_truncated)
-        grading = grading_of(batch, corrected.scored, self.rewards, self.history, self.gathered)
-        return batch, rewards[batch.row_ids], grading
+        stands_in = not bool(kept.any())
+        grading = grading_of(batch, corrected.scored, self.rewards, self.history, self.gathered, stands_in=stands_in)
+        return batch, rewards[batch.row_ids], grading, stands_in
 
     def update_of(self, corrected: Corrected) -> GRPOUpdate:
         """The update on the groups that the filter keeps."""
         rollout = corrected.scored.rollout
-        batch, rewards, grading = self.kept(corrected)
+        batch, rewards, grading, _ = self.kept(corrected)
         observe(self.strategies, grading.update)
         return GRPOUpdate(
             model=self.model,

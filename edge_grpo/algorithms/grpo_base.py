@@ -47,7 +47,9 @@ class GRPOBase(PolicyModule):
             one epoch the importance ratio is exactly 1 and every clip idle.
         mask_truncated: responses that the token budget ended leave the loss and its denominators (see `kept_rows`).
         balance_batch: on several ranks, whole groups change ranks before the update, within an optimiser step, so that
-            each rank computes about as many tokens (verl's `trainer.balance_batch`). The gradient is the same.
+            each rank computes about as many tokens (verl's `trainer.balance_batch`). The gradient is the same, but for
+            what depends by definition on which rows share a micro-batch or a rank's draws: `loss=bnpo`, an advantage
+            with `scope=microbatch`, token filters that draw.
         shared: arguments of `PolicyModule`.
 
     Raises:

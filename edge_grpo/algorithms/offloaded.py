@@ -20,8 +20,8 @@ class OffloadedAdamW:
 
     Called with parameters it makes the optimiser. Every step takes each gradient to RAM, moves the copy there and
     brings it back, rounded to the weight's type: a bfloat16 weight moves as a float32 one. The step's numbers are those
-    of torch's fused AdamW on float32 weights. On a GPU RAM is pinned, and one gradient is on its way while another is
-    used; that did not run here.
+    of torch's fused AdamW on float32 weights. From and to a GPU tensors go through pinned places, two each way, so that
+    one is on its way while another is used; that did not run here.
 
     Args:
         lr: learning rate.
@@ -61,9 +61,13 @@ class OffloadedAdamW:
         return sum(3 * p.numel() * max(p.element_size(), 4) for p in params)
 
     def host_bytes(self, params: Iterable[Tensor]) -> int:
-        """The same and two places for gradients on their way: what a GPU is spared and RAM holds."""
+        """The same, the four places that the largest parameter sets the size of, and its gradient in float32: what RAM
+        holds in a GPU's stead."""
         made = list(params)
-        return self.state_bytes(made) + max((2 * p.numel() * max(p.element_size(), 4) for p in made), default=0)
+        largest = max(made, key=lambda p: p.numel() * p.element_size(), default=None)
+        if largest is None:
+            return 0
+        return self.state_bytes(made) + 4 * _place_bytes(largest) + largest.numel() * max(largest.element_size(), 4)
 
 
 class HostAdamW(torch.optim.Optimizer):
@@ -78,7 +82,7 @@ class HostAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._host: dict[Tensor, dict[str, Tensor]] = {}
-        self._places: list[Tensor] = []
+        self._coming, self._going = _Places(), _Places()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -88,7 +92,7 @@ class HostAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        for (p, group), gradient in zip(moved, self._in_ram([p for p, _ in moved]), strict=True):
+        for i, ((p, group), gradient) in enumerate(zip(moved, self._in_ram([p for p, _ in moved]), strict=True)):
             state = self._state_of(p)
             adamw(
                 [state["master"]],
@@ -106,8 +110,10 @@ class HostAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
             )
-            # The next step waits for it: its gradient comes after it on the same stream.
-            p.copy_(state["master"], non_blocking=True)
+            place = self._going.free(i, p, self._params())
+            place.copy_(state["master"])  # rounded here, so that no float32 is on the GPU
+            p.copy_(place, non_blocking=p.is_cuda)
+            self._going.sent(i, p)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,7 +128,7 @@ class HostAdamW(torch.optim.Optimizer):
         super().load_state_dict({**state_dict, "state": {}})
         params = self._params()
         self._host = {
-            params[i]: {name: _ram(params[i], value.shape, value.dtype).copy_(value) for name, value in kept.items()}
+            params[i]: {name: value.to("cpu", copy=True) for name, value in kept.items()}
             for i, kept in state_dict["state"].items()
         }
 
@@ -134,47 +140,63 @@ class HostAdamW(torch.optim.Optimizer):
             dtype = _wide(p)
             self._host[p] = {
                 "step": torch.zeros((), dtype=torch.float32),
-                "master": _ram(p, p.shape, dtype).copy_(p),
-                "exp_avg": _ram(p, p.shape, dtype).zero_(),
-                "exp_avg_sq": _ram(p, p.shape, dtype).zero_(),
+                "master": p.detach().to("cpu", dtype, copy=True),
+                "exp_avg": torch.zeros(p.shape, dtype=dtype),
+                "exp_avg_sq": torch.zeros(p.shape, dtype=dtype),
             }
         return self._host[p]
 
     def _in_ram(self, params: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The gradient of each parameter; the next is on its way while the caller uses one, so each is used at once."""
-        coming = self._send(params, 0)
-        for i in range(len(params)):
-            gradient, arrived = coming
-            if i + 1 < len(params):  # into the place of the one before, which has been used
-                coming = self._send(params, i + 1)
-            if arrived is not None:
-                arrived.synchronize()
-            yield gradient
+        """The gradient of each parameter, float32; the next is on its way while the caller uses one."""
+        for i in range(min(1, len(params))):
+            self._send(params, i)
+        for i, p in enumerate(params):
+            if i + 1 < len(params):  # into the other place
+                self._send(params, i + 1)
+            yield self._coming.arrived(i, p).to(_wide(p))
 
-    def _send(self, params: Sequence[Tensor], i: int) -> tuple[Tensor, Any]:
-        """A gradient in RAM, and the event after which it is there."""
-        if not params:
-            return torch.empty(0), None
+    def _send(self, params: Sequence[Tensor], i: int) -> None:
         p = params[i]
         assert p.grad is not None
-        if p.device.type == "cpu":
-            return p.grad.to(_wide(p)), None
-        if not self._places:
-            size = max(q.numel() for q in self._params())
-            self._places = [_ram(p, (size,), _wide(p)) for _ in range(2)]
-        place = self._places[i % 2][: p.numel()].view(p.shape)
-        place.copy_(p.grad, non_blocking=p.is_cuda)
-        if not p.is_cuda:
-            return place, None
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return place, arrived
+        self._coming.free(i, p, self._params()).copy_(p.grad, non_blocking=p.is_cuda)
+        self._coming.sent(i, p)
+
+
+class _Places:
+    """Two places in RAM, pinned for a GPU, that tensors pass through by turns."""
+
+    def __init__(self) -> None:
+        self._bytes: list[Tensor] = []
+        self._done: list[Any] = [None, None]
+
+    def free(self, i: int, p: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """The place of the i-th tensor as one like `p`, once what was in it before has gone on.
+
+        Args:
+            params: all that ever pass, which the places are made for.
+        """
+        if not self._bytes:
+            size = max(q.numel() * q.element_size() for q in params)
+            self._bytes = [torch.empty(size, dtype=torch.uint8, pin_memory=p.is_cuda) for _ in range(2)]
+        return self.arrived(i, p)
+
+    def sent(self, i: int, p: Tensor) -> None:
+        """A copy from or to the place has been asked for."""
+        if p.is_cuda:
+            self._done[i % 2] = torch.cuda.Event()
+            self._done[i % 2].record()
+
+    def arrived(self, i: int, p: Tensor) -> Tensor:
+        """The place as a tensor like `p`, once the last copy that was asked for is done."""
+        if self._done[i % 2] is not None:
+            self._done[i % 2].synchronize()
+        return self._bytes[i % 2][: p.numel() * p.element_size()].view(p.dtype).view(p.shape)
+
+
+def _place_bytes(p: Tensor) -> int:
+    """Of a place for this tensor: torch pins powers of two."""
+    return 1 << max(p.numel() * p.element_size() - 1, 0).bit_length()
 
 
 def _wide(p: Tensor) -> torch.dtype:
     return torch.promote_types(p.dtype, torch.float32)
-
-
-def _ram(p: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor in RAM, pinned where the parameter is on a GPU."""
-    return torch.empty(tuple(shape), dtype=dtype, pin_memory=p.is_cuda)

@@ -108,6 +108,8 @@ def grading_of(
     rewards: WeightedRewards,
     history: History,
     gathered: Callable[[Any], list[Any]],
+    *,
+    stands_in: bool,
 ) -> Grading:
     """What grading says of the batch's rows, and of all groups of the update.
 
@@ -117,6 +119,8 @@ def grading_of(
         rewards: their weights and the reward of a perfect response.
         history: of the iterations before.
         gathered: one rank's value -> those of all ranks; every rank calls it.
+        stands_in: whether the filter keeps no group and the batch is one that stands in (see `kept_rows`). It is in no
+            statistic, unless there is no other on any rank.
     """
     rollout, scores, num_generations = scored.rollout, scored.scores, scored.rollout.num_generations
     rows = batch.row_ids.cpu()
@@ -128,9 +132,7 @@ def grading_of(
         parts={name: part.view(-1, num_generations) for name, part in parts.items()},
         entropies=_sampled_entropies([rollout.responses[row] for row in rows.tolist()], num_generations),
     )
-    # A group that stands in with weight 0 (see `kept_rows`) is in no statistic, unless there is no other on any rank.
-    trained = bool((batch.token_weights > 0).any())
-    there = [groups for groups in gathered(here if trained else None) if groups is not None] or [here]
+    there = [groups for groups in gathered(None if stands_in else here) if groups is not None] or [here]
     device = batch.tokens.device
     return Grading(
         correct=scores.correct[rows].to(device),
@@ -204,8 +206,6 @@ def group_tokens(batch: UpdateBatch, skipped: Tensor, num_groups: int, *, packin
         packing: whether the rows of a group share a prompt's tokens.
     """
     tokens = [0] * num_groups
-    if not (batch.token_weights > 0).any():  # a group that stands in, see `kept_rows`
-        return tokens
     live = (~skipped).repeat_interleave(batch.num_rows // len(skipped)).nonzero().flatten()
     of_rows = (batch.problem_ids, batch.prompt_keys, batch.prompt_lengths, batch.response_lengths)
     counted = set()

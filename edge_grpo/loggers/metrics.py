@@ -239,7 +239,7 @@ METRICS: dict[str, Metric] = {
         "share",
         "of the iteration, that a rank waits for the slowest in this stage: (maximum - mean over ranks of its seconds) "
         "over the iteration's; of the update the time before the last backward pass of each step, which exchanges "
-        "gradients; of all ranks",
+        "gradients, and nothing under fsdp2, where every layer waits; of all ranks",
         "mean",
     ),
     "perf/token_imbalance/drawn": Metric(

@@ -43,13 +43,21 @@ def check_base_weights(cfg: DictConfig) -> None:
     """Refuse what cannot train on weights of 4 bits, before anything is loaded.
 
     Raises:
-        UserError: sharded weights, or see `check_four_bit`.
+        UserError: sharded weights, several ranks, the CPU, or see `check_four_bit`.
     """
     if not OmegaConf.select(cfg, "model.load_in_4bit"):
         return
     if cfg.trainer.strategy == "fsdp2":
-        raise UserError("model.load_in_4bit=true leaves nothing to shard: set trainer=ddp, or trainer=gpu for one card")
+        raise UserError("model.load_in_4bit=true leaves nothing to shard: set trainer=gpu, which is one card")
+    devices, nodes = cfg.trainer.devices, cfg.trainer.num_nodes
+    if devices not in (1, "1") or nodes != 1:
+        raise UserError(
+            f"model.load_in_4bit=true with trainer.devices={devices} trainer.num_nodes={nodes}: every rank would "
+            "quantise its model on its node's first GPU: set trainer=gpu, which is one card"
+        )
     check_four_bit(adapters=OmegaConf.select(cfg, "model.lora.r") is not None)
+    if cfg.trainer.accelerator == "cpu":
+        raise UserError("model.load_in_4bit=true quantises on a GPU, but trainer.accelerator=cpu: set trainer=gpu")
 
 
 def check_context(

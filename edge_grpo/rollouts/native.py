@@ -86,10 +86,12 @@ class _Books:
             NotFiniteError: logits that a token was drawn from since the last look were not finite.
         """
         counts = self.counts[rows]
-        seen = torch.stack([self._alive(rows), self.prefix_lengths[rows] + counts, self.budgets[rows] - counts]).cpu()
-        if not self.finite:
+        finite = self.finite.expand(len(rows))
+        seen = torch.stack([self._alive(rows), self.prefix_lengths[rows] + counts, self.budgets[rows] - counts, finite])
+        *seen, finite = seen.cpu()
+        if not finite.all():
             raise NotFiniteError
-        return seen
+        return torch.stack(seen)
 
     def responses(self) -> list[Response]:
         """What was sampled, row by row."""

@@ -25,7 +25,7 @@ class History:
 
     >>> history = History()
     >>> history.record([("a", Visit(0, 8, 2, 0.25, 0.43)), ("b", Visit(0, 0, 0, 0.0, 0.0))])
-    >>> history.visits["a"][-1].right, history.skipped["b"], "b" in history.visits
+    >>> history.of("a")[-1].right, history.skipped["b"], "b" in history.visits
     (2, 1, False)
     """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 
@@ -43,6 +44,13 @@ class Problem:
     """the prompt as tokens, set with it"""
     solution_ids: tuple[int, ...] = ()
     """the reference as tokens without EOS, set once by the data module; empty if there is none"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Whatever a reader of tables gave as columns, such as a view that nobody can write to, as a dict."""
+        return {**self.__dict__, "columns": dict(self.columns)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state, columns=MappingProxyType(state["columns"]))
 
     @property
     def transcript(self) -> str:
