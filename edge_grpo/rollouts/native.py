@@ -87,11 +87,11 @@ class _Books:
         """
         counts = self.counts[rows]
         finite = self.finite.expand(len(rows))
-        seen = torch.stack([self._alive(rows), self.prefix_lengths[rows] + counts, self.budgets[rows] - counts, finite])
-        *seen, finite = seen.cpu()
-        if not finite.all():
+        told = (self._alive(rows), self.prefix_lengths[rows] + counts, self.budgets[rows] - counts, finite)
+        seen = torch.stack(told).cpu()
+        if not seen[-1].all():
             raise NotFiniteError
-        return torch.stack(seen)
+        return seen[:-1]
 
     def responses(self) -> list[Response]:
         """What was sampled, row by row."""
