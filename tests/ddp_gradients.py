@@ -1,6 +1,6 @@
-"""`python ddp_gradients.py OUT`: gradients of updates of scripted responses on two ranks.
+"""`LOCAL_RANK=0 python ddp_gradients.py OUT`, and with 1: gradients of updates of scripted responses on two ranks.
 
-Run by test_invariance.py, which also calls `gradient` for one rank; Lightning starts it again for the second rank.
+Run by test_invariance.py, which also calls `gradient` for one rank.
 """
 
 import os
@@ -52,6 +52,11 @@ CASES += [("grpo", "vanilla"), ("dapo", "dgpo")]
 EIGHT_GROUPS = ("data.problems_per_iteration=8", "algorithm.minibatch_rows=16", "advantage=vanilla", "loss=dapo")
 
 PRECISIONS = ("64-true", "32-true")
+
+
+def cases_of(precision):
+    """In float32 the two that differ most, and `bnpo`: the rest would only say again that it rounds more."""
+    return CASES if precision == "64-true" else [CASES[0], CASES[3], CASES[-1]]
 
 
 class Gradients(pl.Callback):
@@ -149,7 +154,10 @@ def fitted(devices, precision, bound, *overrides, sharded=False, **stages):
 
 def main(out):
     torch.set_num_threads(1)
-    found = {precision: {case: gradient(*case, 2, precision, BOUNDS[1]) for case in CASES} for precision in PRECISIONS}
+    found = {
+        precision: {case: gradient(*case, 2, precision, BOUNDS[1]) for case in cases_of(precision)}
+        for precision in PRECISIONS
+    }
     # Gradients of several micro-batches add up in DDP's buckets, which the last one exchanges.
     found["cut"] = gradient("grpo", "vanilla", 2, "64-true", BOUNDS[7])
     # Rank 1 has one micro-batch, however many rank 0 has.

@@ -1,19 +1,24 @@
-"""Rows and files as people have them: each is read as exactly these problems, and trains through the command line."""
+"""Rows and files as people have them: each is read as exactly these problems, and trains."""
 
 import csv
 import gzip
 import json
-import re
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from small_runs import SMALL_MODEL, command, metrics_rows
+from small_runs import SMALL_MODEL, composed, metrics_rows
 
+from edge_grpo.command_line.check import check_config
 from edge_grpo.data.file import read_problems
+from edge_grpo.programs import train_reports
+from edge_grpo.programs.train import INJECTED
+from edge_grpo.programs.train_run import run_experiment
 from edge_grpo.types.problems import Problem, Turn
 
 COUNT = 6
@@ -207,32 +212,25 @@ def test_a_file_is_read_whatever_its_ending(name: str, tmp_path: Path) -> None:
     assert problems[5].origin == f"{tmp_path / last}"
 
 
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
-    """One command that trains on every layout and every file; its folder, its output and its jobs in order."""
-    folder = tmp_path_factory.mktemp("sweep")
-    paths = [folder / re.sub(r"\W+", "-", name) / "t.jsonl" for name in LAYOUTS] + [folder / name for name in FILES]
-    for path, (rows, _, _) in zip(paths, LAYOUTS.values(), strict=False):
-        path.parent.mkdir()
-        write_jsonl(path, rows)
-    for name, write in FILES.items():
-        write(folder / name)
-    process = command(
-        *("-m", "experiment=vanilla", f"data.path={','.join(map(str, paths))}", "data=file", "data.held_out_count=2"),
-        *(*SMALL_MODEL, "data.problems_per_iteration=2", "rollout.max_new_tokens=4", "algorithm.num_generations=2"),
-        *("trainer=cpu", "trainer.max_iterations=2", "logger=csv", "~callbacks.console"),
-        *(f"hydra.sweep.dir={folder}/runs", "hydra.sweep.subdir=${hydra:job.num}"),
-    )
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return folder / "runs", output, [*LAYOUTS, *FILES]
-
-
 @pytest.mark.parametrize("name", [*LAYOUTS, *FILES])
-def test_it_trains_for_two_iterations(name: str, sweep: tuple[Path, str, list[str]]) -> None:
-    folder, output, names = sweep
-    run = folder / str(names.index(name))
+def test_it_trains_for_two_iterations(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / (name if name in FILES else "t.jsonl")
+    if name in FILES:
+        FILES[name](path)
+    else:
+        write_jsonl(path, LAYOUTS[name][0])
+    cfg, _ = composed(
+        "train",
+        *("experiment=vanilla", f"data.path={path}", "data=file", "data.held_out_count=2", *SMALL_MODEL),
+        *("data.problems_per_iteration=2", "rollout.max_new_tokens=4", "algorithm.num_generations=2", "trainer=cpu"),
+        *("trainer.max_iterations=2", "logger=csv", "~callbacks.console", f"paths.run_dir={tmp_path}/run"),
+    )
+    check_config(cfg, INJECTED)
+    with patch.object(train_reports, "draw_training_figure"):
+        run_experiment(cfg)
+    run = tmp_path / "run"
     assert [row["step"] for row in metrics_rows(run)] == ["0", "1", "2"]  # two iterations, the evaluation after them
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     told = LAYOUTS[name][1] if name in LAYOUTS else "question and answer rows (question: question, answer: answer, "
-    assert f"read as {told}" in output
+    assert f"read as {told}" in caplog.text

@@ -1,11 +1,12 @@
 """The gradient of a batch does not depend on how it is cut: into micro-batches, or over two real processes."""
 
 import contextlib
+import socket
 
 import ddp_gradients
 import pytest
 import torch
-from ddp_gradients import BOUNDS, CASES, PRECISIONS, OfFourGroups, gradient, minibatch_gradients
+from ddp_gradients import BOUNDS, PRECISIONS, OfFourGroups, cases_of, gradient, minibatch_gradients
 from small_runs import ENVIRONMENT, PROGRAMS, REPO, SMALL_GRPO, composed
 
 from edge_grpo.algorithms import grpo, grpo_base
@@ -21,10 +22,20 @@ def on_two_ranks(tmp_path_factory):
     """precision -> (loss, advantage) -> (gradient, micro-batches of a rank)."""
     folder = tmp_path_factory.mktemp("ranks")
     out = folder / "gradients.pt"
-    # Lightning itself starts the second rank, which imports what it needs.
-    environment = {**ENVIRONMENT, "PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
-    done = PROGRAMS.run(ddp_gradients.__file__, str(out), cwd=folder, env=environment, timeout=180)
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    # Both begin with the imports done, so Lightning is told that somebody else has started them.
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": f"{REPO}:{REPO / 'tests'}"}
+    started = [
+        PROGRAMS.start(
+            ddp_gradients.__file__, str(out), cwd=folder, env={**ENVIRONMENT, **meeting, "LOCAL_RANK": str(rank)}
+        )
+        for rank in (0, 1)
+    ]
+    for program in started:
+        output, _ = program.communicate(180)
+        assert program.wait() == 0, output
     return torch.load(out, weights_only=True)
 
 
@@ -35,7 +46,7 @@ def runs(request, on_two_ranks, tmp_path_factory):
     with contextlib.chdir(folder):  # Lightning's own checkpoints go there
         one = {
             (*case, count): gradient(*case, 1, request.param, bound)
-            for case in CASES
+            for case in cases_of(request.param)
             for count, bound in BOUNDS.items()
         }
     return one, on_two_ranks[request.param], TOLERANCE[request.param]

@@ -115,7 +115,14 @@ def test_ranks_become_one_as_each_metric_says(monkeypatch):
     mine = {"train/reward": 1.0, "train/completions/min_length": 3.0, "train/completions/max_length": 5.0}
     other = {"train/reward": 2.0, "train/completions/min_length": 2.0, "train/completions/max_length": 9.0}
     counts = {"correction/reflect/count": 4.0}  # a branch that one rank took
-    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda out, _: out.extend([mine, other | counts]))
+    monkeypatch.setattr(
+        torch.distributed,
+        "all_gather_object",
+        lambda out, *_, **__: out.__setitem__(slice(None), [mine, other | counts]),
+    )
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
     cfg, _ = composed("train", *SMALL_GRPO)
     module = build_module(cfg)
     module._trainer = SimpleNamespace(world_size=2)
