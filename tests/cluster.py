@@ -331,7 +331,9 @@ def vllm_torchrun_two_ranks(folder):
     if importlib.util.find_spec("vllm") is None:
         raise Absent("vllm is not installed: benchmarks/vllm_environment.sh makes an environment that has it")
     options = torchrun("--nproc-per-node", "2", "--master-port", str(free_port()))
-    with Started(folder, [((*options, *TRAIN, "-m", *RUN, TWO, *ENGINE, "seed=0,1"), {})]) as started:
+    # By their numbers: names of so many settings are cut, and then in no order.
+    seeds = ("seed=0,1", "hydra.sweep.subdir=${hydra:job.num}")
+    with Started(folder, [((*options, *TRAIN, "-m", *RUN, TWO, *ENGINE, *seeds), {})]) as started:
         started.must_end()
         said = started.output()
     runs = sorted(path.parent for path in folder.rglob("metrics.csv"))
