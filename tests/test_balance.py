@@ -154,6 +154,13 @@ def test_exchanged_groups_arrive_whole_through_a_pickle():
     assert same == [True, False] * 2
 
 
+def test_where_no_group_moves_nothing_is_sent():
+    sampled, corrected = drawn(0)
+    here, after = exchanged(sampled, corrected, [[(0, 0), (0, 1)], [(1, 0)]], 0, pytest.fail)
+    assert here is sampled
+    assert after is corrected
+
+
 def test_tokens_that_the_update_computes_of_a_group():
     sampled, _ = drawn(0, groups=3)
     hinted = replace(sampled.rollout.responses[5], prompt_ids=(1,) * 7)

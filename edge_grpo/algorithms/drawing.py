@@ -11,7 +11,7 @@ from edge_grpo.algorithms.collapse import live_shares, revived_by_allocation
 from edge_grpo.allocations.base import Ask, Draw, Pool
 from edge_grpo.types.history import Visit
 from edge_grpo.types.problems import Problem
-from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
+from edge_grpo.types.rollouts import Rollout, ScoredRollout
 
 log = logging.getLogger(__name__)
 
@@ -143,12 +143,9 @@ def _selected(pool: Pool, rows: Sequence[int], candidates: Sequence[int], drawn:
     scored, scores = pool.scored, pool.scored.scores
     problems = tuple(pool.problems[candidate] for candidate in candidates)
     responses = tuple(scored.rollout.responses[row] for row in rows)
-    chosen = torch.tensor(rows)
     return ScoredRollout(
         Rollout(problems, responses, len(rows) // len(candidates)),
         tuple(scored.texts[row] for row in rows),
-        Scores(
-            scores.rewards[chosen], {name: part[chosen] for name, part in scores.parts.items()}, scores.correct[chosen]
-        ),
+        scores.selected(list(rows)),
         drawn,
     )

@@ -82,7 +82,8 @@ class HostAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._host: dict[Tensor, dict[str, Tensor]] = {}
-        self._coming, self._going = _Places(), _Places()
+        size = max(p.numel() * p.element_size() for p in self._params())
+        self._coming, self._going = _Places(size), _Places(size)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -110,7 +111,7 @@ class HostAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
             )
-            place = self._going.free(i, p, self._params())
+            place = self._going.arrived(i, p)
             place.copy_(state["master"])  # rounded here, so that no float32 is on the GPU
             p.copy_(place, non_blocking=p.is_cuda)
             self._going.sent(i, p)
@@ -148,8 +149,8 @@ class HostAdamW(torch.optim.Optimizer):
 
     def _in_ram(self, params: Sequence[Tensor]) -> Iterator[Tensor]:
         """The gradient of each parameter, float32; the next is on its way while the caller uses one."""
-        for i in range(min(1, len(params))):
-            self._send(params, i)
+        if params:
+            self._send(params, 0)
         for i, p in enumerate(params):
             if i + 1 < len(params):  # into the other place
                 self._send(params, i + 1)
@@ -158,27 +159,21 @@ class HostAdamW(torch.optim.Optimizer):
     def _send(self, params: Sequence[Tensor], i: int) -> None:
         p = params[i]
         assert p.grad is not None
-        self._coming.free(i, p, self._params()).copy_(p.grad, non_blocking=p.is_cuda)
+        self._coming.arrived(i, p).copy_(p.grad, non_blocking=p.is_cuda)
         self._coming.sent(i, p)
 
 
 class _Places:
-    """Two places in RAM, pinned for a GPU, that tensors pass through by turns."""
+    """Two places in RAM, pinned for a GPU, that tensors pass through by turns.
 
-    def __init__(self) -> None:
+    Args:
+        size: bytes of the largest of them.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._bytes: list[Tensor] = []
         self._done: list[Any] = [None, None]
-
-    def free(self, i: int, p: Tensor, params: Sequence[Tensor]) -> Tensor:
-        """The place of the i-th tensor as one like `p`, once what was in it before has gone on.
-
-        Args:
-            params: all that ever pass, which the places are made for.
-        """
-        if not self._bytes:
-            size = max(q.numel() * q.element_size() for q in params)
-            self._bytes = [torch.empty(size, dtype=torch.uint8, pin_memory=p.is_cuda) for _ in range(2)]
-        return self.arrived(i, p)
 
     def sent(self, i: int, p: Tensor) -> None:
         """A copy from or to the place has been asked for."""
@@ -187,7 +182,9 @@ class _Places:
             self._done[i % 2].record()
 
     def arrived(self, i: int, p: Tensor) -> Tensor:
-        """The place as a tensor like `p`, once the last copy that was asked for is done."""
+        """The i-th tensor's place as one like `p`, once the last copy from or to it that was asked for is done."""
+        if not self._bytes:
+            self._bytes = [torch.empty(self._size, dtype=torch.uint8, pin_memory=p.is_cuda) for _ in range(2)]
         if self._done[i % 2] is not None:
             self._done[i % 2].synchronize()
         return self._bytes[i % 2][: p.numel() * p.element_size()].view(p.dtype).view(p.shape)
