@@ -383,6 +383,16 @@ def test_sharded_ranks_hold_their_part_and_all_weights_while_they_decode():
     assert whole.checkpoint == sharded.checkpoint
 
 
+def test_sharded_ranks_gather_one_tensor_after_the_other_for_an_engine_of_its_own():
+    sharded = ("trainer.devices=4", "trainer.strategy=fsdp2", "rollout=vllm")
+    config = Qwen2Config(**{**CONFIG.to_dict(), "num_hidden_layers": 8, "layer_types": None})
+    plans = [make_plan(settings(*sharded, f"advantage={of}", config=config)) for of in ("vanilla", "entropy_driven")]
+    vanilla, entropy = ({part.name: part.bytes for part in plan.parts}["gathered weights"] for plan in plans)
+    assert vanilla[ROLLOUT] == vanilla[EVALUATION] == entropy[ROLLOUT] == CONFIG.vocab_size * CONFIG.hidden_size * 4
+    # Entropies in advance need all of them.
+    assert vanilla[UPDATE] < entropy[UPDATE] == plans[1].parameters * 4
+
+
 def test_types_follow_from_precision_and_dtype():
     def types(*overrides: str) -> tuple[str, bool]:
         model = settings(*GPU, *overrides).model

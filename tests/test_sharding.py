@@ -1,6 +1,7 @@
 """Weights spread over ranks by FSDP2, on one rank of gloo; two are in test_invariance.py."""
 
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import fake_vllm
@@ -87,20 +88,86 @@ def test_a_model_that_names_no_layers_is_refused(mesh):
         sharding.shard(torch.nn.Linear(2, 2), mesh)
 
 
-def test_an_engine_gets_what_was_written_to_the_parts_of_a_sharded_model(policy, monkeypatch):
+@pytest.fixture
+def vllm(policy, monkeypatch):
+    """An engine of its own, whose proof sees nothing, and parameters whose addresses say nothing."""
     fake_vllm.install(monkeypatch)
     monkeypatch.setattr(Engine, "_compare", lambda *_: Comparison([], []))  # its samples may miss a small change
     monkeypatch.setattr(torch.nn.Parameter, "data_ptr", lambda _: 0, raising=False)  # a GPU's allocator gives the same
-    made = VLLMRollout(4, 1.0, 1.0, 0, 0.0, (), None, 64, 0.5, None, enforce_eager=True)
+    return VLLMRollout(4, 1.0, 1.0, 0, 0.0, (), None, 64, 0.5, None, enforce_eager=True)
 
-    def pushed():
-        with sharding.whole(policy.model):
-            for _ in range(2):
-                made.generate(policy, [[65, 66]], [2], Sampling(), torch.Generator())
-        return made._engine.syncs
 
-    assert pushed() == 1
+def write(model):
     with torch.no_grad():
-        for part in policy.model.parameters():
+        for part in model.parameters():
             part.mul_(1.1)
+
+
+def sample(rollout, policy):
+    for _ in range(2):
+        rollout.generate(policy, [[65, 66]], [2], Sampling(), torch.Generator())
+
+
+@pytest.mark.parametrize("around", ["whole", "following"])
+def test_an_engine_gets_what_was_written_to_the_parts_of_a_sharded_model(around, policy, vllm):
+    def pushed():
+        with sharding.whole(policy.model) if around == "whole" else vllm.following(policy):
+            assert sharding.is_whole(policy.model) == (around == "whole")
+            sample(vllm, policy)
+        return vllm._engine.syncs
+
+    assert [pushed(), pushed()] == [1, 1]
+    write(policy.model)
     assert pushed() == 2
+    assert vllm.take_metrics()["rollout/weights_current"] == 1
+    # Whole or in parts, the weights are the same ones.
+    with sharding.whole(policy.model):
+        sample(vllm, policy)
+    assert vllm._engine.syncs == 2
+
+
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": True}])
+def test_the_steps_of_an_optimiser_are_writes(options, policy):
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3, **options)
+    before = sharding.written(policy.model)
+    for part in policy.model.parameters():
+        part.grad = torch.ones_like(part)
+    optimizer.step()
+    assert sharding.written(policy.model) != before
+
+
+def test_the_engine_has_the_weights_of_the_parts_bit_for_bit(policy, monkeypatch):
+    fake_vllm.install(monkeypatch)  # with its proof
+    rollout = VLLMRollout(4, 1.0, 1.0, 0, 0.0, (), None, 64, 0.5, None, enforce_eager=True)
+    rollout.start(policy)
+    write(policy.model)
+    with rollout.following(policy):
+        sample(rollout, policy)
+    engine = fake_vllm.FakeLLM.made[0].hf.state_dict()
+    with sharding.whole(policy.model):
+        assert all(torch.equal(engine[name], weight) for name, weight in policy.named_weights())
+
+
+def test_an_engine_that_follows_refuses_weights_that_were_written_to(policy, vllm):
+    with vllm.following(policy):
+        write(policy.model)
+        with pytest.raises(RuntimeError, match="weights changed between the engine's copy and this rollout"):
+            sample(vllm, policy)
+
+
+def test_all_ranks_copy_together_where_one_of_them_has_to(policy, vllm, monkeypatch):
+    vllm.start(policy)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flag, _: flag.fill_(1.0))  # another rank has to
+    with vllm.following(policy):
+        pass
+    assert vllm._engine.syncs == 2
+
+
+def test_a_policy_stays_in_parts_for_an_engine_of_its_own(policy):
+    entered = []
+    following = SimpleNamespace(following=lambda policy: nullcontext(entered.append(policy)))
+    for rollout, whole in ((SimpleNamespace(), True), (following, False)):
+        module = SimpleNamespace(model=policy.model, policy=policy, rollout=rollout)
+        with PolicyModule.sampling(module):
+            assert sharding.is_whole(policy.model) == whole
+    assert entered == [policy]

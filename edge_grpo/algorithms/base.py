@@ -141,8 +141,8 @@ class PolicyModule(pl.LightningModule):
             check_head(self.model, self.chunk_tokens)
             if self.packing:
                 check_packed(self.model)
-            if hasattr(self.rollout, "start"):  # an engine of its own: all ranks at once
-                self.rollout.start(self.policy)
+        if hasattr(self.rollout, "start"):  # an engine of its own: all ranks at once
+            self.rollout.start(self.policy)
         for logger in run_loggers(self.trainer.loggers):
             logger.define_metrics(self.strategy_metrics)
 
@@ -197,6 +197,16 @@ class PolicyModule(pl.LightningModule):
         """What of the module's state is in a checkpoint."""
         frozen = {f"model.{name}" for name in self.policy.frozen()}
         return {name: value for name, value in state.items() if name not in frozen}
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside, the rollout engine may be called, by each rank as often as it likes; all ranks enter together.
+
+        A sharded policy is whole on every rank meanwhile, or stays apart where the engine has weights of its own.
+        """
+        following = getattr(self.rollout, "following", None)
+        with following(self.policy) if following and is_sharded(self.model) else whole(self.model):
+            yield
 
     def score(self, rollout: Rollout) -> ScoredRollout:
         """Decode and grade every row once."""

@@ -27,7 +27,6 @@ from edge_grpo.allocations.base import Draw
 from edge_grpo.corrections.base import Corrected, CorrectionTools
 from edge_grpo.group_filters.base import Groups
 from edge_grpo.losses.base import UpdateSize
-from edge_grpo.policy.sharding import whole
 from edge_grpo.rollouts.base import context_bound, engine_metrics
 from edge_grpo.types.problems import Problem, ProblemBatch
 from edge_grpo.types.rollouts import Rollout, ScoredRollout
@@ -48,15 +47,15 @@ class GRPOModule(GRPOBase):
         """One iteration on at most P groups; Lightning hands what is returned to the callbacks."""
         graded_before, self.generated = self.rewards.counts, [0, 0]
         with self.timed("total"):
-            with whole(self.model):  # all weights on every rank, where they are sharded
+            with self.sampling():
                 drawing = self.draw(batch)
                 sampled = drawing.scored
                 with self.timed("correction"):
                     corrected = self.correct(sampled)
-                sampled, corrected, balance = self.balance(sampled, corrected)
-                update = self.update_of(corrected)
-                with self.timed("logprobs"):
-                    update.prepare()
+            sampled, corrected, balance = self.balance(sampled, corrected)
+            update = self.update_of(corrected)
+            with self.timed("logprobs"):
+                update.prepare()
             sizes = [UpdateSize(*map(int, self.total_over_ranks(*size))) for size in update.sizes()]
             probed = self.probed(update, corrected.scored.rollout, sizes)
             with self.timed("update"):

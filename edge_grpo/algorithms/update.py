@@ -95,8 +95,8 @@ class GRPOUpdate:
         if self.reference is not None:
             self.ref_logprobs = self.forward.over(self.reference, self.batch, microbatches).logprobs
         several, in_advance = len(self.steps) > 1, self.advantage.reads_entropy and not self.in_forward
-        if several or in_advance:
-            before = self.forward.over(self.model, self.batch, microbatches)
+        if several or self.advantage.reads_entropy:  # on every rank, since a sharded model is gathered for it
+            before = self.forward.over(self.model, self.batch, microbatches if several or in_advance else [])
         if several:
             self.old_logprobs = (before.logprobs * self.batch.completion_mask).to(self.old_logprobs.dtype)
             self.entropy = before.entropy.to(self.entropy.dtype)

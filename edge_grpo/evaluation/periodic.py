@@ -13,7 +13,6 @@ from edge_grpo.evaluation.grading import graded
 from edge_grpo.evaluation.results import problem_values
 from edge_grpo.evaluation.suite import Evaluation
 from edge_grpo.policy.base import Policy
-from edge_grpo.policy.sharding import whole
 from edge_grpo.runs.stopping import is_last
 from edge_grpo.types.problems import Problem
 
@@ -106,10 +105,8 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
     def _run(self, trainer: pl.Trainer, module: Any, *, step: int) -> float:
         """Evaluate every set and log it; held-out avg@n."""
         start = time.perf_counter()
-        with (
-            trainer.precision_plugin.forward_context(),
-            whole(module.model),
-        ):  # hooks, unlike training_step, run outside it
+        # Hooks, unlike training_step, run outside Lightning's context.
+        with trainer.precision_plugin.forward_context(), module.sampling():
             scores = {name: self._scores(module, name, step) for name in self.sets}
         metrics = {f"eval/{name}/{metric}": value for name, of in scores.items() for metric, value in of.items()}
         metrics |= {f"eval/{TOTAL}/{metric}": value for metric, value in self._total(scores).items()}

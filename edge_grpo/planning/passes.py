@@ -18,13 +18,14 @@ from edge_grpo.policy.packed_attention import packed_attention
 
 class Weights(NamedTuple):
     """Parameters of a model and their bytes, tied ones once; those of the plain model, which has no weight of 4 bits;
-    those that are trained; and V."""
+    those that are trained; bytes of the largest tensor; and V."""
 
     parameters: int
     bytes: int
     plain_bytes: int
     trained: int
     trained_bytes: int
+    largest: int
     vocabulary: int
 
 
@@ -84,6 +85,7 @@ def weights(plan: ModelPlan) -> Weights:
         plain_bytes=total_bytes(plain),
         trained=sum(p.numel() for p in trained),
         trained_bytes=total_bytes(trained),
+        largest=max(total_bytes([p]) for p in every),
         vocabulary=len(parts.model.get_output_embeddings().weight),
     )
 

@@ -153,11 +153,15 @@ def _share(run: RunSettings, size: int) -> int:
 
 
 def _gathered(run: RunSettings, of: Weights) -> Part:
-    """All weights while rows are decoded; in an update those of two layers and of what is around them, and as much of
-    their gradients before the ranks share them."""
+    """While rows are decoded all weights, or one after the other for an engine of its own. In an update those of two
+    layers and of what is around them, and as much of their gradients before the ranks share them."""
     layer = weights(run.model.with_layers(2)).bytes - weights(run.model.with_layers(1)).bytes
     at_once = of.bytes - max(run.model.layers - 2, 0) * layer
-    return Part(GATHERED, {ROLLOUT: of.bytes, EVALUATION: of.bytes, UPDATE: 2 * at_once}, "reckoned")
+    decoding, update = of.bytes, 2 * at_once
+    if run.engine_cache is not None:
+        # Passes in advance need all of them, after such an engine has gone to sleep: they count as the update's.
+        decoding, update = of.largest, max(update, of.bytes if run.looks_ahead else 0)
+    return Part(GATHERED, {ROLLOUT: decoding, EVALUATION: decoding, UPDATE: update}, "reckoned")
 
 
 def _always(name: str, size: int, note: str = "") -> Part:

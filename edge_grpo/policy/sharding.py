@@ -3,7 +3,8 @@
 FSDP2 gathers weights in hooks of a module's own call, and the head and the decoder of a causal model share the root's
 weights. So whatever reads them with a gradient runs inside one call of the root (`through_root`); whatever runs without
 one, as often as each rank likes (a rollout, the reference's log-probs), runs while every rank holds all weights
-(`whole`).
+(`whole`). An engine with weights of its own gets them tensor by tensor (`full`), so that a rank never holds all of them
+beside the engine's.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +15,16 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from edge_grpo.errors import UserError
 
 _whole: "WeakSet[Any]" = WeakSet()
 """models that are whole at this moment"""
-_times: "WeakKeyDictionary[Any, int]" = WeakKeyDictionary()
+_parts: "WeakKeyDictionary[Any, tuple[DTensor, ...]]" = WeakKeyDictionary()
+"""this rank's parts of a model's weights, which do not hang on it while they are gathered"""
+_steps: "WeakKeyDictionary[Any, int]" = WeakKeyDictionary()
+"""of all optimisers since the model was sharded"""
 
 
 def shard(model: Any, mesh: Any) -> None:
@@ -39,6 +44,7 @@ def shard(model: Any, mesh: Any) -> None:
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    _parts[model], _steps[model] = tuple(model.parameters()), 0
 
 
 def is_sharded(model: Any) -> bool:
@@ -58,7 +64,6 @@ def whole(model: Any) -> Iterator[None]:
     through_root(model, tuple)  # a root must be called before its layers
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     _whole.add(model)
-    _times[model] = _times.get(model, 0) + 1
     try:
         for part in parts:
             part.set_reshard_after_forward(False, recurse=False)
@@ -76,9 +81,21 @@ def is_whole(model: Any) -> bool:
     return not is_sharded(model) or model in _whole
 
 
-def times_whole(model: Any) -> int:
-    """How often it was gathered: torch's count of writes to its whole tensors knows none of those to its parts."""
-    return _times.get(model, 0)
+def written(model: Any) -> tuple[int, ...]:
+    """Another value after every write to a model's weights that torch counts, and after no gathering of them."""
+    if not is_sharded(model):
+        return tuple(number for p in model.parameters() for number in (p.data_ptr(), p._version))
+    # A write counts on the DTensor, one that goes past it on the tensor inside, and one of `foreach` on neither.
+    counts = (number for part in _parts[model] for number in (part._version, part.to_local()._version))
+    return (_steps[model], *counts)
+
+
+def _count_step(*_: Any) -> None:
+    for model in _steps:
+        _steps[model] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def whole_state(model: Any) -> dict[str, torch.Tensor]:
@@ -112,5 +129,5 @@ def through_root(model: Any, compute: Callable[[], tuple[torch.Tensor, ...]]) ->
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor of which each rank holds a part."""
+    """The whole of a tensor of which each rank holds a part; all ranks call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

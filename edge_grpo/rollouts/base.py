@@ -67,7 +67,8 @@ class RolloutEngine(Protocol):
 
     Optional: `records_entropies`, false where its responses have none; `max_model_len`, where it takes less than the
     model's context; `own_weights`, true where it holds the model a second time; the methods `start`, called with
-    the policy on all ranks at once before any work, and `take_metrics`, what it tells of itself since the last time, by
+    the policy on all ranks at once before any work, `following`, a context that all ranks enter together and in which
+    `generate` takes a policy that is sharded, and `take_metrics`, what it tells of itself since the last time, by
     logged name.
     """
 

@@ -1,6 +1,7 @@
 """Rollout through vLLM in this process, beside the trainer: its weights are the policy's, proved before each call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, eval_mode
 from edge_grpo.policy.generation_settings import refuse_settings
+from edge_grpo.policy.sharding import is_whole
 from edge_grpo.rollouts.base import Generators, Sampling, check_rows, check_sampling_settings, sampled_response
 from edge_grpo.rollouts.isolation import seed_everything, untouched
 from edge_grpo.rollouts.vllm_engine import Engine, Settings, check_installed
@@ -65,7 +67,7 @@ class VLLMRollout:
         self.max_model_len, self.kv_cache_gb = max_model_len, kv_cache_gb
         self.dtype, self.enforce_eager = dtype, enforce_eager
         self._engine: Engine | None = None
-        self._calls = 0
+        self._calls = self._proofs = 0
 
     def start(self, policy: Policy) -> None:
         """Start the engine, which a call does too: vLLM makes its process groups on all ranks at the same time.
@@ -97,19 +99,39 @@ class VLLMRollout:
         with untouched(policy.model.device, eager=self.enforce_eager):
             engine = self._engine or self._start(policy)
             engine.wake()
-            engine.bring_up_to_date(policy)
             self._calls += 1
+            if is_whole(policy.model):
+                engine.bring_up_to_date(policy)
+            else:
+                engine.still_follows(policy)
+            self._proofs += 1
             responses = self._responses(engine, policy, prefixes, budgets, sampling, seeds)
             engine.rest()
         return responses
+
+    @contextmanager
+    def following(self, policy: Policy) -> Iterator[None]:
+        """See `RolloutEngine`: the engine gets the weights once, and each call asks only whether they were written to.
+
+        Raises:
+            UserError: see `generate`.
+        """
+        with untouched(policy.model.device, eager=self.enforce_eager):
+            engine = self._engine or self._start(policy)
+            engine.wake()
+            engine.bring_up_to_date(policy)
+        try:
+            yield
+        finally:
+            engine.rest()
 
     def take_metrics(self) -> dict[str, float]:
         """What `loggers/metrics.py` defines as `rollout/*`, since the last time; nothing before the first call."""
         if self._engine is None or not self._calls:
             return {}
-        engine, calls, self._calls = self._engine, self._calls, 0
-        metrics = {"rollout/weight_sync_s": engine.sync_seconds, "rollout/weights_current": engine.proofs / calls}
-        engine.sync_seconds, engine.proofs = 0.0, 0
+        engine, current = self._engine, self._proofs / self._calls
+        metrics = {"rollout/weight_sync_s": engine.sync_seconds, "rollout/weights_current": current}
+        engine.sync_seconds, self._calls, self._proofs = 0.0, 0, 0
         return metrics
 
     def _start(self, policy: Policy) -> Engine:
@@ -138,7 +160,7 @@ class VLLMRollout:
             raise UserError(
                 f"rollout=vllm: the engine does not run this model ({reason}): set rollout=native"
             ) from error
-        engine.sync_seconds, engine.proofs = 0.0, 0
+        engine.sync_seconds = 0.0
         self._engine = engine
         return engine
 

@@ -15,7 +15,7 @@ import torch
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.four_bit import plain_config
-from edge_grpo.policy.sharding import times_whole
+from edge_grpo.policy.sharding import full, is_whole, written
 from edge_grpo.rollouts.vllm_weights import Comparison, compare, policy_samples
 
 VERSION = "0.32.0"
@@ -98,7 +98,6 @@ class Engine:
         self._asleep = False
         self.syncs = 0
         self.sync_seconds = 0.0
-        self.proofs = 0
 
     @classmethod
     def of(cls, policy: Policy, settings: Settings) -> "Engine":
@@ -156,34 +155,53 @@ class Engine:
 
     def rest(self) -> None:
         """Give the GPU memory to the update: level 1 keeps the weights in RAM, level 2 would forget them."""
-        if self.settings.sleeps:
+        if self.settings.sleeps and not self._asleep:
             self.llm.sleep(level=1)
             self._asleep = True
 
     def bring_up_to_date(self, policy: Policy) -> None:
         """Copy the policy's weights if they were written to since the last copy, and prove that the engine has them.
 
-        torch counts what is written to a tensor. A kernel that goes past the count is found out by the proof.
+        torch counts what is written to a tensor. A kernel that goes past the count is found out by the proof. Of a
+        sharded policy that is not whole, all ranks call it together, and gather one tensor after the other.
 
         Raises:
             UserError: it has not.
         """
         start = time.perf_counter()
-        model = policy.model
-        version = (times_whole(model), *((p.data_ptr(), p._version) for p in model.parameters()))
-        changed = self._model() is not model or self._version != version
-        if changed or self._compare(policy).different:
+        if self._on_any_rank(policy, not self._follows(policy) or bool(self._compare(policy).different)):
             self._push(policy)
-            self._model, self._version = weakref.ref(model), version
+            self._model, self._version = weakref.ref(policy.model), written(policy.model)
             self.syncs += 1
             self._refuse(self._compare(policy))
-        self.proofs += 1
         # What was computed with other weights, and what an earlier call left: a resumed run has neither.
         self.llm.reset_prefix_cache()
         self.sync_seconds += time.perf_counter() - start
 
+    def still_follows(self, policy: Policy) -> None:
+        """Hold torch's count against the one of the last proof, which alone a rank can do while the policy is sharded.
+
+        Raises:
+            RuntimeError: the weights were written to since `bring_up_to_date`.
+        """
+        if not self._follows(policy):
+            raise RuntimeError("rollout=vllm: the policy's weights changed between the engine's copy and this rollout")
+
+    def _follows(self, policy: Policy) -> bool:
+        """Whether nothing was written to the policy's weights since they were copied."""
+        return self._model() is policy.model and self._version == written(policy.model)
+
+    def _on_any_rank(self, policy: Policy, here: bool) -> bool:
+        """Whether it is so on one of the ranks at least, where they have to copy together."""
+        if is_whole(policy.model):
+            return here
+        flag = torch.tensor(float(here), device=policy.model.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
     def _push(self, policy: Policy) -> None:
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": policy.named_weights()})
+        weights = ((name, full(tensor)) for name, tensor in policy.named_weights())
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.settings.device is None:
             self.llm.apply_model(_pack_head)
 

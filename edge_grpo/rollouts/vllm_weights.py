@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from edge_grpo.policy.sharding import full
+
 # Between two samples of a matrix the column moves on by a prime, so that in time every column is seen.
 _STRIDE = 7919
 
@@ -29,7 +31,7 @@ def policy_samples(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, tu
     """Of every matrix one column, of every vector all, as the engine holds them.
 
     Args:
-        weights: name -> tensor, of the plain model.
+        weights: name -> tensor, of the plain model. Of a sharded one every rank passes its parts, and all together.
         dtype: of the engine.
         turn: chooses the columns.
 
@@ -40,7 +42,8 @@ def policy_samples(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, tu
     samples = {}
     for name, tensor in weights:
         part = tensor.detach()
-        samples[name] = (part[:, turn * _STRIDE % part.shape[1]] if part.ndim == 2 else part).to(dtype, copy=True)
+        sample = full(part[:, turn * _STRIDE % part.shape[1]] if part.ndim == 2 else part)
+        samples[name] = sample.to(dtype, copy=True)
     return samples
 
 
