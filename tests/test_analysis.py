@@ -122,6 +122,27 @@ def test_degenerate_runs_are_analyzed_too(tmp_path):
     assert set(draw_figures(source, list(findings.values()))) == {"collapse", "multipliers"}
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right", "stated"),
+    [
+        (("perturbed", "reference"), "", "Success: perturbed 0.0 %; reference 0.0 %."),  # lope, hpt
+        (("hint_1", "hint_2"), "replayed", "Success: hint_1 0.0 %; hint_2 0.0 %."),
+        (("no_room", "unsolved"), "", ""),  # nothing was changed
+        (("", ""), "replayed", ""),  # what was right alone
+    ],
+)
+def test_branches_of_any_correction_are_told_and_drawn(tmp_path, wrong, right, stated):
+    rows = [rollout(row=row, problem=p, branch=branch) for p in "ab" for row, branch in enumerate(wrong)]
+    rows += [rollout(row=2, problem=p, correct=True, branch=right) for p in "ab"]
+    source = load_source(str(write_rollouts(tmp_path, rows)), None)
+    findings = [question(source, BOOTSTRAP) for question in QUESTIONS]
+    (found,) = (finding for finding in findings if finding.name == "branches")
+    assert [text for text in found.statements if text.startswith("Success")] == ([stated] if stated else [])
+    figure = draw_figures(source, findings)["branches"]
+    shown = {text for axis in figure.axes for text in axis.get_legend_handles_labels()[1]}
+    assert shown == {name for name in (*wrong, right) if name not in ("", "no_room", "unsolved")}
+
+
 def test_iterations_select_a_part_of_the_run(tmp_path):
     folder = write_rollouts(tmp_path, run_rows())
     assert set(load_source(str(folder), [1, 5]).frame["step"]) == {1}

@@ -14,7 +14,8 @@ sampled: response tokens that the policy never drew (injected phrases, reference
 the tokens of all rows, right or wrong, whose group entered an update. With a gradient: of rows whose advantage is not
 0. A token counts as one, whatever correction.loss_weights makes of it."""
 BRANCHES = {"reflect": "reflect", "answer": "answer", "solution": "solution", "no_room": "no room", "": "left alone"}
-CORRECTING = ("reflect", "answer", "solution")
+UNCHANGED = ("", "no_room", "no_reference", "unsolved", "dropped")
+"""branches that leave the text as it was sampled"""
 COLUMNS: dict[str, Unit] = {
     "branch": "text",
     "rows": "count",
@@ -39,19 +40,24 @@ def branches(source: Source, bootstrap: Bootstrap) -> Finding:
     if not frame["branch"].any():
         why = "Branches are not available, because no response was corrected: use correction=guided."
         return Finding("branches", TITLE, MEASURED, notes=[why])
-    names = [
-        name for name in (*BRANCHES, *sorted(set(wrong["branch"]) - set(BRANCHES))) if (wrong["branch"] == name).any()
-    ]
+    names = in_order(wrong)
     rows = [_row(source, name, bootstrap) for name in names]
-    corrected = [row for row, name in zip(rows, names, strict=True) if name in CORRECTING]
+    corrected = [row for row, name in zip(rows, names, strict=True) if name not in UNCHANGED]
+    success = "; ".join(f"{row['branch']} {show(row['success'], 'share')}" for row in corrected)
     everywhere = _all_row(source, bootstrap)
     statements = [
-        f"Success: {'; '.join(' '.join([str(row['branch']), show(row['success'], 'share')]) for row in corrected)}.",
+        *([f"Success: {success}."] if success else []),
         f"The policy never sampled {show(everywhere['of tokens in updates'], 'share')} of the tokens in updates, and "
         f"{show(everywhere['of tokens with a gradient'], 'share')} of those with a gradient.",
     ]
     table = Table("Wrong responses by branch.", COLUMNS, [*rows, everywhere])
     return Finding("branches", TITLE, MEASURED, statements, {"branches": table})
+
+
+def in_order(frame: pd.DataFrame) -> list[str]:
+    """The branches that rows took: those of `BRANCHES` first, other corrections' by name."""
+    taken = set(frame["branch"])
+    return [name for name in (*BRANCHES, *sorted(taken - set(BRANCHES))) if name in taken]
 
 
 def not_sampled(frame: pd.DataFrame) -> pd.Series:

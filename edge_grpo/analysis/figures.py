@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from edge_grpo.analysis.branches import BRANCHES, CORRECTING, not_sampled
+from edge_grpo.analysis.branches import BRANCHES, UNCHANGED, in_order, not_sampled
 from edge_grpo.analysis.collapse import KINDS, UNIFORM, group_kinds
 from edge_grpo.analysis.finding import Finding, Row
 from edge_grpo.analysis.source import Source
@@ -163,18 +163,19 @@ def _branches(source: Source, finding: Finding) -> Figure:
     figure, axes = _panels("Right after correction", "Tokens in updates that the policy did not sample")
     frame = source.frame.assign(at=_windows(source.frame["step"]), unsampled=not_sampled(source.frame))
     wrong, in_update = frame[~frame["correct"]], frame[frame["advantage"].notna()]
-    taken = [name for name in CORRECTING if (wrong["branch"] == name).any()]
-    colours = dict(zip(CORRECTING, sns.color_palette("colorblind"), strict=False))
+    taken = [name for name in in_order(frame) if name not in UNCHANGED]
+    known = dict.fromkeys(name for name in (*BRANCHES, *taken) if name not in UNCHANGED)
+    colours = dict(zip(known, sns.color_palette("colorblind", len(known)), strict=True))
     shares = {}
     tokens = in_update.groupby("at")["tokens_after"].sum()
     for name in taken:
         success = wrong[wrong["branch"] == name].groupby("at")["correct_after"].mean()
         style = "--" if name == "solution" else "-"  # often hides that of `answer` otherwise
-        axes[0].plot(success.index, success, label=BRANCHES[name], color=colours[name], marker=".", ls=style)
+        axes[0].plot(success.index, success, label=BRANCHES.get(name, name), color=colours[name], marker=".", ls=style)
         unsampled = in_update[in_update["branch"] == name].groupby("at")["unsampled"].sum()
         shares[name] = unsampled.reindex(tokens.index, fill_value=0) / tokens
-    labels = [BRANCHES[name] for name in taken]
-    if len(tokens):
+    labels = [BRANCHES.get(name, name) for name in taken]
+    if len(tokens) and taken:
         axes[1].stackplot(
             tokens.index, list(shares.values()), labels=labels, colors=[colours[n] for n in taken], alpha=0.7
         )
@@ -216,7 +217,8 @@ def _finish(axes: Sequence[Axes]) -> None:
     """Curves over iterations: label and legend, below the curves so that it hides none."""
     for axis in axes:
         axis.set_xlabel("iteration")
-        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
 
 _DRAWERS: Mapping[str, Callable[[Source, Finding], Figure | None]] = {
