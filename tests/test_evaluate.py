@@ -608,10 +608,37 @@ def test_a_benchmark_that_cannot_be_read_is_named_with_the_way_to_leave_it_out(t
         load_benchmarks({"mine": FileBenchmark(str(tmp_path / "x" / "absent"), None, COLUMNS)}, None)
 
 
-def test_completions_of_a_problem_that_its_benchmark_has_no_more_are_told(finished, tmp_path):
-    store = program.CompletionStore(tmp_path)
-    store.append(read_completions(finished[0]))
-    with pytest.raises(
-        UserError, match=r"completions of \('chain2', 'arithmetic-2-terms-1'\), which its benchmark has no"
-    ):
-        store.finish([("chain2", "arithmetic-2-terms-0")])
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (("1 + 1 = ?", "2"), "mine-2"),  # one row fewer
+        (("1 + 1 = ?", "2", "2 + 3 = ?", "6"), "mine-2"),  # another gold answer under the same id
+        (("1 + 2 = ?", "2", "2 + 3 = ?", "5"), "mine-1"),
+        (("1 + 1 = ?", "2", "2 + 3 = ?", "5", "4 + 4 = ?", "8"), "mine-3"),  # goes on where the evaluation was killed
+    ],
+)
+def test_completions_of_other_problems_are_not_taken_for_those_of_a_changed_benchmark(
+    tmp_path, monkeypatch, rows, problem, complete
+):
+    file, out = tmp_path / "mine.jsonl", tmp_path / "out"
+
+    def write(*texts):
+        lines = [json.dumps({"question": q, "answer": a}) for q, a in zip(texts[::2], texts[1::2], strict=True)]
+        file.write_text("\n".join(lines))
+
+    settings = (*SMALL_MODEL, "evaluation=file", f"evaluation.benchmarks.file.path={file}", "data/template=question")
+    settings += ("evaluation.max_new_tokens=2", "entropy=null")
+    write("1 + 1 = ?", "2", "2 + 3 = ?", "5")
+    evaluate(out, *settings)
+    if not complete:  # as a kill before the last step leaves it
+        (out / ".parts").mkdir()
+        (out / "completions.parquet").rename(out / ".parts" / "000000.parquet")
+    write(*rows)
+    if complete or problem != "mine-3":
+        monkeypatch.setattr(program, "load_subject", lambda *_, **__: pytest.fail("a model was loaded"))
+        with pytest.raises(UserError, match=rf"other problems: file has changed since they were made \({problem}\)"):
+            evaluate(out, *settings)
+    else:
+        evaluate(out, *settings)
+        assert list(read_completions(out)["problem"]) == ["mine-1", "mine-2", "mine-3"]

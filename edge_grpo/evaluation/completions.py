@@ -1,6 +1,6 @@
 """completions.parquet: every graded response of an evaluation, from which scores and analyses are computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from edge_grpo.errors import UserError
+from edge_grpo.types.problems import Problem
 
 SCHEMA = pa.schema(
     [
@@ -58,7 +59,7 @@ class CompletionStore:
 
     def load(self) -> pd.DataFrame:
         """The rows written so far, in that order; an empty table at first."""
-        paths = sorted(self._parts.glob("*.parquet")) or ([self.path] if self.path.exists() else [])
+        paths = [self.path] if self.path.exists() else sorted(self._parts.glob("*.parquet"))
         tables = [pq.read_table(path, schema=SCHEMA) for path in paths]
         return pa.concat_tables(tables).to_pandas() if tables else SCHEMA.empty_table().to_pandas()
 
@@ -71,17 +72,33 @@ class CompletionStore:
         self._parts.mkdir(parents=True, exist_ok=True)
         _write(rows, self._parts / f"{len(list(self._parts.glob('*.parquet'))):06d}.parquet")
 
-    def finish(self, problems: Sequence[tuple[str, str]]) -> pd.DataFrame:
-        """Make one file of the batches, in the order of `problems` (benchmark, id), and return its rows.
+    def check(self, problems: Mapping[str, Sequence[Problem]]) -> None:
+        """Refuse completions of other problems than those that the benchmarks hold now.
+
+        Args:
+            problems: benchmark -> its problems.
 
         Raises:
-            UserError: completions of another problem, because a benchmark has changed since they were made.
+            UserError: a benchmark has changed since the completions were made.
         """
+        now = {(name, p.id): (p.transcript, list(p.answers)) for name, of in problems.items() for p in of}
+        rows = self.load().drop_duplicates(["benchmark", "problem"])
+        columns = zip(*(rows[name] for name in ("benchmark", "problem", "question", "answers")), strict=True)
+        then = {(name, problem): (question, list(answers)) for name, problem, question, answers in columns}
+        others = [key for key, asked in then.items() if now.get(key) != asked]
+        if self.path.exists():
+            others += now.keys() - then.keys()
+        if others:
+            name, problem = others[0]
+            raise UserError(
+                f"{self.path.parent} holds completions of other problems: {name} has changed since they were made "
+                f"({problem}); choose another name=... (or hydra.run.dir=...), or delete the folder"
+            )
+
+    def finish(self, problems: Sequence[tuple[str, str]]) -> pd.DataFrame:
+        """Make one file of the batches, in the order of `problems` (benchmark, id), and return its rows."""
         place = {key: i for i, key in enumerate(problems)}
         rows = self.load()
-        for key in zip(rows["benchmark"], rows["problem"], strict=True):
-            if key not in place:
-                raise UserError(f"{self._parts} holds completions of {key}, which its benchmark has no more: delete it")
         order = [place[key] for key in zip(rows["benchmark"], rows["problem"], strict=True)]
         rows = rows.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
         _write(rows, self.path)

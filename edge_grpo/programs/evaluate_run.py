@@ -86,6 +86,7 @@ class _Run:
         if self.own_template:
             self.evaluation.template = None
         self._check_earlier(about)
+        self.store.check(self.evaluation.read())
         if self.store.path.exists():
             log.info("%s is evaluated already", about["policy"])
             return _write(read_completions(self.folder), cfg, self.folder, about)
@@ -93,7 +94,6 @@ class _Run:
         self.engine = instantiate(cfg.rollout)
         self.reflection = None if cfg.get("reflection") is None else instantiate(cfg.reflection)
         self.entropy = None if cfg.get("entropy") is None else instantiate(cfg.entropy)
-        self.evaluation.read()
         self.policy, template = load_subject(cfg, own_template=self.own_template, precision=cfg.precision)
         if self.entropy is not None:
             self.entropy.check(self.policy)
