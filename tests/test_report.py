@@ -285,6 +285,20 @@ def test_what_cannot_be_reported_is_refused_in_one_line(tmp_path, no_figures):
         check_runs(tmp_path / "out", {"runs": [str(tmp_path / "empty")]})
 
 
+def test_a_folder_of_others_is_not_written_over_and_a_report_is(tmp_path, no_figures):
+    write_run(tmp_path / "sweep" / "a", "a", 0)
+    out, site = tmp_path / "out", tmp_path / "site"
+    site.mkdir()
+    (site / "index.html").write_text("my own page")
+    (site / "table.md").write_text("my own table")
+    config = {"runs": str(tmp_path / "sweep")}
+    with pytest.raises(UserError, match=r"site: edge-grpo-report has not .* holds index.html, table.md, which"):
+        check_runs(tmp_path / "hydra", {**config, "out": str(site)})
+    for _ in range(2):
+        check_runs(tmp_path / "hydra", {**config, "out": str(out)})
+        report(out, f"runs={tmp_path / 'sweep'}")
+
+
 def test_results_that_are_none_make_the_run_a_listed_one(tmp_path):
     folder = write_run(tmp_path / "a", "a", 0)
     (folder / "evaluation" / "paper").mkdir(parents=True)

@@ -7,12 +7,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
+from edge_grpo.errors import UserError
 from edge_grpo.runs.directory import check_tool_directory, check_writable
+from edge_grpo.runs.ownership import found
 
 WRITTEN = (
     *("index.html", "figures"),
     *(f"{table}.*" for table in ("ranking", "table", "learning", "differences", "metrics", "revival", "matrix")),
 )
+GENERATOR = b'<meta name="generator" content="edge-grpo-report">'
 
 
 def report(cfg: DictConfig) -> float | None:
@@ -32,7 +35,25 @@ def check_runs(folder: Path, config: Mapping[str, Any]) -> None:
     for root in folders_among(config["runs"]):
         run_folders(root)
     check_tool_directory(folder, "report", WRITTEN)
-    check_writable(Path(config["out"]))
+    out = Path(config["out"])
+    if out.resolve() != folder.resolve():
+        _refuse_foreign(out)
+    check_writable(out)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Hydra leaves no record of who wrote there, but a page of ours says so itself.
+
+    Raises:
+        UserError: files of others would be overwritten.
+    """
+    page = out / "index.html"
+    ours = page.is_file() and GENERATOR in page.read_bytes()[:1000]
+    if not ours and (foreign := found(out, WRITTEN)):
+        raise UserError(
+            f"out={out}: edge-grpo-report has not written there before, but it holds {', '.join(foreign)}, which it "
+            "would overwrite: choose another folder"
+        )
 
 
 def main() -> None:

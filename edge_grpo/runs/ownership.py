@@ -47,7 +47,7 @@ def check_ours(folder: Path) -> None:
     has_status = read_status(folder).state != "unknown"
     if has_status and _is_config(folder / CONFIG):
         return
-    foreign = [name for name in _found(folder, WRITTEN) if not (has_status and name == STATUS)]
+    foreign = [name for name in found(folder, WRITTEN) if not (has_status and name == STATUS)]
     foreign += _foreign_record(folder)
     if foreign:
         raise UserError(
@@ -71,7 +71,7 @@ def check_results_ours(folder: Path, program: str, written: Collection[str]) -> 
     record = _hydras_record(folder)
     if _is_of_ours(record) and f"config_name: {program}\n" in record:
         return
-    foreign = _found(folder, written) + _foreign_record(folder)
+    foreign = found(folder, written) + _foreign_record(folder)
     if foreign:
         raise UserError(
             f"paths.run_dir={folder}: edge-grpo-{program} has not written there before, but it holds "
@@ -85,7 +85,8 @@ def empty(folder: Path) -> None:
         path.unlink()
 
 
-def _found(folder: Path, patterns: Collection[str]) -> list[str]:
+def found(folder: Path, patterns: Collection[str]) -> list[str]:
+    """What of these patterns there is in a folder, by name."""
     return sorted({path.relative_to(folder).parts[0] for pattern in patterns for path in folder.glob(pattern)})
 
 
