@@ -110,6 +110,9 @@ def test_a_stopped_sweep_says_how_to_go_on(
 def test_a_killed_or_unfinished_job_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = Jobs(tmp_path)
     jobs.say(Job(0, "running", [], str(tmp_path / "none")))
+    for num, state in enumerate(("running", "failed"), start=1):  # made longer in the folder where it had finished
+        job = finished(tmp_path / str(num), num, [], before=0.1, after=0.9)
+        jobs.say(job._replace(state=state))
     show_arms(jobs)
     assert capsys.readouterr().out == ""
 

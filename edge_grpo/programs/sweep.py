@@ -110,7 +110,8 @@ def arms(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
     common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
     found: dict[str, list[Any]] = {}
     for job in jobs:
-        summary = _summary(Path(job.folder))
+        # Of a job that did not finish there may be a summary of an earlier time, when the run was to be shorter.
+        summary = _summary(Path(job.folder)) if job.state == "finished" else None
         if summary is not None:
             own = [text for text in job.overrides if text not in common and not text.startswith("seed=")]
             found.setdefault(" ".join(own) or str(summary["name"]), []).append(summary["accuracy"])
