@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from test_cli import ENVIRONMENT, App, forks  # noqa: F401
 
 from edge_grpo.command_line import resources
+from edge_grpo.command_line.again import again
 from edge_grpo.command_line.compose import Checked
 from edge_grpo.command_line.jobs import Job, Jobs
 from edge_grpo.errors import Stopped
@@ -105,6 +107,26 @@ def test_a_stopped_sweep_says_how_to_go_on(
     assert told.startswith(expected)
     plain = [text if text.startswith("name") else text.replace("'", "") for text in typed]
     assert shlex.split(told) == ["edge-grpo-train", *plain]
+
+
+@pytest.mark.parametrize("started", ["/bin/edge-grpo-train", "/programs/train.py", "/submitit/_submit.py"])
+def test_what_goes_on_with_a_run_knows_its_configs_and_its_program(
+    monkeypatch: pytest.MonkeyPatch, started: str
+) -> None:
+    """A launcher's process has been started with words of its own."""
+    sources = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": "/my conf"}]
+    hydra = {
+        "job": {"name": "train"},
+        "runtime": {"config_sources": sources, "output_dir": "/multirun/seed=1"},
+        "overrides": {"task": ["advantage=mine", "seed=1"]},
+    }
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
+    typed = ["--config-dir", "/my conf", "advantage=mine", "seed=1"]
+    monkeypatch.setattr(sys, "argv", [started, *([".submitit/7"] if "submitit" in started else typed)])
+    begun = ["edge-grpo-train", "--config-dir", "/my conf"]
+    assert shlex.split(again(["resume=/run"])) == [*begun, "resume=/run"]
+    folder = ["hydra.run.dir='/multirun/seed=1'"] if "submitit" in started else []
+    assert shlex.split(again()) == [*begun, "advantage=mine", "seed=1", *folder]
 
 
 def test_a_killed_or_unfinished_job_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
