@@ -17,6 +17,7 @@ from edge_grpo.loggers.metrics import describe
 from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
 from edge_grpo.programs.metrics_page import of_strategies
 from edge_grpo.runs.status import write_status
+from edge_grpo.runs.training_figure import draw_training_figure
 
 OFFICIAL = ("edge_grpo_official", "edge_grpo_official_launched")
 WITH_CORRECTION = ("gec", "force_r", "force_r_eda", "edge_grpo", *OFFICIAL)
@@ -263,3 +264,11 @@ def test_wandb_offline_writes_its_run_into_the_run_directory(tmp_path, monkeypat
     assert run_folder.name.endswith(identity)
     assert list(run_folder.glob("*.wandb"))
     assert len(metrics_rows(folder)) == 3
+
+
+@pytest.mark.parametrize("name", ["p$_$q", "lr=$x, $y", r"\frac{"])
+def test_a_name_that_is_no_mathematics_ends_no_run(tmp_path, name):
+    """matplotlib would read what stands between two dollars as TeX, and raise once all training is done."""
+    (tmp_path / "metrics.csv").write_text("step,train/entropy\n0,1.0\n1,0.5\n")
+    draw_training_figure(tmp_path / "metrics.csv", tmp_path / "training.png", title=name)
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")

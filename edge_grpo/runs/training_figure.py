@@ -27,7 +27,7 @@ def draw_training_figure(metrics_csv: Path, out: Path, *, title: str) -> None:
     figure = Figure(figsize=(11, 8))
     margins = {"left": 0.06, "right": 0.98, "top": 0.91, "bottom": 0.12, "wspace": 0.16, "hspace": 0.52}
     axes = figure.subplots(2, 2, gridspec_kw=margins)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a name may hold dollars
     _accuracy(axes[0, 0], data)
     _collapse(axes[0, 1], data)
     _lines(axes[1, 0], data, {"train/entropy": "sampled tokens"})
