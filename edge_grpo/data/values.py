@@ -12,6 +12,7 @@ from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.types.problems import Turn
 
 GSM8K_ANSWER = re.compile(r"^####(?!#)[^\S\n]*(.*?)\s*\Z", re.MULTILINE)
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 GSM8K_CALCULATION = re.compile(r"<<.*?>>")
 BARE_BOX = re.compile(r"\\boxed[ \t]+([^\s${}\\]+)")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -146,11 +147,13 @@ def gsm8k(text: str) -> tuple[str, str] | None:
     ('1024', 'He has 48/2 = 24 clips.\n\\boxed{1024}')
     >>> gsm8k("We add.\n####1"), gsm8k("#### Step 1\nWe add.")
     (('1', 'We add.\n\\boxed{1}'), None)
+    >>> gsm8k("Two roots.\n#### 1, 2")[0], gsm8k("A point.\n#### (3,4)")[0]  # other tables end so too
+    ('1, 2', '(3,4)')
     """
     marked = GSM8K_ANSWER.search(text)
     if not marked:
         return None
-    answer = marked[1].strip().replace(",", "")
+    answer = THOUSANDS.sub("", marked[1].strip())
     return answer, f"{GSM8K_CALCULATION.sub('', text[: marked.start()]).rstrip()}\n\\boxed{{{answer}}}"
 
 
