@@ -124,6 +124,20 @@ def test_none_right_has_wilsons_interval_over_problems(tmp_path):
     )
 
 
+def test_wilsons_interval_of_one_seed_is_called_so(tmp_path):
+    """edge-grpo-evaluate has given it its width already."""
+    settings = {"data": {"held_out_count": 16}, "evaluation": {"limit": 10}}
+    run = write_run(tmp_path / "a", "a", 0, settings=settings, held_out=(0.0, 0.5))
+    write_evaluation(run, {"A": 0.0}, width=0.1)
+    found, arms = numbers(members_of(tmp_path))
+    main, learning, _ = tables_of(found, arms, 0.95)
+    assert lines(main) == [["a", "1", "0.0 [0.0, 27.8]"]]
+    assert main.caption.endswith("One seed. Of a share of 0 or 100 % the interval is Wilson's over problems.")
+    # Of the 10 held-out problems that evaluation.limit left.
+    assert lines(learning)[0][2:4] == ["0.0 [0.0, 27.8]", "50.0"]
+    assert "One seed. Of a share of 0" in learning.caption
+
+
 def test_names_that_are_not_there_are_refused():
     tables = {"table": ["arm", "seeds", "Avg (40)"]}
     layout(labels={"edge_grpo": "ours", "Avg": "mean"}, columns={"table": ["Avg"]}).check(["edge_grpo"], tables)

@@ -79,9 +79,15 @@ def accuracy_in_training(members: Sequence[Member]) -> pd.DataFrame:
         curve = held_out(member.run)
         values = {BEFORE: curve.get(0), AFTER: curve.iloc[-1] if len(curve) and curve.index[-1] > 0 else None}
         own = {"arm": member.arm, "seed": member.seed, "benchmark": HELD_OUT}
-        own["problems"] = member.run.settings.get("data.held_out_count")
+        own["problems"] = _held_out_problems(member.run)
         rows += [{**own, "metric": when, "value": value} for when, value in values.items() if value is not None]
     return pd.DataFrame(rows)
+
+
+def _held_out_problems(run: Run) -> int | None:
+    """How many were evaluated; None where the settings do not say."""
+    count, limit = (run.settings.get(key) for key in ("data.held_out_count", "evaluation.limit"))
+    return count if count is None or limit is None else min(count, limit)
 
 
 def learning(members: Sequence[Member]) -> pd.DataFrame:
@@ -150,7 +156,7 @@ def _estimate(group: pd.DataFrame, bootstrap: Bootstrap) -> tuple[Estimate, str]
     else:
         found, over, confidence = bootstrap.mean(group["value"]), SEEDS, bootstrap.confidence
     problems = pd.to_numeric(group["problems"]).min() if "problems" in group else float("nan")
-    if _has_width(found) or found.value not in (0.0, 1.0) or pd.isna(problems):
+    if found.value not in (0.0, 1.0) or pd.isna(problems):
         return _with_width(found, over)
     low, high = wilson(found.value, int(problems), confidence)
     return replace(found, low=low, high=high), WILSON

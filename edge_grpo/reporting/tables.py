@@ -250,8 +250,9 @@ def reading(estimates: pd.DataFrame, confidence: float, *, spread: bool = True, 
     several = (estimates["n"] > 1).any()
     level = f"{100 * confidence:g} % percentile bootstrap interval"
     if not several:
-        has_interval = f"Mean [{level} over problems] of one seed."
-        sentences = ["One seed."] if not interval else [has_interval if PROBLEMS in over else "One seed: no intervals."]
+        sentences = ["One seed." if not interval or WILSON in over else "One seed: no intervals."]
+        if interval and PROBLEMS in over:
+            sentences = [f"Mean [{level} over problems] of one seed."]
     else:
         parts = [" ± standard deviation" if spread else "", " over seeds"]
         sentences = [f"Mean{''.join(parts)}{f' [{level} over seeds]' if interval and SEEDS in over else ''}."]
