@@ -87,6 +87,10 @@ def test_only_averaged_benchmarks_are_in_the_total():
 def test_a_single_problem_has_no_interval():
     (found,) = scored(completions("a", [1]))["benchmarks"].values()
     assert found["metrics"]["avg@2"] == {"value": 0.5, "low": None, "high": None}
+    # Nor has it beside another benchmark, of which there is something to draw.
+    found = scored(pd.concat([completions("a", [1]), completions("b", [0, 2])]))["benchmarks"]
+    assert found["a"]["metrics"]["avg@2"] == {"value": 0.5, "low": None, "high": None}
+    assert found["b"]["metrics"]["avg@2"] == {"value": 0.5, "low": 0.0, "high": 1.0}
 
 
 def test_benchmarks_are_resampled_within_themselves_and_independently():
