@@ -88,6 +88,11 @@ def test_rates_are_joined_by_question(tmp_path: Path) -> None:
     assert [p.correctness_rate for p in train[:2]] == [0.25, None]
     with pytest.raises(UserError, match=r"data\.correctness_rates=.*absent\.json: no such file"):
         module(correctness_rates=str(tmp_path / "absent.json")).load()
+    refused = {b"[1, 2]": "holds list, expected an object", b"\xff": "not UTF-8 at byte 0", b"{": "json:1: not JSON"}
+    for content, message in refused.items():
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            module(correctness_rates=str(path)).load()
 
 
 @pytest.mark.parametrize(

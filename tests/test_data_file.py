@@ -222,6 +222,23 @@ def test_a_blank_solution_is_none(tmp_path: Path) -> None:
     assert [p.solution for p in read_problems(tmp_path / "t.json", COLUMNS, [])] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", '{"splits": 3}'),
+        ("state.json", "{"),
+        ("state.json", '{"_data_files": [{"name": "a.arrow"}]}'),
+        ("state.json", '{"_data_files": ["a.arrow"]}'),
+        ("state.json", "[]"),
+    ],
+)
+def test_a_saved_folder_that_is_broken_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: lists no \w+ as datasets.save_to_disk writes them"):
+        read_problems(tmp_path, COLUMNS, [])
+
+
 def test_a_missing_column_names_what_is_there_and_what_is_near(tmp_path: Path) -> None:
     write_json(tmp_path / "t.json", [{"question": "q", "answers": "1"}])
     with pytest.raises(

@@ -114,9 +114,13 @@ class ArithmeticDataModule(ProblemDataModule):
         if not path.is_file():
             raise UserError(f"data.correctness_rates={path}: no such file")
         try:
-            rates = json.loads(path.read_text())
+            rates = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+        if not isinstance(rates, dict):
+            raise UserError(f"{path}: holds {type(rates).__name__}, expected an object {{question: rate}}")
         wrong = [q for q, rate in rates.items() if not isinstance(rate, int | float) or not 0 <= rate <= 1]
         if wrong:
             raise UserError(f"{path}: {wrong[0]!r} has rate {rates[wrong[0]]}, expected a number in [0, 1]")

@@ -94,16 +94,29 @@ def _split_folder(folder: Path, split: str | None) -> Path:
         if split is not None:
             raise UserError(f"{folder}: a single table has no split {split!r}")
         return folder
-    return folder / _choice(folder, json.loads(index.read_text())["splits"], split)
+    return folder / _choice(folder, _listed(index, "splits"), split)
 
 
 def _read_saved(folder: Path) -> list[object]:
     """Rows of a folder written by `datasets.save_to_disk`."""
-    files = [folder / entry["filename"] for entry in json.loads((folder / "state.json").read_text())["_data_files"]]
+    files = [folder / name for name in _listed(folder / "state.json", "_data_files", "filename")]
     for file in files:
         if not file.is_file():
             raise _absent(file)
     return [row for file in files for _, row in read_file(file)]
+
+
+def _listed(file: Path, key: str, of_entry: str | None = None) -> list[str]:
+    """The texts of a list, or of one field of its entries, in a file of `datasets.save_to_disk`."""
+    try:
+        found = [entry if of_entry is None else entry[of_entry] for entry in json.loads(file.read_bytes())[key]]
+        if found and all(isinstance(text, str) for text in found):
+            return found
+    except FileNotFoundError as error:
+        raise _absent(file) from error
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file}: lists no {key} as datasets.save_to_disk writes them: save the data set again")
 
 
 def _choice(folder: Path, splits: Sequence[str], split: str | None) -> str:
