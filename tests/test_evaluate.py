@@ -473,6 +473,13 @@ def test_a_checkpoint_is_evaluated_with_its_weights(trained, tmp_path):
     assert (results["run"], results["iteration"]) == (str(trained), 1)
 
 
+def test_a_checkpoint_may_be_named_from_its_own_folder(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained / "checkpoints")
+    args = ("evaluation.limit=1", "evaluation.max_new_tokens=2", "evaluation.num_samples=1")
+    evaluate(tmp_path, "run=iteration-000001", *args)
+    assert json.loads((tmp_path / "results.json").read_text())["run"] == str(trained)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

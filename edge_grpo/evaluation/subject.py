@@ -56,7 +56,7 @@ def identify(cfg: DictConfig) -> dict[str, Any]:
         if fault := damage(where):
             raise UserError(f"run={where}: the checkpoint is damaged ({fault})")
         run, iteration, weights = (
-            where.parent.parent,
+            _run_of(where),
             iteration_of(where),
             read_manifest(where)["files"][STATE]["sha256"],
         )
@@ -113,7 +113,12 @@ def precision_of(cfg: DictConfig) -> str:
 
 def _training_config(run: Path) -> Mapping[str, Any]:
     """Of a run, or of the run that a checkpoint is of."""
-    return _config_of_run(run.parent.parent if _is_checkpoint(run) else run)
+    return _config_of_run(_run_of(run) if _is_checkpoint(run) else run)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """Whose checkpoint it is; absolute, for a relative path may be the checkpoint's name alone."""
+    return checkpoint.absolute().parents[1]
 
 
 def _iterations(run: Path) -> int:
