@@ -488,6 +488,19 @@ def test_runs_of_a_sweep_are_grouped_by_what_is_swept_besides_the_seed(job):
     assert tags_of(job) == ["edge_grpo", "2026-01-01_00-00-00"]
 
 
+def test_long_groups_that_begin_alike_are_two(tmp_path):
+    path = "/data/" + "x" * 120
+    (tmp_path / "multirun.yaml").write_text("hydra:\n  overrides:\n    task: ['model.path=a,b']\n")
+    groups = []
+    for name in "ab":
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text(f"- model.path={path}/{name}\n")
+        groups.append(group_of(tmp_path / name, "arm"))
+    assert len(set(groups)) == 2
+    assert [len(group) for group in groups] == [128, 128]  # what W&B takes
+    assert all(group.startswith("arm, model.path=/data/xx") for group in groups)
+
+
 def test_a_single_run_is_grouped_by_its_arm(tmp_path):
     assert (group_of(tmp_path, "edge_grpo"), tags_of(tmp_path)) == ("edge_grpo", [])
     assert len(group_of(tmp_path, "x" * 200)) == 128

@@ -1,6 +1,7 @@
 """Who a run is to a tracker: its id, its group and tags, its config; and whether there is a key for W&B."""
 
 import copy
+import hashlib
 import logging
 import netrc
 import os
@@ -142,10 +143,18 @@ def group_of(folder: Path, arm: str) -> str:
     sweep, record = sweep_of(folder), folder / ".hydra" / "overrides.yaml"
     varied = agents_parameters().keys() if sweep is None else _swept_keys(sweep)
     if not varied or not record.is_file():
-        return arm[:MAX_GROUP]
+        return _bounded(arm)
     swept = varied - {"seed", "experiment", "name"}
     typed = [str(text) for text in OmegaConf.load(record)]
-    return ", ".join([arm, *(text for text in typed if key_of(text) in swept)])[:MAX_GROUP]
+    return _bounded(", ".join([arm, *(text for text in typed if key_of(text) in swept)]))
+
+
+def _bounded(group: str) -> str:
+    """Two groups that begin alike stay two."""
+    if len(group) <= MAX_GROUP:
+        return group
+    digest = hashlib.sha256(group.encode()).hexdigest()[:8]
+    return f"{group[: MAX_GROUP - len(digest) - 1]}-{digest}"
 
 
 def tags_of(folder: Path) -> list[str]:
