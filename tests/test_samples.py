@@ -242,3 +242,9 @@ def test_rows_that_a_full_disk_refuses_leave_no_file(tmp_path, monkeypatch, capl
 def test_a_bound_below_zero_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"callbacks.rollouts.keep_gb=-1 must be at least 0, or null"):
         RolloutRecords(str(tmp_path), True, -1)
+
+
+@pytest.mark.parametrize("values", [(0, 4), (5, 0), (5, -1)])
+def test_fewer_than_one_is_refused_by_its_key(tmp_path, values):
+    with pytest.raises(UserError, match=r"callbacks\.samples\.every_n_iterations=.* must be at least 1"):
+        Samples(str(tmp_path), *values)

@@ -28,12 +28,20 @@ class Samples(pl.Callback):
     Args:
         folder: of the run.
         every_n_iterations: at least 1.
-        num_rows: rows a time.
+        num_rows: rows a time, at least 1.
+
+    Raises:
+        UserError: a value below 1.
     """
 
     def __init__(self, folder: str, every_n_iterations: int, num_rows: int) -> None:
+        if every_n_iterations < 1 or num_rows < 1:
+            raise UserError(
+                f"callbacks.samples.every_n_iterations={every_n_iterations} and num_rows={num_rows} must be at least "
+                "1; callbacks.samples=null shows none"
+            )
         self.folder = Path(folder)
-        self.every_n_iterations, self.num_rows = max(every_n_iterations, 1), num_rows
+        self.every_n_iterations, self.num_rows = every_n_iterations, num_rows
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log what a resumed run will not log again."""
