@@ -197,6 +197,32 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(finished, 
     pd.testing.assert_frame_equal(whole, resumed)
 
 
+def test_a_kill_while_its_record_is_written_leaves_an_evaluation_that_goes_on(tmp_path, monkeypatch):
+    append, save = program.CompletionStore.append, Path.write_text
+
+    def dying(self, rows):
+        append(self, rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program.CompletionStore, "append", dying)
+        with pytest.raises(Stopped):
+            evaluate(tmp_path, *small("chain2"), "problems_per_batch=1")
+    for name in ("policy.json", "config.yaml"):
+
+        def half(self, text, *args, name=name, **kwargs):
+            save(self, text[: len(text) // 2] if self.name.startswith(name) else text, *args, **kwargs)
+            if self.name.startswith(name):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", half)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(tmp_path, *small("chain2"))
+    evaluate(tmp_path, *small("chain2"))
+    assert len(read_completions(tmp_path)) == 6
+
+
 def test_the_pace_is_of_what_was_done_in_this_session(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])

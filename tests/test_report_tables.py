@@ -1,8 +1,10 @@
 """Tables for papers: marks, Wilson's interval, LaTeX that fits, names and columns."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -204,3 +206,16 @@ def test_latex_compiles_and_no_line_is_too_wide(tmp_path):
     assert re.findall(r"Float too large[^.]*", log) == []
     # What fits is not split: beside names this long a column of a paper has room for two, a page for five.
     assert [len(re.findall("begin{tabular}", own)) for own in text[2::3]] == [4, 4, 2]
+
+
+def test_files_are_utf_8_whatever_the_machine_speaks(tmp_path):
+    code = (
+        "from pathlib import Path; from edge_grpo.reporting.table_files import write_table; "
+        "from test_report_tables import layout, small_table; write_table(small_table(), layout(), Path('.'))"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **ascii_only, "PYTHONPATH": path}, check=True
+    )
+    assert "50.0 ± 1.0" in (tmp_path / "table.md").read_text("utf-8")

@@ -32,7 +32,7 @@ def grade_golds(evaluation: Evaluation, rewards: WeightedRewards, folder: Path) 
             if not ok
         ]
         log.info("%s  %d of %d gold answers of %d problems are right", name, *counts[name], len(problems))
-    (folder / FILE).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in failed))
+    (folder / FILE).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in failed), encoding="utf-8")
     for row in failed:
         log.warning("%s: its gold answer %r is not right", row["origin"], row["gold"])
     total = sum(right for right, _ in counts.values()) / sum(count for _, count in counts.values())

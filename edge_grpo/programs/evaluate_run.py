@@ -28,6 +28,7 @@ from edge_grpo.runs.directory import alone_in
 from edge_grpo.runs.provenance import run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.settings import changes, differences, is_free
+from edge_grpo.runs.status import write_whole
 from edge_grpo.statistics.bootstrap import Bootstrap
 from edge_grpo.types.problems import Problem
 
@@ -100,8 +101,8 @@ class _Run:
         self.evaluation.load(self.policy, template)
         self._tell_ungradable()
         self._tell_own_reward(about["run"])
-        (self.folder / POLICY).write_text(json.dumps(about | {"info": run_info()}, indent=1) + "\n")
-        OmegaConf.save(cfg, self.folder / CONFIG, resolve=True)
+        write_whole(self.folder / POLICY, json.dumps(about | {"info": run_info()}, indent=1) + "\n")
+        write_whole(self.folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
         with computing_in(cfg.precision, self.policy.model.device), _telling_how_to_go_on():
             self._sample()
         sets = self.evaluation.sets
@@ -234,10 +235,10 @@ def _write(completions: pd.DataFrame, cfg: DictConfig, folder: Path, about: dict
     settings = {"name": cfg.name, "num_samples": n, "confidence": bootstrap.confidence, "seed": cfg.seed}
     settings |= {"sampling": sampling} if cfg.from_file is None else {}  # a file does not tell it
     results = {**settings, **about, **scores}
-    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    write_whole(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     heading = f"{about['policy']}: {cfg.name}, [{100 * bootstrap.confidence:g} % bootstrap intervals over problems]"
     text = "\n\n".join(filter(None, [heading, results_markdown(results), reflection_line(completions)]))
-    (folder / TABLE).write_text(text + "\n")
+    write_whole(folder / TABLE, text + "\n")
     log.info("%s", text)
     log.info("written to %s; entropy and reflection: edge-grpo-analyze source=%s", folder, folder)
     return float(results["total"]["metrics"][f"avg@{n}"]["value"])

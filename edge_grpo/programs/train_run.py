@@ -248,7 +248,7 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
         if cfg.resume.start_over:  # evaluations of weights that are no more
             shutil.rmtree(folder / "evaluation", ignore_errors=True)
         # A run that was killed before its first checkpoint begins again as the same run of its trackers.
-        if cfg.resume.start_over or not config.exists() or config.read_text() != written:
+        if cfg.resume.start_over or not config.exists() or config.read_text("utf-8") != written:
             identity.unlink(missing_ok=True)
     elif not identity.exists() and (known := read_manifest(resumed).get(RUN_ID)):
         identity.write_text(known)

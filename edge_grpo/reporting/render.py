@@ -35,7 +35,7 @@ def render(template: str, package: str, charts: Mapping[str, Mapping[str, Any]],
     return environment.get_template(template).render(
         charts=charts,
         vega=vega() if charts else "",
-        sortable=files("edge_grpo.reporting").joinpath("sortable.auto.min.js").read_text(),
+        sortable=files("edge_grpo.reporting").joinpath("sortable.auto.min.js").read_text("utf-8"),
         **values,
     )
 

@@ -10,8 +10,8 @@ from edge_grpo.reporting.tables import Cell, Table
 
 def write_table(table: Table, layout: Layout, folder: Path) -> None:
     """`<name>.md`, `<name>.tex` and `<name>.csv` in the folder."""
-    (folder / f"{table.name}.md").write_text(as_markdown(table, layout))
-    (folder / f"{table.name}.tex").write_text(as_latex(table, layout))
+    (folder / f"{table.name}.md").write_text(as_markdown(table, layout), encoding="utf-8")
+    (folder / f"{table.name}.tex").write_text(as_latex(table, layout), encoding="utf-8")
     table.tidy.to_csv(folder / f"{table.name}.csv", index=False)
 
 
