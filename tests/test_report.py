@@ -299,6 +299,21 @@ def test_a_folder_of_others_is_not_written_over_and_a_report_is(tmp_path, no_fig
         report(out, f"runs={tmp_path / 'sweep'}")
 
 
+def test_nothing_of_an_earlier_report_stays_and_what_is_not_of_one_does(tmp_path, no_figures):
+    for arm in ("a", "b"):
+        write_run(tmp_path / "sweep" / arm, arm, 0)
+    out = tmp_path / "out"
+    report(out, f"runs={tmp_path / 'sweep'}")
+    assert (out / "differences.tex").exists()
+    (out / "figures").mkdir()
+    for name in ("figures/collapse-b.pdf", "figures/mine.svg", "table.docx"):
+        (out / name).touch()
+    report(out, f"runs={tmp_path / 'sweep' / 'a'}")  # of one arm there is no difference
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    tables = {f"{table}.{kind}" for table in ("table", "learning") for kind in ("md", "tex", "csv")}
+    assert left == {"index.html", *tables, "figures/mine.svg", "table.docx"}
+
+
 def test_results_that_are_none_make_the_run_a_listed_one(tmp_path):
     folder = write_run(tmp_path / "a", "a", 0)
     (folder / "evaluation" / "paper").mkdir(parents=True)

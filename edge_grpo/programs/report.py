@@ -8,14 +8,9 @@ from omegaconf import DictConfig
 
 from edge_grpo.command_line.run import run
 from edge_grpo.errors import UserError
+from edge_grpo.reporting.folder import WRITTEN, is_report
 from edge_grpo.runs.directory import check_tool_directory, check_writable
 from edge_grpo.runs.ownership import found
-
-WRITTEN = (
-    *("index.html", "figures"),
-    *(f"{table}.*" for table in ("ranking", "table", "learning", "differences", "metrics", "revival", "matrix")),
-)
-GENERATOR = b'<meta name="generator" content="edge-grpo-report">'
 
 
 def report(cfg: DictConfig) -> float | None:
@@ -47,9 +42,7 @@ def _refuse_foreign(out: Path) -> None:
     Raises:
         UserError: files of others would be overwritten.
     """
-    page = out / "index.html"
-    ours = page.is_file() and GENERATOR in page.read_bytes()[:1000]
-    if not ours and (foreign := found(out, WRITTEN)):
+    if not is_report(out) and (foreign := found(out, WRITTEN)):
         raise UserError(
             f"out={out}: edge-grpo-report has not written there before, but it holds {', '.join(foreign)}, which it "
             "would overwrite: choose another folder"

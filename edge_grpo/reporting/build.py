@@ -12,6 +12,7 @@ from edge_grpo.errors import UserError
 from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
 from edge_grpo.reporting.cure_tables import matrix_table, revival_table
 from edge_grpo.reporting.figures import Canvas, draw_all
+from edge_grpo.reporting.folder import drop_report
 from edge_grpo.reporting.headline import headline
 from edge_grpo.reporting.layout import Layout
 from edge_grpo.reporting.numbers import Arms, Numbers, numbers_of
@@ -76,6 +77,7 @@ def write_report(
     layout.check(own, {table.name: table.columns for table in tables})
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    drop_report(folder)
     for table in tables:
         write_table(table, layout, folder)
     looks = {layout.label(label): look for label, look in looks_of(list(dict.fromkeys(own))).items()}
