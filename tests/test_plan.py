@@ -622,6 +622,9 @@ def test_the_program_plans_what_it_is_given(capsys):
     assert "as its loader makes it" in (printed := capsys.readouterr().out)
     assert "GB too much" in printed
     cfg.plan.memory_gb = 0
+    for given in ("inf", "nan"):
+        with pytest.raises(UserError, match=rf"plan\.memory_gb={given} must be above 0 and finite"):
+            plan_run.print_plan(composed("plan", *SMALL_MODEL, f"plan.memory_gb={given}")[0])
     with pytest.raises(UserError, match=r"plan\.memory_gb=0 must be above 0"):
         plan_run.print_plan(cfg)
 

@@ -1,6 +1,7 @@
 """The plan of a config: printed by `edge-grpo-plan`, one line at the start of training."""
 
 import logging
+import math
 from typing import Any
 
 from omegaconf import DictConfig
@@ -28,8 +29,8 @@ def print_plan(cfg: DictConfig) -> float:
     """
     silence_expected_warnings()
     given = cfg.plan.memory_gb
-    if given is not None and given <= 0:
-        raise UserError(f"plan.memory_gb={given} must be above 0")
+    if given is not None and not 0 < given < math.inf:
+        raise UserError(f"plan.memory_gb={given} must be above 0 and finite")
     read = _read(cfg.model) or ModelConfig(instantiate(cfg.model).model.config, "as its loader makes it")
     memory = device_memory(on_gpu=computes_on_gpu(cfg)) if given is None else int(given * 1e9)
     plan = make_plan(run_settings(cfg, read.config, memory))
