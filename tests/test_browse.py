@@ -178,6 +178,10 @@ def test_the_terminal_program_says_what_it_lacks(run, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         browse.main([str(run), "--iterations", "0-2"])
     assert "--iterations is for the page: give --html FILE too" in capsys.readouterr().err
+    for iterations in ("5-3", "0-9999999999", "0-x"):
+        with pytest.raises(SystemExit):
+            browse.main([str(run), "--html", str(run / "page.html"), "--iterations", iterations])
+        assert "argument --iterations: " in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "textual.app", None)
     monkeypatch.delitem(sys.modules, "edge_grpo.browsing.terminal", raising=False)
     with pytest.raises(SystemExit, match="2"):

@@ -23,6 +23,7 @@ examples:
   edge-grpo-browse multirun/<sweep>                           all runs of a sweep; r goes to the next
   edge-grpo-browse RUN/evaluation/<name>/completions.parquet  what an evaluation sampled
 """
+MOST_ITERATIONS = 1_000_000  # of a range
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,9 +58,14 @@ def numbers(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
+        if not first.strip().isdecimal() or (dash and not last.strip().isdecimal()):
             raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers and ranges, as in 0-10,20")
-        found += range(int(first), int(last or first) + 1)
+        numbers = range(int(first), int(last or first) + 1)
+        if not 1 <= len(numbers) <= MOST_ITERATIONS:
+            raise argparse.ArgumentTypeError(
+                f"{part.strip()}: expected the lower number first, and at most {MOST_ITERATIONS:,} iterations"
+            )
+        found += numbers
     return found
 
 
