@@ -1,5 +1,6 @@
 """Runs that are stopped, broken or changed, and what they go on with: real signals, files and processes."""
 
+import json
 import os
 import random
 import signal
@@ -26,6 +27,7 @@ from small_runs import (
 
 from edge_grpo.advantages.base import RewardAdvantage
 from edge_grpo.algorithms.base import PolicyModule
+from edge_grpo.callbacks.console import ConsoleProgress
 from edge_grpo.callbacks.iteration_checkpoint import IterationCheckpoint
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.rollouts.native import NativeRollout
@@ -153,6 +155,32 @@ def test_an_error_costs_the_iteration_it_ends(tmp_path, monkeypatch, whole):
     assert names(tmp_path) == ["iteration-000003"]
     run_small(tmp_path, *FOUR)
     assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_a_run_that_shall_end_at_its_checkpoint_is_evaluated_there_and_keeps_nothing_later(
+    tmp_path, monkeypatch, every
+):
+    """Killed after the next iteration was logged, or stopped before it: nothing is left to do but the end."""
+    settings = ("checkpoint.every_n_iterations=2", f"evaluation.every_n_iterations={every}")
+    run_small(tmp_path / "whole", "trainer.max_iterations=2", *settings)
+
+    def dies(self, trainer, module):
+        if trainer.current_epoch == 2:  # it is logged, and evaluated where `every` is 1
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleProgress, "on_train_epoch_end", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            run_small(tmp_path / "cut", "trainer.max_iterations=4", *settings)
+    assert names(tmp_path / "cut") == ["iteration-000002"]
+    assert len(list((tmp_path / "cut" / "rollouts").iterdir())) == 3
+    run_small(tmp_path / "cut", "trainer.max_iterations=2", *settings)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")]
+    assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
+    assert summaries[1]["iterations"] == 2
+    assert len(list((tmp_path / "cut" / "rollouts").iterdir())) == 2
 
 
 def test_sigterm_ends_a_process_soon_with_143_and_says_how_to_go_on(tmp_path):

@@ -48,6 +48,7 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         self.every_n_iterations, self.correct = every_n_iterations, correct
         self.accuracy_before: float | None = None
         self.accuracy_after: float | None = None
+        self._measured = -1  # updates that the policy had had when `accuracy_after` was measured
         self._before: dict[str, dict[str, Any]] = {}  # set -> scores and solved problems at step 0
 
     def prepare(self, policy: Policy, template: PromptTemplate, held_out: Sequence[Problem]) -> None:
@@ -82,12 +83,13 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         return {
             "accuracy_before": self.accuracy_before,
             "accuracy_after": self.accuracy_after,
+            "measured": self._measured,
             "before": dict(self._before),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]
-        self.accuracy_after = state_dict["accuracy_after"]
+        self.accuracy_after, self._measured = state_dict["accuracy_after"], state_dict["measured"]
         self._before = dict(state_dict["before"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,7 +102,15 @@ class PeriodicEvaluation(Evaluation, pl.Callback):
         done = trainer.current_epoch + 1
         due = self.every_n_iterations and done % self.every_n_iterations == 0
         if due or is_last(trainer):
-            self.accuracy_after = self._run(trainer, pl_module, step=done)
+            self._measure(trainer, pl_module, done)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that shall end where it was stopped has no iteration left, after which its end would be evaluated."""
+        if self._measured != trainer.current_epoch:
+            self._measure(trainer, pl_module, trainer.current_epoch)
+
+    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule, done: int) -> None:
+        self.accuracy_after, self._measured = self._run(trainer, module, step=done), done
 
     def _run(self, trainer: pl.Trainer, module: Any, *, step: int) -> float:
         """Evaluate every set and log it; held-out avg@n."""

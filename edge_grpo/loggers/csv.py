@@ -76,6 +76,17 @@ class CSVMetrics(RunLogger, Logger):
         temporary.replace(self.path)
 
 
+def cut_back(folder: Path, done: int) -> None:
+    """Drop from `metrics.csv` what is of iteration `done` and later; the evaluation of the policy before it stays."""
+    rows = recorded(folder)
+    if not rows or max(rows) < done:
+        return
+    table = CSVMetrics(str(folder))
+    at_end = {n: value for n, value in rows.get(done, {}).items() if n.startswith(("eval/", "timing_s/evaluation"))}
+    kept = [row for row in table._load() if int(row["step"]) < done]
+    table._write([*kept, *([{"step": done, **at_end}] if at_end else [])])
+
+
 def recorded(folder: Path) -> dict[int, dict[str, float]]:
     """Step -> metrics of `metrics.csv`, in order; nothing where there is none."""
     path = folder / "metrics.csv"

@@ -14,6 +14,7 @@ from edge_grpo.callbacks.iteration_checkpoint import IterationCheckpoint, saving
 from edge_grpo.command_line.check import instantiate, to_dict
 from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
+from edge_grpo.loggers.csv import cut_back
 from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import RUN_ID
 from edge_grpo.policy.sharding import whole
@@ -22,12 +23,13 @@ from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
 from edge_grpo.ranks.lead import log_to, on_ranks, ranks_asked, share_node
-from edge_grpo.runs.checkpoints import STATE, read_manifest
+from edge_grpo.runs.checkpoints import STATE, iteration_of, read_manifest
 from edge_grpo.runs.directory import alone_in, check_shared, holder
 from edge_grpo.runs.ownership import CONFIG, SUMMARY, check_ours, empty
 from edge_grpo.runs.provenance import installed, run_info
 from edge_grpo.runs.quiet import silence_expected_warnings
 from edge_grpo.runs.resume import drop_later, what_is_left
+from edge_grpo.runs.rollout_files import rollout_files
 from edge_grpo.runs.settings import FROZEN, RANKS, check_data, check_frozen, check_ranks, portable
 from edge_grpo.runs.status import saying_status, write_status, write_whole
 from edge_grpo.runs.stopping import check_budget, ended_by, generated_tokens
@@ -250,8 +252,14 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
         # A run that was killed before its first checkpoint begins again as the same run of its trackers.
         if cfg.resume.start_over or not config.exists() or config.read_text("utf-8") != written:
             identity.unlink(missing_ok=True)
-    elif not identity.exists() and (known := read_manifest(resumed).get(RUN_ID)):
-        identity.write_text(known)
+    else:
+        # Where no iteration is left nobody else drops what was logged behind the checkpoint.
+        cut_back(folder, iteration_of(resumed))
+        for step, _, path in rollout_files(folder):
+            if step >= iteration_of(resumed):
+                path.unlink()
+        if not identity.exists() and (known := read_manifest(resumed).get(RUN_ID)):
+            identity.write_text(known)
     drop_later(folder / "checkpoints", resumed)
     write_whole(config, written)
 
