@@ -17,7 +17,7 @@ COLUMNS = (
     "collapse/before/all_wrong",
     "collapse/before/mixed",
     "collapse/before/all_right",
-    "collapse/after/zero_variance",
+    "collapse/no_advantage",
 )
 
 

@@ -45,13 +45,14 @@ def test_the_first_shares_are_kept_and_no_more():
     assert len(before) == 99  # a checkpoint may hold it
 
 
-def update(rewards, advantages, weights=None, computed=None):
+def update(rewards, advantages, weights=None, computed=None, reads_advantages=True):
     """Groups of two rows of two tokens."""
     advantages = torch.tensor(advantages)
     mask = torch.ones_like(advantages, dtype=torch.bool)
     weights = torch.ones_like(advantages) if weights is None else torch.tensor(weights)
     return SimpleNamespace(
         num_generations=2,
+        loss=SimpleNamespace(reads_advantages=reads_advantages),
         rewards=torch.tensor(rewards),
         advantages=advantages,
         old_logprobs=torch.tensor([[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0], [-7.0, -8.0]])[: len(advantages)],
@@ -74,11 +75,17 @@ def test_dead_groups_by_who_revives_them():
     assert revival_metrics(sampled, after, kept) == {
         "collapse/revived_by_advantage": 1 / 4,
         "collapse/revived_by_replay": 1 / 4,
+        "collapse/no_advantage": 2 / 4,  # b and e, which the filter has dropped
     }
     assert effective_rows(kept) == 3
     # Advantages of tokens that are not trained on revive nothing.
     silent = update([0.0, 0.0], [[-1.0, 0.0], [0.0, 0.0]], weights=[[0.0, 1.0], [1.0, 1.0]])
-    assert revival_metrics(sampled, after, silent)["collapse/revived_by_advantage"] == 0
+    found = revival_metrics(sampled, after, silent)
+    assert (found["collapse/revived_by_advantage"], found["collapse/no_advantage"]) == (0, 1)
+    # A loss that reads none learns from what is trained on.
+    weights = [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+    other = update([0.0, 0.0, 0.0, 1.0], [[0.0, 0.0]] * 4, weights=weights, reads_advantages=False)
+    assert revival_metrics(sampled, after, other)["collapse/no_advantage"] == 3 / 4
     assert effective_rows(silent) == 0
 
 

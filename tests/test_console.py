@@ -30,7 +30,7 @@ METRICS = {
     "train/reward": 0.5,
     "train/accuracy": 0.25,
     "collapse/before/zero_variance": 0.75,
-    "collapse/after/zero_variance": 0.125,
+    "collapse/no_advantage": 0.125,
     "train/entropy": 0.6931,
     "perf/rollout_tokens_per_s": 5150.7,
     "train/loss": 3.0,  # is not shown
@@ -280,9 +280,12 @@ def test_a_number_out_of_range_is_refused(every: int, sample: int) -> None:
 
 
 def summary_of(folder: Path) -> dict:
-    """A run of two iterations whose groups all collapsed as sampled (mean 1), half of them after correction."""
+    """A run of two iterations whose groups all collapsed as sampled (mean 1), half of them after correction, and of
+    which the advantage leaves a quarter."""
     path = folder / "metrics.csv"
-    path.write_text("step,collapse/before/zero_variance,collapse/after/zero_variance\n0,1,0.75\n1,1,0.25\n2,,\n")
+    names = ("before/zero_variance", "after/zero_variance", "no_advantage")
+    head = ",".join(["step", *(f"collapse/{name}" for name in names)])
+    path.write_text(f"{head}\n0,1,0.75,0.5\n1,1,0.25,0\n2,,,\n")
     places = {"metrics": str(path), "figure": str(folder / "training.png"), "model": str(folder / "model")}
     accuracy = {"before": 0.0117, "after": 0.9453}
     return {"name": "gec", "seed": 3, "accuracy": accuracy, "iterations": 2, "seconds": 61.4, **places}
@@ -294,7 +297,7 @@ def test_the_summary_is_lines_without_a_terminal(caplog: pytest.LogCaptureFixtur
     assert [record.getMessage() for record in caplog.records] == [
         "held-out accuracy 1.2 % -> 94.5 %",
         "iterations   2 in 0:01:01",
-        "no advantage 100 % of groups as sampled, 50 % after correction",
+        "collapsed    100 % of groups as sampled, 50 % after correction; 25 % have no advantage",
         f"metrics      {tmp_path}/metrics.csv",
         f"figure       {tmp_path}/training.png",
         f"model        {tmp_path}/model",

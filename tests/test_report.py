@@ -21,7 +21,7 @@ from edge_grpo.reporting.runs import read_folder
 from edge_grpo.statistics.palette import looks_of
 
 KEPT = (
-    *("train/num_rollouts", "eval/held_out/avg@1", "train/reward", "collapse/after/zero_variance"),
+    *("train/num_rollouts", "eval/held_out/avg@1", "train/reward", "collapse/no_advantage"),
     *(f"collapse/before/{kind}" for kind in ("all_wrong", "mixed", "all_right")),
 )
 PANELS = {

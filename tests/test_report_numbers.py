@@ -142,7 +142,7 @@ def test_the_learning_table_by_hand(tmp_path):
     folder = write_run(tmp_path / "a", "a", 0, held_out=(0.0, 0.5))
     metrics = pd.read_csv(folder / "metrics.csv")
     metrics["train/entropy"] = [0.25, 0.75, None]
-    metrics["collapse/after/zero_variance"] = [1.0, 0.5, None]
+    metrics["collapse/no_advantage"] = [1.0, 0.5, None]
     metrics.drop(columns="train/advantage_var").to_csv(folder / "metrics.csv", index=False)
     found, arms = numbers(members_of(tmp_path), seeds=1)
     table = learning_table(found, arms, 0.95)

@@ -58,17 +58,24 @@ def revived_by_allocation(pool: Pool, chosen: Sequence[Sequence[int]], groups: i
 
 
 def revival_metrics(sampled: ScoredRollout, after: ScoredRollout, update: GRPOUpdate) -> dict[str, float]:
-    """Which dead groups got a signal from the advantage or a replay, as shares of all groups of the rollout."""
+    """Which dead groups got a signal from the advantage or a replay, and which groups have none in the end.
+
+    Shares of all groups of the rollout; a group that the filter has dropped has none. A loss that reads no
+    advantages takes its signal from every group that is trained on.
+    """
     g, groups = update.num_generations, len(after.rollout.problems)
     dead = collapsed(update.rewards.view(-1, g))
     moved = (_trained_advantages(update) != 0).view(len(dead), -1).any(1)
     was = collapsed(sampled.scores.rewards.view(-1, g))
     now = collapsed(after.scores.rewards.view(-1, g))
+    reads = getattr(update.loss, "reads_advantages", True)
+    taught = moved if reads else update.batch.trained.view(len(dead), -1).any(1)
     pairs = zip(sampled.rollout.problems, after.rollout.problems, strict=True)
     replaced = torch.tensor([one.id != other.id for one, other in pairs])
     return {
         "collapse/revived_by_advantage": int((dead & moved).sum()) / groups,
         "collapse/revived_by_replay": int((was & ~now & replaced).sum()) / groups,
+        "collapse/no_advantage": 1 - int(taught.sum()) / groups,
     }
 
 

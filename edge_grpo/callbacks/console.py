@@ -34,7 +34,7 @@ COLUMNS = {
     "right": ("train/accuracy", ".1%"),
     "corrected": ("train/accuracy_corrected", ".1%"),
     "collapsed": ("collapse/before/zero_variance", ".0%"),
-    "no advantage": ("collapse/after/zero_variance", ".0%"),
+    "no advantage": ("collapse/no_advantage", ".0%"),
     "entropy": ("train/entropy", ".3f"),
     "tokens/s": ("perf/rollout_tokens_per_s", ",.0f"),
     "s": ("timing_s/total", ".2f"),
@@ -45,7 +45,8 @@ class ConsoleProgress(pl.Callback):
     """Shows iteration, reward, collapse, entropy, speed and the time left; the first rank alone does.
 
     On a terminal this is a bar that is redrawn, and the lines go to the run's log file only; elsewhere they are all
-    there is. "collapsed" are groups of equal rewards as sampled, "no advantage" those after correction.
+    there is. "collapsed" are groups of equal rewards as sampled, "no advantage" those that teach nothing after
+    correction, filter and advantage.
 
     Args:
         title: of the run, beside the bar.

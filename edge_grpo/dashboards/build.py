@@ -23,7 +23,7 @@ INTRODUCTION = (
 
 COLUMNS_OF_RUNS = (
     *("run:state", "run:duration", "summary:eval/held_out/avg@1.last", "summary:eval/held_out/avg@1.max"),
-    *("summary:collapse/after/zero_variance.mean", "summary:train/num_generated_tokens"),
+    *("summary:collapse/no_advantage.mean", "summary:train/num_generated_tokens"),
 )
 """of the run table, before the settings"""
 

@@ -44,7 +44,7 @@ COLLAPSE = Section(
         Lines("All wrong, as sampled", ("collapse/before/all_wrong",), "how hard the problems are for this policy"),
         Lines("All right, as sampled", ("collapse/before/all_right",), "what it has nothing more to learn from"),
         Lines(
-            "No advantage, as sampled",
+            "Equal rewards, as sampled",
             ("collapse/before/zero_variance",),
             "groups that plain GRPO would have learnt nothing from",
         ),
@@ -54,9 +54,14 @@ COLLAPSE = Section(
             "all wrong or all right, yet with unequal rewards: they teach the format and not the answer",
         ),
         Lines(
-            "No advantage, after correction",
+            "Equal rewards, after correction",
             ("collapse/after/zero_variance",),
-            "groups that taught nothing all the same: below the panel before where correction pays",
+            "below the panel of those as sampled where correction pays",
+        ),
+        Lines(
+            "No advantage",
+            ("collapse/no_advantage",),
+            "groups that taught nothing all the same, after correction, filter and advantage",
         ),
         Lines(
             "Live groups, expected and observed",
@@ -65,7 +70,7 @@ COLLAPSE = Section(
         ),
         Bars(
             "No advantage over the run",
-            "collapse/after/zero_variance",
+            "collapse/no_advantage",
             "mean",
             "the share of all groups that were sampled for nothing",
         ),

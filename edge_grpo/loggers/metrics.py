@@ -181,6 +181,12 @@ METRICS: dict[str, Metric] = {
         "groups with equal rewards after correction and an advantage that is not 0 at a trained token, over all groups",
         "mean",
     ),
+    "collapse/no_advantage": Metric(
+        "share",
+        "groups that teach nothing in the end: dropped by the filter, or, where the loss reads advantages, without one "
+        "at any trained token; an advantage that revives groups has fewer than collapse/after/zero_variance",
+        "mean",
+    ),
     "collapse/created_by_correction": Metric(
         "share", "groups with unequal rewards before and equal ones after", "mean"
     ),

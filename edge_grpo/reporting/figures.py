@@ -43,7 +43,7 @@ from edge_grpo.statistics.palette import KINDS as GROUPS
 from edge_grpo.statistics.palette import Look
 
 KINDS = {kind.replace("_", " "): colour for kind, colour in GROUPS.items()}
-DEAD = "without advantage, after correction"
+DEAD = "without advantage"
 BY_CORRECTNESS = {"right": Look(KINDS["all right"], ()), "wrong": Look(KINDS["all wrong"], (4, 1.6))}
 
 
@@ -196,9 +196,9 @@ def draw_families(families: Mapping[str, Sequence[str]], baseline: str, canvas: 
 
 
 def draw_collapse(canvas: Canvas) -> Drawn | None:
-    """A panel an arm: the groups as sampled, stacked, and those without advantage after correction."""
+    """A panel an arm: the groups as sampled, stacked, and those without advantage in the end."""
     metrics = {f"collapse/before/{label.replace(' ', '_')}": label for label in KINDS}
-    shares = shares_of_groups(canvas.members, {**metrics, "collapse/after/zero_variance": DEAD})
+    shares = shares_of_groups(canvas.members, {**metrics, "collapse/no_advantage": DEAD})
     if shares.empty or shares[list(KINDS)].isna().all(axis=None):
         return None
     shares = shares[shares[list(KINDS)].notna().any(axis=1)]
@@ -218,8 +218,8 @@ def draw_collapse(canvas: Canvas) -> Drawn | None:
         legend_below(figure, dict(zip(labels, handles, strict=True)))
         save(figure, canvas.folder / names[arm])
     caption = (
-        "Groups as sampled, before correction, stacked: no response right, some, all. Dashed: groups whose rewards are "
-        "all equal after correction, which have no advantage and teach nothing. "
+        "Groups as sampled, before correction, stacked: no response right, some, all. Dashed: groups that have no "
+        "advantage after correction, filter and advantage, and teach nothing. "
         f"{_reading(canvas, bands=False, smooth=True)}"
     )
     chart = charts.collapse(shares, arms, KINDS, DEAD)

@@ -104,7 +104,7 @@ def _learning(run: Run) -> dict[str, float]:
     """NaN where the run did not log it."""
     entropy = run.column("train/entropy")
     return {
-        "groups without advantage": run.column("collapse/after/zero_variance").mean(),
+        "groups without advantage": run.column("collapse/no_advantage").mean(),
         "entropy, first 5": entropy.head(5).mean(),
         "entropy, last 5": entropy.tail(5).mean(),
         "advantage variance": run.column("train/advantage_var").mean(),

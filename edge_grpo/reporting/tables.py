@@ -15,7 +15,7 @@ NOTHING = "-"
 OF_LEARNING = {
     "held-out before": "held-out accuracy before training in %",
     "held-out after": "held-out accuracy after training in %",
-    "groups without advantage": "groups without advantage after correction, mean over iterations in %",
+    "groups without advantage": "groups that teach nothing in the end, mean over iterations in %",
     **dict.fromkeys(
         ("entropy, first 5", "entropy, last 5"),
         "mean policy entropy of the first and last 5 iterations in nats per token",

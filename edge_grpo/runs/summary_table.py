@@ -14,7 +14,7 @@ from edge_grpo.loggers.terminal import files_only, terminal
 
 log = logging.getLogger(__name__)
 
-GROUPS = "collapse/{}/zero_variance"
+COLLAPSED, UNTAUGHT = "collapse/{}/zero_variance", "collapse/no_advantage"
 
 
 def show_summary(summary: Mapping[str, Any], folder: Path, ways_to_look: Mapping[str, str]) -> None:
@@ -48,10 +48,11 @@ def summary_rows(summary: Mapping[str, Any], folder: Path) -> dict[str, str]:
         "iterations": f"{summary['iterations']} in {timedelta(seconds=round(summary['seconds']))}",
     }
     metrics = pd.read_csv(summary["metrics"])
-    before, after = (GROUPS.format(when) for when in ("before", "after"))
-    if after in metrics:
-        rows["no advantage"] = (
-            f"{metrics[before].mean():.0%} of groups as sampled, {metrics[after].mean():.0%} after correction"
+    if UNTAUGHT in metrics:
+        before, after = (metrics[COLLAPSED.format(when)].mean() for when in ("before", "after"))
+        rows["collapsed"] = (
+            f"{before:.0%} of groups as sampled, {after:.0%} after correction; "
+            f"{metrics[UNTAUGHT].mean():.0%} have no advantage"
         ).replace("%", " %")
     rows |= {label: str(summary[label]) for label in ("metrics", "figure", "model")}
     rows["run"] = str(folder)

@@ -61,11 +61,11 @@ def _accuracy(axis: Axes, data: pd.DataFrame) -> None:
 
 
 def _collapse(axis: Axes, data: pd.DataFrame) -> None:
-    """Stack of group kinds as sampled, and the share without a gradient after correction."""
+    """Stack of group kinds as sampled, and the share that teaches nothing in the end."""
     names = [f"collapse/before/{kind}" for kind in KINDS]
     if names[0] in data:
         shares = data[names].dropna()
         labels = [f"{kind.replace('_', ' ')} (as sampled)" for kind in KINDS]
         axis.stackplot(shares.index, shares.T, labels=labels, colors=list(KINDS.values()), alpha=0.6)
-        _lines(axis, data, {"collapse/after/zero_variance": "no advantage after correction"}, color="black", ls="--")
+        _lines(axis, data, {"collapse/no_advantage": "no advantage"}, color="black", ls="--")
     axis.set(title="Groups", ylabel="share of groups", ylim=MARGIN)
