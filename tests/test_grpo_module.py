@@ -498,8 +498,21 @@ def test_an_update_is_the_groups_of_every_rank_without_those_that_stand_in():
     assert grading.correct.tolist() == [False, True]
     # Rows that weigh 0 for another reason, such as mask_truncated, are kept ones.
     assert graded([False, True], with_another_rank, weight=0.0).update.rewards.tolist() == [[1, 1], [2, 0], [2, 0]]
-    # Nowhere: statistics of nothing would be NaN.
-    assert graded([False, False], lambda value: [None, value]).update.rewards.tolist() == [[1, 1]]
+
+
+def test_where_no_rank_keeps_a_group_all_see_those_that_stand_in():
+    # Statistics of nothing would be NaN, and of one rank's own group each rank would keep another state.
+    theirs = replace(graded([False, False], lambda value: [value]).update, rewards=torch.tensor([[0.0, 0.0]]))
+
+    def of_two_ranks(rank):
+        def gathered(value):
+            other = None if value is None else theirs
+            return [value, other] if rank == 0 else [other, value]
+
+        return gathered
+
+    assert graded([False, False], of_two_ranks(0)).update.rewards.tolist() == [[1, 1], [0, 0]]
+    assert graded([False, False], of_two_ranks(1)).update.rewards.tolist() == [[0, 0], [1, 1]]
 
 
 def test_the_verdicts_are_in_the_checkpoint():

@@ -120,7 +120,7 @@ def grading_of(
         history: of the iterations before.
         gathered: one rank's value -> those of all ranks; every rank calls it.
         stands_in: whether the filter keeps no group and the batch is one that stands in (see `kept_rows`). It is in no
-            statistic, unless there is no other on any rank.
+            statistic, unless there is no other on any rank: then those that stand in are, of all ranks.
     """
     rollout, scores, num_generations = scored.rollout, scored.scores, scored.rollout.num_generations
     rows = batch.row_ids.cpu()
@@ -132,7 +132,8 @@ def grading_of(
         parts={name: part.view(-1, num_generations) for name, part in parts.items()},
         entropies=_sampled_entropies([rollout.responses[row] for row in rows.tolist()], num_generations),
     )
-    there = [groups for groups in gathered(None if stands_in else here) if groups is not None] or [here]
+    there = [groups for groups in gathered(None if stands_in else here) if groups is not None]
+    there = there or gathered(here)  # of all ranks again: what strategies keep of it must not differ between them
     device = batch.tokens.device
     return Grading(
         correct=scores.correct[rows].to(device),
