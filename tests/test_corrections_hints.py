@@ -22,6 +22,7 @@ from test_corrections import (
 
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.corrections.chain import Chain
+from edge_grpo.corrections.groups import sampled_groups
 from edge_grpo.corrections.hint_cascade import HintCascade
 from edge_grpo.corrections.keep import Keep
 from edge_grpo.corrections.sage import Sage, read_hints, reveals
@@ -301,6 +302,9 @@ def test_scaf_can_train_the_new_row_under_the_plain_prompt():
     assert prompts_of(after) == [QUESTION] * 4
     assert after.scored.texts == (RIGHT, WRONG, WRONG, WRONG)
     assert not after.scored.rollout.responses[0].off_policy
+    # Its log-probs are those under the hint, so a replay behind it in a chain must not store them for the plain prompt.
+    assert [response.as_sampled for response in after.scored.rollout.responses] == [False, True, True, True]
+    assert sampled_groups(after.scored) == []
 
 
 def test_scaf_warms_up():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edge_grpo.algorithms.iteration import Iteration, TrainedRows
-from edge_grpo.callbacks.rollouts import RolloutRecords
+from edge_grpo.callbacks.rollouts import RolloutRecords, rollout_rows
 from edge_grpo.callbacks.samples import Samples, describe_rows
 from edge_grpo.callbacks.token_texts import TokenTexts
 from edge_grpo.corrections.base import Corrected
@@ -186,6 +186,20 @@ def test_a_resumed_run_shows_again_what_its_rollouts_have(tmp_path):
     texts = read_table(tmp_path, ["step", "response"]).to_pylist()
     assert {row["step"] for row in texts} == set(range(9))
     assert {row["step"] for row in texts if row["response"] is not None} == {6, 7, 8}
+
+
+def test_a_row_has_the_prompt_that_it_is_trained_under_where_that_is_another():
+    problem = replace(BATCH.scored.rollout.problems[0], prompt_ids=tuple(map(ord, "1 + 1?")))
+    sampled = replace(BATCH.scored, rollout=Rollout((problem,), (response(("s", "?")),) * 3, 3))
+    plain, hinted, own = (replace(one, prompt_ids=None) for one in BATCH.scored.rollout.responses)
+    hinted = replace(hinted, prompt_ids=tuple(map(ord, "1 + 1? Two.")))
+    own = replace(own, prompt_ids=problem.prompt_ids)  # it was drawn under a hint
+    after = replace(BATCH.scored, rollout=Rollout((problem,), (plain, hinted, own), 3))
+    trained = TrainedRows(torch.arange(3), torch.zeros(3), {})
+    iteration = Iteration({}, sampled=sampled, corrected=replace(BATCH, scored=after), trained=trained)
+    rewards = SimpleNamespace(unparsed=lambda problems, texts: [False] * 3)
+    rows = rollout_rows(iteration, TokenTexts(decode), rewards, tokens=False)
+    assert [row.get("prompt_after") for row in rows] == [None, "1 + 1? Two.", None]
 
 
 def test_a_resume_drops_what_it_writes_again_and_no_more(tmp_path):

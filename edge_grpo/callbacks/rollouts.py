@@ -124,8 +124,8 @@ def _written(
     characters = texts.characters(changed, after.texts[row])
     pieces = texts.pieces(changed, after.texts[row], characters)
     record["pieces_after"] = [{"by": by, "text": text} for by, text in pieces]
-    if changed.prompt_ids is not None:
-        record["prompt_after"] = texts.decode(torch.tensor(changed.prompt_ids))
+    if (prompt := after.rollout.prompt_of(row)) != other.prompt_ids:
+        record["prompt_after"] = texts.decode(torch.tensor(prompt))
     return record | (_tokens(changed, characters, "_after") if tokens else {}) | _replaced(problem, other)
 
 

@@ -123,8 +123,8 @@ class ScafGRPO(HintCorrection):
         responses, texts = list(after.rollout.responses), list(after.texts)
         if self.replace_hint_prompt:
             for row in (group * size for group in climbed.solved):
-                own = before.rollout.responses[row].prompt_ids
-                responses[row] = replace(responses[row], prompt_ids=own)
+                # Named, although it may be the problem's: the row was not drawn under it (`Response.as_sampled`).
+                responses[row] = replace(responses[row], prompt_ids=before.rollout.prompt_of(row))
         back = [group * size for group in climbed.level if group not in climbed.solved]
         for row in back:
             responses[row], texts[row] = before.rollout.responses[row], before.texts[row]

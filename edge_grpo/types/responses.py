@@ -36,7 +36,8 @@ class Response:
             None where the engine tells none of its tokens (`RolloutEngine.records_entropies`).
         provenance: [L] int8, values of `Provenance`.
         finish_reason: "stop" if an EOS or a stop string ended it, "length" if the budget did.
-        prompt_ids: the prompt that it is trained under, where that is not its problem's (a hint in the user turn).
+        prompt_ids: the prompt that it is trained under, where that is not its problem's (a hint in the user turn) or
+            not the one that it was drawn under; None: both are its problem's.
         off_policy: whether something else than the policy of this iteration under this prompt wrote it. The importance
             ratio of its tokens is then taken against `sampling_logprobs`.
         shaping: gamma of the ratio rho / (rho + gamma) that the tokens of an off-policy response weigh, without a
