@@ -32,7 +32,7 @@ from edge_grpo.token_filters.clip_cov import ClipCov
 from edge_grpo.token_filters.top_entropy import TopEntropy
 from edge_grpo.types.history import History
 from edge_grpo.types.problems import Problem
-from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.responses import Provenance, Response, written_response
 from edge_grpo.types.rollouts import Rollout, ScoredRollout, Scores
 from edge_grpo.types.update import Step
 
@@ -450,6 +450,29 @@ def test_rows_that_the_group_filter_keeps_have_their_own_rewards():
     assert update.batch.row_ids.tolist() == [2, 3]
     update.prepare()
     assert update.advantages[:, 0].sign().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "finished", "trained"),
+    [
+        ((), "length", 4),
+        (("algorithm.mask_truncated=true",), "length", 3),
+        (("group_filter=drop_same_outcome",), "length", 4),
+        # No group has right and wrong rows: the first one stands in, with weight 0.
+        (("group_filter.low=0.6", "group_filter=drop_same_outcome"), "stop", 0),
+    ],
+)
+def test_trained_tokens_are_those_that_the_loss_is_over(settings, finished, trained):
+    cfg, _ = composed("train", *SMALL_GRPO, "experiment=vanilla", *settings)
+    module = build_module(cfg)
+    module._trainer = SimpleNamespace(world_size=1)
+    one = written_response(torch.tensor([65]), Provenance.SAMPLED, "stop")
+    rewards = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    problems = tuple(Problem(name, "?", ("1",), prompt_ids=(65, 66)) for name in "ab")
+    rollout = Rollout(problems, (one, one, one, replace(one, finish_reason=finished)), 2)
+    scored = ScoredRollout(rollout, ("",) * 4, Scores(rewards, {}, rewards == 1))
+    counted = module.counts(module.update_of(Corrected(scored, (None,) * 4)))
+    assert counted["train/num_tokens"] == trained
 
 
 def graded_groups(kept):

@@ -240,7 +240,7 @@ class GRPOBase(PolicyModule):
 
     def counts(self, update: GRPOUpdate) -> Mapping[str, float]:
         """Trained tokens, generated responses and their tokens so far, of all ranks, with this iteration's."""
-        trained = int(update.batch.response_lengths.sum())
+        trained = int(update.batch.trained.sum())
         names = ("num_tokens", "num_rollouts", "num_generated_tokens")
         for name, new in zip(names, self.total_over_ranks(trained, *self.generated), strict=True):
             self.get_buffer(name).add_(int(new))
