@@ -9,7 +9,8 @@ run of ours. What differs from TRL:
 - `train/reward*`, `train/rewards/*` and `train/frac_reward_zero_std` are after correction, which TRL does not have;
   `train/completions/*` and `train/entropy` are of the responses as sampled.
 - `train/reward_group_std`, which the advantage divides by, is not in TRL.
-- `train/clip_ratio/*` are means over update epochs of the iteration.
+- `train/clip_ratio/*` are means over update epochs of the iteration, and over the rows that are computed; TRL's are
+  over all rows, of which those of groups without an advantage are never clipped.
 - `train/num_tokens` counts the response tokens that were trained on; TRL's counts all tokens, with the prompts.
 - TRL's `step_time` is `timing_s/total`.
 - A metric over nothing is absent, such as `train/completions/*terminated_length` if every response was cut; TRL

@@ -11,15 +11,21 @@ from edge_grpo.losses.token_loss import KL_METRICS, TokenLoss
 from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
 
 CLIP_METRICS: dict[str, StrategyMetric] = {
-    "train/clip_ratio/low_mean": StrategyMetric("share", "trained tokens clipped at the lower bound", of="clip_low"),
+    "train/clip_ratio/low_mean": StrategyMetric(
+        "share", "trained tokens of computed rows clipped at the lower bound", of="clip_low"
+    ),
     "train/clip_ratio/low_min": StrategyMetric(
         "share", "the same of the response with the fewest", ranks="min", of="clip_low", reduction="min"
     ),
-    "train/clip_ratio/high_mean": StrategyMetric("share", "trained tokens clipped at the upper bound", of="clip_high"),
+    "train/clip_ratio/high_mean": StrategyMetric(
+        "share", "trained tokens of computed rows clipped at the upper bound", of="clip_high"
+    ),
     "train/clip_ratio/high_max": StrategyMetric(
         "share", "the same of the response with the most", ranks="max", of="clip_high", reduction="max"
     ),
-    "train/clip_ratio/region_mean": StrategyMetric("share", "trained tokens clipped at either end", of="clip_region"),
+    "train/clip_ratio/region_mean": StrategyMetric(
+        "share", "trained tokens of computed rows clipped at either end", of="clip_region"
+    ),
 }
 
 

@@ -36,7 +36,9 @@ class DualClipLoss(ClippedLoss):
         CLIP_METRICS
         | {
             "train/clip_ratio/ceiling": StrategyMetric(
-                "share", "trained tokens of negative advantage whose ratio is above the ceiling", of="clip_ceiling"
+                "share",
+                "trained tokens of computed rows that have a negative advantage and a ratio above the ceiling",
+                of="clip_ceiling",
             )
         }
         | KL_METRICS

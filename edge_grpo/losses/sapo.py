@@ -34,7 +34,7 @@ class SAPOLoss(TokenLoss):
     metrics: ClassVar[StrategyMetrics] = {
         "train/sapo/gate": StrategyMetric(
             "1",
-            "mean over trained tokens of 4 sigma (1 - sigma), what the gate leaves of a token's gradient",
+            "mean of 4 sigma (1 - sigma), what the gate leaves of a gradient, over trained tokens of computed rows",
             of="gate",
         )
     } | KL_METRICS
