@@ -19,7 +19,9 @@ class Dynamic:
     problems are not rare: a group of p right responses on average is live with probability 1 - p^G - (1-p)^G, and one
     live group costs the inverse of that in groups.
 
-    Degenerate case: where the bound is reached without a live group, a dead one stands in, and the step moves nothing.
+    Degenerate case: where the bound is reached without a live group, a dead one stands in. It has no gradient, so the
+    optimiser's momentum alone moves the policy, as in GRPO where all groups are dead; with
+    `group_filter=drop_zero_variance` there is no step.
 
     Args:
         max_rounds: at least 1; no more than `max_rounds * problems_per_round * G` responses are drawn.
