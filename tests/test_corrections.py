@@ -436,6 +436,7 @@ def test_official_refuses_what_the_released_code_does_not_know(changes):
         ({"probabilities": (1.5, -0.5, 0)}, r"in \[0, 1\]"),
         ({"answer_phrase": "no gold"}, "answer_phrase"),
         ({"reflection_tokens": 0}, "reflection_tokens=0"),
+        ({"max_response_tokens": 0}, "max_response_tokens=0"),
         ({"loss_weights": {"sampled": 1.0}}, "loss_weights needs exactly"),
         ({"loss_weights": {"sampled": 1.0, "injected": -1.0, "reference": 1.0}}, "negative"),
     ],

@@ -59,6 +59,8 @@ class GuidedCorrection:
             raise UserError(f"correction.answer_phrase={answer_phrase!r} must hold {{answer}} once")
         if reflection_tokens < 1:
             raise UserError(f"correction.reflection_tokens={reflection_tokens} must be at least 1")
+        if max_response_tokens is not None and max_response_tokens < 1:
+            raise UserError(f"correction.max_response_tokens={max_response_tokens} must be at least 1, or null")
         self.reflect_phrase, self.answer_phrase = reflect_phrase, answer_phrase
         self.trigger, self.keep_eos = trigger, keep_eos
         self.reflection_tokens, self.max_response_tokens = reflection_tokens, max_response_tokens
@@ -153,7 +155,7 @@ class GuidedCorrection:
 
     def _limit(self, max_new_tokens: int) -> int | None:
         """Bound on a corrected response, in tokens."""
-        return self.max_response_tokens or max_new_tokens + self.reflection_tokens
+        return max_new_tokens + self.reflection_tokens if self.max_response_tokens is None else self.max_response_tokens
 
     def _room(self, prompt_length: int, tools: CorrectionTools) -> int | None:
         """The same, where the model's context does not hold as much behind a prompt."""
