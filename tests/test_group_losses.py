@@ -231,6 +231,8 @@ def test_the_coefficient_goes_on_after_a_checkpoint():
     state = first.state_dict()
     shown(first, 0.1)
     second.load_state_dict(state)
+    # Which rows the bonus reaches is asked before the next entropy is seen, where groups change ranks.
+    assert (second.reads_every_row, second.differentiates_entropy) == (True, True)
     assert shown(second, 0.1) == alphas[2:] == [0.004]
 
 

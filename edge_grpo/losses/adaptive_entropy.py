@@ -87,11 +87,11 @@ class AdaptiveEntropyLoss(ClippedLoss):
         self._now.update(alpha=c if low else 0.0, c=min(max(moved, 0.0), self.max_coefficient))
 
     def state_dict(self) -> dict[str, Any]:
-        """c; alpha is taken anew every iteration."""
-        return {"c": self._now["c"]}
+        """c, and alpha: until it is taken anew, ranks that exchange groups ask by it which rows the bonus reaches."""
+        return dict(self._now)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._now["c"] = float(state["c"])
+        self._now.update(alpha=float(state["alpha"]), c=float(state["c"]))
 
     def surrogate(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """See `TokenLoss`. Reports those of `ClippedLoss`, and alpha of each row."""
