@@ -13,6 +13,7 @@ from edge_grpo.policy.batching import to_update_batch
 from edge_grpo.types.problems import Problem, ProblemBatch
 from edge_grpo.types.responses import Response, reference_response
 from edge_grpo.types.rollouts import Rollout
+from edge_grpo.types.update import Step
 
 
 class SFTModule(PolicyModule):
@@ -26,7 +27,7 @@ class SFTModule(PolicyModule):
         return [len(self._reference(problem)) for problem in problems]
 
     def training_step(self, batch: ProblemBatch, batch_idx: int) -> dict[str, Iteration]:
-        """One optimiser step on the references of these problems (those that pass their own grading)."""
+        """One optimiser step on the references of these problems that pass their own grading; none without any."""
         problems = batch.problems
         forward = self.forward_settings(temperature=1.0, packing=self.packing)
         with self.timed("total"):
@@ -40,14 +41,16 @@ class SFTModule(PolicyModule):
 
             def cross_entropy(some: Tensor) -> Tensor:
                 stats = forward(self.model, rows.select(some))
-                return -(stats.logprobs.sum(1) * usable[some]).sum() / max(tokens, 1)
+                return -(stats.logprobs.sum(1) * usable[some]).sum() / tokens
 
             microbatches = forward.microbatches(rows, torch.tensor(everything, device=self.device))
             losses = [partial(cross_entropy, some) for some in microbatches]
             (missing,) = self.missing_microbatches([len(losses)])
             losses += [partial(forward.nothing, self.model, rows, microbatches[0])] * missing
-            with forward.on(self.model, training=True):
-                step = self.optimise(losses)
+            step = Step(0.0, 0.0)
+            if tokens:  # else on no rank, and the optimiser's momentum must not move the policy either
+                with forward.on(self.model, training=True):
+                    step = self.optimise(losses)
             rate = self.step_scheduler()
         seconds = self.take_timings()
         metrics = {
