@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import metrics_rows, run_small
+from small_runs import SMALL_GRPO, composed, metrics_rows, run_small
 from test_corrections import EOS, RIGHT, WRONG, decode, encode, sampled, score, scored, tools
 from test_loss_strategies import remarks
 from test_resume import assert_same, signal_once
@@ -34,6 +34,7 @@ from edge_grpo.losses.gspo import GSPOLoss
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.forward import MicrobatchForward
 from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.programs.train_run import build_module
 from edge_grpo.types.problems import Problem
 from edge_grpo.types.responses import Provenance
 from edge_grpo.types.rollouts import Rollout, ScoredRollout
@@ -116,6 +117,18 @@ def test_the_remark_on_the_ratio_of_one_is_not_told_of_off_policy_rows():
 
 
 # --- references ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correction", ["replay_group", "exgrpo", "lope"])
+def test_ratios_against_a_truncated_distribution_are_refused(correction):
+    settings = (*SMALL_GRPO, f"correction={correction}")
+    with pytest.raises(UserError, match=r"rollout.top_p=0.9, rollout.min_p=0.1: correction \(\w+\) takes importance"):
+        build_module(composed("train", *settings, "rollout.top_p=0.9", "rollout.min_p=0.1")[0])
+    steps = ("correction=chain", f"correction@correction.steps.second={correction}")
+    with pytest.raises(UserError, match=r"rollout.top_k=5: correction"):
+        build_module(composed("train", *SMALL_GRPO, *steps, "rollout.top_k=5")[0])
+    # A reference was put there with probability 1, whatever the rollout does.
+    build_module(composed("train", *SMALL_GRPO, "correction=reference_row", "rollout.top_p=0.9")[0])
 
 
 def test_a_reference_row_is_the_reference_in_a_row_drawn_uniformly():

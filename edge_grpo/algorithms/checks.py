@@ -61,6 +61,7 @@ def check_settings(
     if loss.beta > 0 and (reason := getattr(correction, "refuses_reference", "")):
         raise UserError(f"loss.beta={loss.beta}: {reason}; set loss.beta=0")
     _check_pass_rate(advantage, correction)
+    _check_off_policy(rollout, correction)
     _check_importance(strategies["importance_correction"], rollout, loss, correction)
     _check_entropies(rollout, strategies)
     _warn_of_entropy_twice(advantage)
@@ -73,6 +74,21 @@ def _check_pass_rate(advantage: Any, correction: Any) -> None:
         raise UserError(
             f"advantage ({type(reading[0]).__name__}) estimates the policy's success rate by the share of right rows, "
             f"which correction ({type(correction).__name__}) changes: set correction=none"
+        )
+
+
+def _check_off_policy(rollout: RolloutEngine, correction: Any) -> None:
+    """The ratio of an off-policy row is against the log-probs of its sampling, which must be of the same tokens."""
+    sampling = rollout.sampling
+    truncating = [f"rollout.{field}={getattr(sampling, field)}" for field in sampling.truncating]
+    reading = [
+        part for _, part in parts_of({"correction": correction}) if getattr(part, "reads_sampling_logprobs", False)
+    ]
+    if truncating and reading:
+        raise UserError(
+            f"{', '.join(truncating)}: correction ({type(reading[0]).__name__}) takes importance ratios against the "
+            "log-probs of its rows' sampling, which are then of the tokens that truncation keeps, so that the ratio is "
+            "below 1 for the same policy: set rollout.top_p=1 rollout.top_k=0 rollout.min_p=0, or another correction"
         )
 
 

@@ -98,10 +98,12 @@ class Correction(Protocol):
     An attribute `changes_rewards` that is false says that the rows stay as they were sampled.
     It may have `refuses_reference`: why it cannot be used with a KL term (loss.beta > 0), as a sentence;
     `refuses_chain`: why it cannot be a step of `chain`; and `makes_off_policy`, true where its rows can be off-policy
-    (see `Response`), so that the importance ratio is not 1 even at the first optimiser step. `foreign_logprobs` is true
-    where rows that are not off-policy can have sampled tokens whose log-probs are not those with which they were drawn
-    under the prompt that they are trained under: nothing can then be said of engine and trainer. One that keeps
-    something has `state_dict`, a snapshot in plain types, and `load_state_dict`; it is saved for every rank.
+    (see `Response`), so that the importance ratio is not 1 even at the first optimiser step.
+    `reads_sampling_logprobs` is true where sampled tokens are in them, so that a rollout which truncates is refused.
+    `foreign_logprobs` is true where rows that are not off-policy can have sampled tokens whose log-probs are not those
+    with which they were drawn under the prompt that they are trained under: nothing can then be said of engine and
+    trainer. One that keeps something has `state_dict`, a snapshot in plain types, and `load_state_dict`; it is
+    saved for every rank.
     """
 
     token_weight: Mapping[Provenance, float]

@@ -68,6 +68,7 @@ class ExGRPO:
     token_weight = UNIFORM_WEIGHT
     required_fields: frozenset[str] = frozenset()
     makes_off_policy = True
+    reads_sampling_logprobs = True
     reads_recorded_entropy = True
     metrics: ClassVar[StrategyMetrics] = {
         "exgrpo/groups": StrategyMetric("share", "groups that a stored problem's group replaced"),

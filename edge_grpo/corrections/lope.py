@@ -79,6 +79,7 @@ class PromptPerturbation:
 
     token_weight = UNIFORM_WEIGHT
     makes_off_policy: ClassVar[bool] = True
+    reads_sampling_logprobs: ClassVar[bool] = True
     metrics: ClassVar[StrategyMetrics] = {
         "lope/groups": StrategyMetric("share", "groups that got a right response to a perturbed prompt"),
         "lope/right": StrategyMetric("share", "right responses to perturbed prompts, mean over all-wrong groups"),

@@ -74,6 +74,7 @@ class ReplayGroup:
     token_weight = UNIFORM_WEIGHT
     required_fields: frozenset[str] = frozenset()
     makes_off_policy = True
+    reads_sampling_logprobs = True
     metrics: ClassVar[StrategyMetrics] = {
         "replay_group/groups": StrategyMetric("share", "groups that a stored group replaced"),
         "replay_group/age": StrategyMetric("iterations", "since a replayed group was sampled, mean over these groups"),
