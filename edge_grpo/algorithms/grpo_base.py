@@ -96,7 +96,6 @@ class GRPOBase(PolicyModule):
         self.probes: list[Probe] = []
         """asked about every update before it runs; what they return is logged"""
         self.generated = [0, 0]  # responses and tokens of this iteration on this rank, a correction's too
-        self._ranks = 1
         self.history = History()
         self._problems: dict[str, Problem] = {}  # by id, once somebody asks
         self._collapse_rates: list[float] = []  # of the first iterations
@@ -146,8 +145,7 @@ class GRPOBase(PolicyModule):
     def on_fit_start(self) -> None:
         """See `PolicyModule.on_fit_start`."""
         super().on_fit_start()
-        self._ranks = self.trainer.world_size
-        self.check_ranks(self._ranks)
+        self.check_ranks(self.trainer.world_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Snapshots of all that changes within an iteration."""

@@ -257,7 +257,10 @@ METRICS: dict[str, Metric] = {
     ),
     "perf/token_imbalance/update": Metric("share", "the same of the groups that it does compute", "mean"),
     "perf/skipped_tokens": Metric(
-        "tokens", "prompt and response tokens of rows without any loss, whose forward and backward were skipped", "mean"
+        "tokens",
+        "prompt and response tokens of rows without any loss, whose forward and backward were skipped; a prompt counts "
+        "for each row, although a packed forward computes it once for a group",
+        "mean",
     ),
     "perf/peak_memory_gb": Metric(
         "GB", "peak memory: of the GPU, or the process's resident set on the CPU", "max", "max"
