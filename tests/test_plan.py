@@ -411,6 +411,12 @@ def test_lora_of_the_config():
     assert settings(*GPU, "++model.lora={r: null, alpha: 8}").model.adapters is None
 
 
+def test_the_step_of_an_optimizer_is_counted_once_for_all_runs_with_its_settings():
+    first, again, other = settings(), settings("optimizer.fused=true"), settings("optimizer.lr=0.5")
+    assert first.optimizer is again.optimizer
+    assert [run.optimizer([torch.zeros(1)]).defaults["lr"] for run in (first, other)] == [4e-5, 0.5]
+
+
 def test_supervised_fine_tuning_has_no_groups():
     cfg, _ = composed("plan", "experiment=sft")
     run = run_settings(cfg, CONFIG, None)

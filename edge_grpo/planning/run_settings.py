@@ -1,14 +1,16 @@
 """What of a run's config decides its memory."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from edge_grpo.command_line.check import instantiate
+from edge_grpo.command_line.check import instantiate, to_dict
 from edge_grpo.planning.skeleton import Adapters, ModelPlan
 from edge_grpo.planning.stand_ins import Microbatch
 from edge_grpo.policy.kv_cache import cache_bytes
@@ -200,7 +202,14 @@ def _engine_element(cfg: DictConfig, *, on_gpu: bool) -> int:
 
 def _optimizer(node: DictConfig) -> Callable[..., Any]:
     """Not fused, because tensors without data have no fused kernels."""
-    make: Callable[..., Any] = instantiate(OmegaConf.masked_copy(node, [str(key) for key in node if key != "fused"]))
+    plain = {key: value for key, value in to_dict(node).items() if key != "fused"}
+    return _kept_optimizer(json.dumps({"optimizer": plain}))
+
+
+@lru_cache(maxsize=16)
+def _kept_optimizer(text: str) -> Callable[..., Any]:
+    """The same object for the same settings, by which `optimizer_step` knows it."""
+    make: Callable[..., Any] = instantiate(OmegaConf.create(json.loads(text)).optimizer)
     return make
 
 
