@@ -6,7 +6,8 @@ it saves the seconds of imports of `python -m edge_grpo.programs.train`. `Forks.
 `subprocess`.
 
 The server runs this file. It has one thread and does nothing but fork: for every request a process that waits, and from
-that the program, which leaves the server's code and ends as any interpreter does.
+that the program, which leaves the server's code and ends as any interpreter does. The workers of pytest-xdist can share
+one: the first that needs it starts it, and it ends with the last.
 """
 
 import gc
@@ -14,12 +15,16 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +41,13 @@ class Forks:
     Args:
         preload: modules that the server imports.
         environment: the server's. A program has its own, in which `READ_ONCE` must be as here.
+        shared: whether the workers of pytest-xdist share it, with whoever asks there for the same.
     """
 
-    def __init__(self, preload: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, preload: Sequence[str], environment: Mapping[str, str], *, shared: bool = False) -> None:
         self._preload = tuple(preload)
         self._environment = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+        self._shared = shared
         self._control: socket.socket | None = None
 
     def start(self, *argv: str, cwd: Path, env: Mapping[str, str], merged: bool = True) -> "Program":
@@ -77,23 +84,56 @@ class Forks:
         return subprocess.CompletedProcess(argv, program.wait(), output, errors)
 
     def _started(self) -> socket.socket:
-        # Its end of the pair is the server's life: closed here, if by this process's death, the server ends.
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            server = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), *self._preload],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-            )
+        """What the server hears requests at. Its life is the other end: closed, if by this process's death, it ends."""
+        session = os.environ.get("PYTEST_XDIST_TESTRUNUID") if self._shared else None
+        if session is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            server = self._server(theirs)
+        else:
+            read_once = [self._environment.get(name) for name in READ_ONCE]
+            place = f"\0forks-{session}-{zlib.crc32(repr((self._preload, read_once)).encode())}"
+            server, listening = None, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                listening.bind(place)
+            except OSError:  # another worker was first
+                listening.close()
+            else:
+                listening.listen()
+                server = self._server(listening)
+            ours = _connected(place)
         weakref.finalize(self, _end, ours, server)
         return ours
 
+    def _server(self, control: socket.socket) -> "subprocess.Popen[bytes]":
+        with control:
+            return subprocess.Popen(
+                [sys.executable, __file__, str(control.fileno()), *self._preload],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[control.fileno()],
+            )
 
-def _end(control: socket.socket, server: "subprocess.Popen[bytes]") -> None:
+
+def _connected(place: str) -> socket.socket:
+    """At once: who was first may be between `bind` and `listen`."""
+    deadline = time.monotonic() + 20
+    while True:
+        ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours.connect(place)
+            return ours
+        except ConnectionRefusedError:
+            ours.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _end(control: socket.socket, server: "subprocess.Popen[bytes] | None") -> None:
     control.close()
-    server.wait()
+    if server is not None:
+        server.wait()
 
 
 class Program:
@@ -171,19 +211,33 @@ def _threads() -> list[str]:
 
 
 def _served(control: socket.socket) -> dict[str, Any]:
-    """Fork a program for every request; returns in the program alone, with its request."""
-    waiting_processes: set[int] = set()
+    """Fork a program for every request; returns in the program alone, with its request.
+
+    Args:
+        control: where requests come in, or where those who have any connect.
+    """
+    shared = control.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    sockets, waiting_processes = [control], set[int]()
     while True:
-        message, files, _, _ = socket.recv_fds(control, LONGEST, 3)
+        asking = select.select(sockets, [], [])[0][0]
+        if shared and asking is control:
+            sockets += _accepted(control)
+            continue
+        message, files, _, _ = socket.recv_fds(asking, LONGEST, 3)
         if not message:
-            raise SystemExit
+            asking.close()
+            sockets.remove(asking)
+            if sockets in ([], [control]):
+                raise SystemExit
+            continue
         waiting_processes -= {pid for pid in waiting_processes if os.waitpid(pid, os.WNOHANG)[0]}
         if not (pid := os.fork()):
             break
         waiting_processes.add(pid)
         for file in files:
             os.close(file)
-    control.close()
+    for own in sockets:
+        own.close()
     output, errors, waiting = files
     if pid := os.fork():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program's to answer
@@ -195,6 +249,16 @@ def _served(control: socket.socket) -> dict[str, Any]:
         os.dup2(file, standard)
         os.close(file)
     return json.loads(message)
+
+
+def _accepted(control: socket.socket) -> list[socket.socket]:
+    """Who connects, unless it is another user of this machine."""
+    asking, _ = control.accept()
+    _, user, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    if user == os.getuid():
+        return [asking]
+    asking.close()
+    return []
 
 
 def _become(request: dict[str, Any], own: list[str]) -> None:

@@ -114,7 +114,7 @@ def run_small(folder: Path, *overrides: str, config_name: str = "train", figure:
 
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-PROGRAMS = Forks(PRELOAD, ENVIRONMENT)
+PROGRAMS = Forks(PRELOAD, ENVIRONMENT, shared=True)
 """processes that have what a run imports"""
 
 

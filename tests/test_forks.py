@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from forks import Forks, _threads
@@ -82,6 +83,29 @@ def test_the_server_has_the_modules_and_a_program_keeps_none_for_the_next(forks,
     (tmp_path / "b.py").write_text("import sys\nassert 'sched' not in sys.modules\n")
     for name in ("a.py", "b.py"):
         assert forks.run(name, cwd=tmp_path, env=ENVIRONMENT, timeout=20).returncode == 0
+
+
+def test_workers_share_a_server_which_ends_with_the_last(monkeypatch, tmp_path):
+    (tmp_path / "server.py").write_text(
+        "import os\nprint(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])\n"
+    )
+
+    def server_of(forks):
+        return int(forks.run("server.py", cwd=tmp_path, env=ENVIRONMENT, timeout=20).stdout)
+
+    monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", f"{tmp_path}")
+    first, second = (Forks(["colorsys"], ENVIRONMENT, shared=True) for _ in range(2))
+    others = [Forks(["sched"], ENVIRONMENT, shared=True), Forks(["colorsys"], ENVIRONMENT)]
+    shared = server_of(first)
+    assert server_of(second) == shared
+    assert shared not in map(server_of, others)
+    other_session = f"{tmp_path}-2"
+    monkeypatch.setenv("PYTEST_XDIST_TESTRUNUID", other_session)
+    assert server_of(Forks(["colorsys"], ENVIRONMENT, shared=True)) != shared
+    del second
+    assert server_of(first) == shared
+    del first  # waits for the server
+    assert not Path(f"/proc/{shared}").exists()
 
 
 def test_what_libraries_have_read_cannot_be_another_programs(forks, tmp_path):
