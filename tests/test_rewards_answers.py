@@ -1,6 +1,7 @@
 r"""Answers as people write them: `benchmarks/grading_pairs.jsonl` holds pairs of each kind and what is right."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ from edge_grpo.types.problems import Problem
 
 PAIRS = Path(__file__).resolve().parents[1] / "benchmarks" / "grading_pairs.jsonl"
 CHOICE = "Which is it?\n(A) $\\frac{1}{2}$\n(B) $2$\n(C) red\n(D) none of these"
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> Iterator[Accuracy]:
+    """One for all tests: a worker imports for a second."""
+    verifier = MathVerifier(workers=1)
+    yield Accuracy(verifier)
+    verifier.close()
 
 
 def is_right(response: str, gold: str) -> bool:
@@ -65,11 +74,10 @@ def test_a_four_digit_number_is_not_right_without_its_digits(text: str, value: i
         assert grade((text, (str(value),), None)) != "right"
 
 
-def test_decimals_are_exact_unless_a_tolerance_is_set() -> None:
+def test_decimals_are_exact_unless_a_tolerance_is_set(accuracy: Accuracy) -> None:
     close, far = r"\boxed{3.14}", r"\boxed{3.24}"
     problem = Problem("p", "?", (r"\pi",))
-    exact = Accuracy(MathVerifier(workers=1))
-    assert exact([problem] * 2, [close, far]).tolist() == [0.0, 0.0]
+    assert accuracy([problem] * 2, [close, far]).tolist() == [0.0, 0.0]
     near = Accuracy(MathVerifier(workers=1, decimal_tolerance=0.01))
     assert near([problem] * 2, [close, far]).tolist() == [1.0, 0.0]
     # without a decimal there is nothing to forgive, and plain numbers take the same path
@@ -80,10 +88,9 @@ def test_decimals_are_exact_unless_a_tolerance_is_set() -> None:
         MathVerifier(decimal_tolerance=1.0)
 
 
-def test_the_letter_and_the_text_of_an_option_are_one_answer() -> None:
+def test_the_letter_and_the_text_of_an_option_are_one_answer(accuracy: Accuracy) -> None:
     assert list(options(CHOICE)) == ["A", "B", "C", "D"]
     assert with_options(CHOICE, ("B",)) == ("B", "2")
-    accuracy = Accuracy(MathVerifier(workers=1))
     letter, text = Problem("p", CHOICE, ("A",)), Problem("q", CHOICE, ("red",))
     answers = [r"\boxed{A}", r"\boxed{0.5}", r"\boxed{\text{(A)}}", r"\boxed{B}", r"\boxed{2}", r"\boxed{(B) \frac12}"]
     assert accuracy([letter] * 6, answers).tolist() == [1, 1, 1, 0, 0, 0]
@@ -92,8 +99,7 @@ def test_the_letter_and_the_text_of_an_option_are_one_answer() -> None:
     assert accuracy([alone] * 2, [r"\boxed{A}", r"\boxed{0.5}"]).tolist() == [1, 0]
 
 
-def test_the_boxes_of_a_list_are_one_answer_and_a_comparison_may_stand_outside() -> None:
-    accuracy = Accuracy(MathVerifier(workers=1))
+def test_the_boxes_of_a_list_are_one_answer_and_a_comparison_may_stand_outside(accuracy: Accuracy) -> None:
     both = r"so $x=\boxed{1}$, $y=\boxed{2}$"
     assert accuracy([Problem("p", "?", ("1, 2",)), Problem("q", "?", ("2",))], [both] * 2).tolist() == [1, 0]
     outside = r"so $n \ge \boxed{13}$"
