@@ -225,6 +225,7 @@ def test_it_trains_for_two_iterations(name: str, tmp_path: Path, caplog: pytest.
         *("experiment=vanilla", f"data.path={path}", "data=file", "data.held_out_count=2", *SMALL_MODEL),
         *("data.problems_per_iteration=2", "rollout.max_new_tokens=4", "algorithm.num_generations=2", "trainer=cpu"),
         *("trainer.max_iterations=2", "logger=csv", "~callbacks.console", f"paths.run_dir={tmp_path}/run"),
+        "reward.rewards.accuracy.verifier.workers=1",  # each imports for more than a second
     )
     check_config(cfg, INJECTED)
     with patch.object(train_reports, "draw_training_figure"):
