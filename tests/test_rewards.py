@@ -364,11 +364,12 @@ def descendants(pid: int) -> list[int]:
 
 
 class Peak:
-    """The largest address space of any descendant of this process while it is entered, in GiB."""
+    """The largest address space of any process that this one starts while it is entered, in GiB."""
 
     gb = 0.0
 
     def __enter__(self) -> "Peak":
+        self._of_others = {*descendants(os.getpid())}  # the fork server of other tests, say
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -380,7 +381,7 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            for pid in descendants(os.getpid()):
+            for pid in {*descendants(os.getpid())} - self._of_others:
                 with suppress(OSError):  # it may be gone by now
                     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
                     sizes = [int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmPeak")]
