@@ -75,6 +75,12 @@ class Gradients(pl.Callback):
         # Of all ranks' parts together, where each holds one.
         assert module._gradient_norm() == pytest.approx(float(self.gradient.norm()), rel=1e-4)
         self.ranks = module.gathered(module.global_rank)
+        if len(self.ranks) > 1:
+            here = module.global_rank
+            parcels = module.delivered([(here, there, "x" * 100 * (here + 2 * there)) for there in self.ranks])
+            assert [(rank, here, len(text)) for rank, there, text in parcels if there == here] == [
+                (rank, here, 100 * (rank + 2 * here)) for rank in self.ranks
+            ]
 
     def on_train_batch_end(self, trainer, module, outputs, *args):
         """Of each rank, the problems of its update and the tokens of those that can move the policy."""

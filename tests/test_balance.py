@@ -131,18 +131,24 @@ def test_exchanged_groups_arrive_whole_through_a_pickle():
     sent = {}
 
     def first(rank):
-        def gathered(value):
-            sent[rank] = pickle.dumps(value)
+        def delivered(parcels):
+            sent[rank] = [pickle.dumps(parcel) for parcel in parcels]
             raise StopIteration
 
-        return gathered
+        return delivered
 
     for rank, own in enumerate(ranks):
         with pytest.raises(StopIteration):
             exchanged(*own, places, rank, first(rank))
-    assert [sorted(pickle.loads(sent[rank])) for rank in (0, 1)] == [[0], [1]]  # what stays is not sent
-    arrive = lambda _: [pickle.loads(sent[rank]) for rank in (0, 1)]  # noqa: E731
-    (here, after), (there, after_there) = (exchanged(*own, places, rank, arrive) for rank, own in enumerate(ranks))
+    # What stays is not sent, and what leaves to one rank only.
+    assert [[sorted(pickle.loads(parcel)) for parcel in sent[rank]] for rank in (0, 1)] == [[[], [0]], [[1], []]]
+
+    def arrive(at):
+        return lambda _: [pickle.loads(sent[rank][at]) for rank in (0, 1)]
+
+    (here, after), (there, after_there) = (
+        exchanged(*own, places, rank, arrive(rank)) for rank, own in enumerate(ranks)
+    )
     originals = [told(sampled) for sampled, _ in ranks]
     assert told(here) == [originals[1][1], originals[0][1]]
     assert told(there) == [originals[1][0], originals[0][0]]
@@ -185,7 +191,7 @@ def test_a_group_that_stands_in_counts_nothing(stands_in):
 
     def gathered(value):
         told_to_others.append(value)
-        return [value, [0, 0]] if len(told_to_others) == 1 else [value, {}]
+        return [value, [0, 0]]
 
     module = SimpleNamespace(
         balance_batch=True,
@@ -193,6 +199,7 @@ def test_a_group_that_stands_in_counts_nothing(stands_in):
         timed=lambda stage: nullcontext(),
         kept=lambda corrected: (batch, torch.tensor([1.0, 0.0]), None, stands_in),
         gathered=gathered,
+        delivered=lambda parcels: [{}, {}],
         num_generations=G,
         advantage=Vanilla(eps=1e-4),
         loss=SimpleNamespace(reads_every_row=False),
@@ -201,4 +208,4 @@ def test_a_group_that_stands_in_counts_nothing(stands_in):
         global_rank=0,
     )
     GRPOModule.balance(module, sampled, corrected)
-    assert told_to_others[0] == ([0, 0] if stands_in else [6, 0])
+    assert told_to_others == [[0, 0] if stands_in else [6, 0]]

@@ -99,22 +99,25 @@ def exchanged(
     corrected: Corrected,
     places: Sequence[Sequence[Place]],
     rank: int,
-    gathered: Callable[[Any], list[Any]],
+    delivered: Callable[[Sequence[Any]], list[Any]],
 ) -> tuple[ScoredRollout, Corrected]:
-    """The groups that this rank goes on with.
+    """The groups that this rank goes on with; a group is sent to the rank that needs it and to no other.
 
     Args:
         sampled, corrected: of the groups that it drew.
         places: of all ranks, see `balanced`.
         rank: this one.
-        gathered: one rank's value -> those of all ranks; every rank calls it.
+        delivered: see `PolicyModule.delivered`; every rank calls it.
     """
     if all(owner == here for here, groups in enumerate(places) for owner, _ in groups):
         return sampled, corrected
     own = groups_of(sampled, corrected)
-    staying = {group for owner, group in places[rank] if owner == rank}
-    # What leaves goes through one pickle, so that a response that no correction has touched stays one object.
-    arrived = gathered({i: group for i, group in enumerate(own) if i not in staying})
+    # A group goes through one pickle, so that a response that no correction has touched stays one object.
+    parcels = [
+        {group: own[group] for owner, group in groups if owner == rank and there != rank}
+        for there, groups in enumerate(places)
+    ]
+    arrived = delivered(parcels)
     return joined([own[group] if owner == rank else arrived[owner][group] for owner, group in places[rank]])
 
 

@@ -1,6 +1,7 @@
 """What the GRPO and the SFT module share: the policy, its optimiser, grading, and the log."""
 
 import math
+import pickle
 import resource
 import statistics
 import time
@@ -344,6 +345,21 @@ class PolicyModule(pl.LightningModule):
         values: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(values, value, group=self._group_of_objects)
         return values
+
+    def delivered(self, parcels: Sequence[Any]) -> list[Any]:
+        """What each rank has for this one, in their order; no other rank receives it.
+
+        Args:
+            parcels: for each rank, this one too; what they hold is on the CPU.
+        """
+        pickled = [pickle.dumps(parcel) for parcel in parcels]
+        sizes = torch.tensor([len(one) for one in pickled])
+        arriving = torch.empty_like(sizes)
+        torch.distributed.all_to_all_single(arriving, sizes, group=self._group_of_objects)
+        sent, received = torch.frombuffer(bytearray(b"".join(pickled)), dtype=torch.uint8), arriving.tolist()
+        here = torch.empty(sum(received), dtype=torch.uint8)
+        torch.distributed.all_to_all_single(here, sent, received, sizes.tolist(), group=self._group_of_objects)
+        return [pickle.loads(part.numpy().tobytes()) for part in here.split(received)]
 
     @cached_property
     def _group_of_objects(self) -> Any:

@@ -153,7 +153,7 @@ class GRPOModule(GRPOBase):
             tokens = group_tokens(batch, skipped, len(corrected.scored.rollout.problems), packing=self.packs)
             of_ranks = self.gathered(tokens)
             places = balanced_steps(of_ranks, self.minibatch_rows, self.num_generations)
-            groups = exchanged(sampled, corrected, places, self.global_rank, self.gathered)
+            groups = exchanged(sampled, corrected, places, self.global_rank, self.delivered)
             return *groups, imbalances(of_ranks, places)
 
     def kept(self, corrected: Corrected) -> tuple[UpdateBatch, Tensor, Grading, bool]:
