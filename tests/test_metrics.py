@@ -224,13 +224,17 @@ def test_advantages_by_hand():
     # is 0. Mean 0, variance (4 + 4 + 0) / 3; two of three rows have an advantage.
     advantages = torch.tensor([[1.0, 3.0], [-2.0, 9.0], [0.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False], [True, True]])
-    assert advantage_metrics(advantages, mask) == pytest.approx(
+    assert advantage_metrics(advantages, mask, mask) == pytest.approx(
         {"train/advantage_var": 8 / 3, "train/effective_rows": 2 / 3}
     )
+    # Row 0 weighs nothing in the loss.
+    trained = mask & torch.tensor([[False], [True], [True]])
+    assert advantage_metrics(advantages, mask, trained)["train/effective_rows"] == pytest.approx(1 / 3)
 
 
 def test_a_row_whose_token_advantages_cancel_is_still_effective():
-    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), torch.ones(1, 2, dtype=torch.bool))
+    everything = torch.ones(1, 2, dtype=torch.bool)
+    metrics = advantage_metrics(torch.tensor([[1.0, -1.0]]), everything, everything)
     assert metrics == {"train/advantage_var": 0, "train/effective_rows": 1}
 
 
@@ -343,7 +347,7 @@ def test_what_the_functions_return_is_defined():
         *reward_metrics(BEFORE, AFTER),
         *completion_metrics(BEFORE),
         *correction_metrics(AFTER, BRANCHES),
-        *advantage_metrics(torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)),
+        *advantage_metrics(torch.zeros(2, 1), *[torch.ones(2, 1, dtype=torch.bool)] * 2),
         *verifier_metrics(dict.fromkeys(COUNTED, 0), dict.fromkeys(COUNTED, 1)),
     }
     assert {name for name in names if describe(name) is None} == set()

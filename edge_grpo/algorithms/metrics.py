@@ -143,7 +143,7 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
         "train/loss": sum(step.loss for step in steps) / len(steps),
         "train/grad_norm": sum(step.grad_norm for step in steps) / len(steps),
         "train/skipped_steps": float(sum(step.bad is not None for step in steps)),
-        **advantage_metrics(update.advantages, update.batch.completion_mask),
+        **advantage_metrics(update.advantages, update.batch.completion_mask, update.batch.trained),
         "perf/skipped_tokens": float(lengths.sum() - lengths[update.computed].sum()),
         **off_policy_metrics(update),
         **own_entropy(update),
@@ -154,11 +154,16 @@ def update_metrics(update: GRPOUpdate, steps: Sequence[Step]) -> dict[str, float
     }
 
 
-def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
-    """[N, T] advantages and mask -> the variance of rows' advantages, and the share of rows that have one."""
+def advantage_metrics(advantages: Tensor, mask: Tensor, trained: Tensor) -> dict[str, float]:
+    """The variance of rows' advantages, and the share of rows that have one.
+
+    Args:
+        advantages: [N, T].
+        mask: [N, T] bool, of the tokens that there are; `trained`: of those that weigh something in the loss.
+    """
     return {
         "train/advantage_var": float(row_means(advantages, mask).var(correction=0)),
-        "train/effective_rows": share((advantages * mask).abs().sum(1) > 0),
+        "train/effective_rows": share(((advantages != 0) & trained).any(1)),
     }
 
 

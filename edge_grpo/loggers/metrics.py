@@ -54,7 +54,7 @@ METRICS: dict[str, Metric] = {
     "train/advantage_var": Metric(
         "advantage^2", "population variance over rows of the row's mean token advantage", "mean"
     ),
-    "train/effective_rows": Metric("share", "rows whose advantage is not 0", "mean"),
+    "train/effective_rows": Metric("share", "rows whose advantage is not 0 at a trained token", "mean"),
     "train/off_policy/tokens": Metric(
         "share",
         "off-policy tokens among the trained tokens that are computed; train/off_policy/* is absent without any",
