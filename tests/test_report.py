@@ -243,7 +243,7 @@ def test_evaluations_that_differ_are_noted(tmp_path, no_figures):
     assert "have the confidence of their evaluation (95 %), not 90 %" in page
     assert "differ in their number of samples" in page
     assert "1 of 3 finished runs have no evaluation" in page
-    assert "avg@n" in (tmp_path / "out" / "table.csv").read_text()
+    assert "avg@n" in (tmp_path / "out" / "benchmarks.csv").read_text()
 
 
 def test_jobs_keep_the_order_of_their_sweep_and_are_read_once(tmp_path):

@@ -168,8 +168,48 @@ def test_an_arm_without_a_benchmark_has_a_dash(tmp_path):
     found, arms = numbers(members_of(tmp_path), seeds=1)
     table = main_table(found, arms, 0.95)
     # B has 30 problems in one and 10 in the other, so its head names no number.
-    assert table.columns == ["arm", "seeds", "Avg (40)", "A (10)", "B"]
-    assert lines(table)[1] == ["b", "0 to 1", "-", "-", "50.0 [40.0, 60.0]"]
+    # B is the one set of both arms, so it comes first: there they are compared.
+    assert table.columns == ["arm", "seeds", "B", "Avg (40)", "A (10)"]
+    assert lines(table)[1] == ["b", "0 to 1", "50.0 [40.0, 60.0]", "-", "-"]
+
+
+def test_a_part_of_the_evaluations_does_not_take_over_the_report(tmp_path):
+    for arm, after in (("a", 0.5), ("b", 0.75), ("c", 0.25)):
+        run = write_run(tmp_path / arm, arm, 0, held_out=(0.0, after))
+    write_evaluation(run, {"A": 0.1, "B": 0.1})  # of arm c alone
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    tables = {table.name: table for table in tables_of(found, arms, 0.95)}
+    assert list(tables) == ["ranking", "table", "benchmarks", "differences", "learning", "metrics"]
+    assert tables["table"].columns == ["arm", "seeds", "held-out before", "held-out after"]
+    assert [row[2:4] for row in lines(tables["ranking"])] == [["75.0", "+25.0"], ["50.0", "-"], ["25.0", "-25.0"]]
+    assert lines(tables["benchmarks"]) == [
+        ["a", "0", "-", "-", "-"],
+        ["b", "0", "-", "-", "-"],
+        ["c", "1", "10.0 [0.0, 20.0]", "10.0 [0.0, 20.0]", "10.0 [0.0, 20.0]"],
+    ]
+    assert not any(cell.rank for row in tables["benchmarks"].rows for cell in row)  # of one score none is the best
+    assert "Without an evaluation of their end: a, seed 0; b, seed 0." in tables["benchmarks"].caption
+    best, against = headline(found, arms, 0.95)
+    assert best.startswith("Highest held-out after: b, 75.0 % (1 seed).")
+    assert against.startswith("Against a: +25.0")
+
+
+def test_no_headline_names_a_winner_among_equals(tmp_path):
+    for arm in ("a", "b"):
+        write_run(tmp_path / arm, arm, 0, held_out=(0.25, 0.0))
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    assert headline(found, arms, 0.95) == ["held-out after: the same mean for 2 arms, 0.0 %."]
+
+
+def test_no_headline_names_a_winner_among_one(tmp_path):
+    for arm in ("a", "b"):
+        run = write_run(tmp_path / arm, arm, 0)
+        pd.read_csv(run / "metrics.csv").drop(columns="eval/held_out/avg@1").to_csv(run / "metrics.csv", index=False)
+    write_evaluation(run, {"A": 0.1})
+    found, arms = numbers(members_of(tmp_path), seeds=1)
+    assert headline(found, arms, 0.95) == [
+        "A (10): b, 10.0 [0.0, 20.0] % (1 seed). 1 other arm has no such score: nothing is compared."
+    ]
 
 
 def test_evaluations_of_checkpoints_are_points_of_the_curve(tmp_path):

@@ -21,7 +21,7 @@ from edge_grpo.reporting.runs import Run, read_folder
 from edge_grpo.reporting.scores import Member, chosen, lookup
 from edge_grpo.reporting.stages import families, options_of_arms
 from edge_grpo.reporting.table_files import write_table
-from edge_grpo.reporting.tables import tables_of
+from edge_grpo.reporting.tables import shortened, tables_of
 from edge_grpo.reporting.wandb_runs import PREFIX, read_project
 from edge_grpo.statistics.bootstrap import Bootstrap
 from edge_grpo.statistics.palette import looks_of
@@ -163,7 +163,10 @@ def _notes(members: Sequence[Member], total: int, confidence: float) -> list[str
         notes.append(f"{total - len(members)} of {total} runs are not in the tables and figures: see Runs.")
     shown = [member.evaluation for member in members if member.evaluation]
     if shown and len(shown) < len(members):
-        notes.append(f"{len(members) - len(shown)} of {len(members)} finished runs have no evaluation of their end.")
+        lacking = [f"{member.arm}, seed {member.seed}" for member in members if not member.evaluation]
+        notes.append(
+            f"{len(lacking)} of {len(members)} finished runs have no evaluation of their end: {shortened(lacking)}."
+        )
     if len({evaluation.settings for evaluation in shown}) > 1:
         notes.append("The evaluations differ in their number of samples or sampling: scores are not comparable.")
     if len({tuple(sorted(evaluation.problems.items())) for evaluation in shown}) > 1:

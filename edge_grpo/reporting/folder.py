@@ -5,7 +5,7 @@ Imported by the command line, so it must stay light.
 
 from pathlib import Path
 
-TABLES = ("ranking", "table", "learning", "differences", "metrics", "revival", "matrix")
+TABLES = ("ranking", "table", "benchmarks", "learning", "differences", "metrics", "revival", "matrix")
 """names of the tables, each with three files"""
 WRITTEN = ("index.html", "figures", *(f"{table}.*" for table in TABLES))
 """patterns of what a report writes"""

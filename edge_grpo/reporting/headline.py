@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 
 from edge_grpo.reporting.numbers import Arms, Numbers
 from edge_grpo.reporting.scores import lookup
-from edge_grpo.reporting.tables import heading, percent
+from edge_grpo.reporting.tables import MOST_LISTED, heading, percent
 from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
-
-MOST_LISTED = 8
 
 
 def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:
-    """The best arm of the first column, the arms whose intervals overlap its own, and its lead over the baseline."""
+    """The best arm of the first column, the arms whose intervals overlap its own, and its lead over the baseline.
+
+    Where one arm alone has a score there, or all have the same, none is called the highest.
+    """
     if not numbers.compared:
         return []
     found, column = lookup(numbers.scores), numbers.compared[0]
@@ -20,13 +21,26 @@ def headline(numbers: Numbers, arms: Arms, confidence: float) -> list[str]:
         return []
     best = max(scores, key=lambda arm: scores[arm].value)
     what = heading(column, numbers.problems)
+    lacking = len(arms.seeds) - len(scores)
+    if len(scores) == 1:
+        alone = f" {_without(lacking)}: nothing is compared." if lacking else ""
+        return [f"{what}: {best}, {_score(scores[best])}.{alone}"]
+    if len({score.value for score in scores.values()}) == 1:
+        without = f" {_without(lacking)}." if lacking else ""
+        return [f"{what}: the same mean for {len(scores)} arms, {percent(scores[best]).text} %.{without}"]
     sentences = [f"Highest {what}: {best}, {_score(scores[best])}. {_rivals(best, scores)}".strip()]
+    if lacking:
+        sentences.append(f"{_without(lacking)}.")
     difference = lookup(numbers.differences).get((best, *column))
-    if best == arms.baseline and len(scores) > 1:
+    if best == arms.baseline:
         sentences.append(f"No arm has a higher mean than the baseline, {arms.baseline}.")
     elif difference is not None:
         sentences.append(_against(difference, arms.baseline, confidence))
     return sentences
+
+
+def _without(lacking: int) -> str:
+    return f"{lacking} other arm{'s have' if lacking > 1 else ' has'} no such score"
 
 
 def _score(estimate: Estimate) -> str:

@@ -13,6 +13,7 @@ from edge_grpo.reporting.scores import (
     aggregated,
     differences,
     evaluated,
+    has_all_arms,
     learning,
     shown_columns,
 )
@@ -42,10 +43,13 @@ class Numbers:
         columns: of the main table.
         compared: columns in which arms are compared with the baseline.
         problems: benchmark -> number of problems, where all evaluations agree on it.
-        scores: of edge-grpo-evaluate, or held-out accuracy if nothing was evaluated.
+        scores: of edge-grpo-evaluate where there is a benchmark on which every arm was evaluated (or no held-out
+            accuracy), else held-out accuracy.
         differences: of `compared`, to the baseline.
         learning: of training.
-        is_evaluated: whether scores are of edge-grpo-evaluate.
+        benchmarks: of edge-grpo-evaluate; empty if nothing was evaluated.
+        beside: columns of `benchmarks` where scores are held-out accuracy although something was evaluated.
+        unevaluated: arm and seed of the runs of which no evaluation is shown.
     """
 
     columns: Sequence[Column]
@@ -54,14 +58,19 @@ class Numbers:
     scores: pd.DataFrame
     differences: pd.DataFrame
     learning: pd.DataFrame
-    is_evaluated: bool
+    benchmarks: pd.DataFrame
+    beside: Sequence[Column]
+    unevaluated: Sequence[str]
 
 
 def numbers_of(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -> Numbers:
     """Aggregate the runs in the tables."""
     of_evaluations, in_training = evaluated(members), accuracy_in_training(members)
-    values = of_evaluations if len(of_evaluations) else in_training
-    columns = shown_columns(values)
+    of_benchmarks = shown_columns(of_evaluations, len(arms.seeds))
+    is_complete = any(has_all_arms(of_evaluations, column, len(arms.seeds)) for column in of_benchmarks[:1])
+    is_main = is_complete or in_training.empty
+    values = of_evaluations if is_main else in_training
+    columns = of_benchmarks if is_main else shown_columns(in_training, len(arms.seeds))
     compared = [column for column in columns if column[1] != BEFORE]
     wanted = (
         [column in compared for column in zip(values["benchmark"], values["metric"], strict=True)] if columns else []
@@ -74,7 +83,9 @@ def numbers_of(members: Sequence[Member], arms: Arms, bootstrap: Bootstrap) -> N
         scores=aggregated(values, bootstrap),
         differences=differences(values[wanted] if columns else values, arms.baseline, bootstrap),
         learning=aggregated(pd.concat(frames, ignore_index=True) if frames else in_training, bootstrap),
-        is_evaluated=len(of_evaluations) > 0,
+        benchmarks=aggregated(of_evaluations, bootstrap),
+        beside=[] if is_main else of_benchmarks,
+        unevaluated=[f"{m.arm}, seed {m.seed}" for m in members if m.evaluation is None],
     )
 
 

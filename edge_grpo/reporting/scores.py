@@ -187,9 +187,19 @@ def lookup(estimates: pd.DataFrame) -> Mapping[tuple[str, str, str], Estimate]:
     }
 
 
-def shown_columns(values: pd.DataFrame) -> list[tuple[str, str]]:
-    """(benchmark, metric) of the main table: avg@n of every set, or held-out accuracy before and after."""
+def shown_columns(values: pd.DataFrame, arms: int) -> list[tuple[str, str]]:
+    """(benchmark, metric) of the main table: avg@n of every set, or held-out accuracy before and after.
+
+    Columns in which all of the arms have a value come first, as the first one is that in which they are compared.
+    """
     pairs = list(dict.fromkeys(zip(values["benchmark"], values["metric"], strict=True))) if len(values) else []
     averages = [(b, m) for b, m in pairs if m.startswith("avg@") and b != MEAN_OF_SETS]
-    averages.sort(key=lambda pair: pair[0] != AVERAGE)  # an arm evaluated on one set alone has no total
+    # An arm evaluated on one set alone has no total.
+    averages.sort(key=lambda pair: (not has_all_arms(values, pair, arms), pair[0] != AVERAGE))
     return averages or [pair for pair in pairs if pair[0] == HELD_OUT]
+
+
+def has_all_arms(values: pd.DataFrame, column: tuple[str, str], arms: int) -> bool:
+    """Whether so many arms have a value there."""
+    benchmark, metric = column
+    return values.loc[(values["benchmark"] == benchmark) & (values["metric"] == metric), "arm"].nunique() == arms

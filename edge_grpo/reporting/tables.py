@@ -12,6 +12,7 @@ from edge_grpo.statistics.bootstrap import Estimate, highest_coverage
 
 SHARES_IN_TRAINING = frozenset({"groups without advantage"})
 NOTHING = "-"
+MOST_LISTED = 8
 OF_LEARNING = {
     "held-out before": "held-out accuracy before training in %",
     "held-out after": "held-out accuracy after training in %",
@@ -173,25 +174,53 @@ def tables_of(numbers: Numbers, arms: Arms, confidence: float) -> list[Table]:
     tables = [
         ranking_table(numbers, arms, confidence),
         main_table(numbers, arms, confidence),
+        *([benchmarks_table(numbers, arms, confidence)] if numbers.beside else []),
         differences_table(numbers, arms, confidence),
         learning_table(numbers, arms, confidence),
-        *([other_metrics_table(numbers, arms, confidence)] if numbers.is_evaluated else []),
+        *([other_metrics_table(numbers, arms, confidence)] if len(numbers.benchmarks) else []),
     ]
     return [table for table in tables if table.rows and len(table.columns) > 2]
 
 
 def main_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
     """One row an arm, Avg first and then every benchmark, as the paper's main table (2507.21848, Table 1)."""
-    found = lookup(numbers.scores)
+    heads, rows, shown = _scores(numbers.scores, numbers.columns, numbers, arms)
+    rows = marked(heads, rows, [heading(column, numbers.problems) for column in numbers.compared])
+    return Table("table", "Accuracy", "Problems answered right, in %.", heads, rows, numbers.scores, confidence, shown)
+
+
+def benchmarks_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
+    """The scores on benchmarks where they do not compare the arms, with the runs that lack them."""
+    heads, rows, shown = _scores(numbers.benchmarks, numbers.beside, numbers, arms)
+    what = (
+        "Problems answered right, in %. There is no benchmark on which every arm was evaluated, so nothing is compared."
+    )
+    if numbers.unevaluated:
+        what += f" Without an evaluation of their end: {shortened(numbers.unevaluated)}."
+    return Table("benchmarks", "Benchmarks", what, heads, rows, numbers.benchmarks, confidence, shown)
+
+
+def _scores(
+    estimates: pd.DataFrame, columns: Sequence[Column], numbers: Numbers, arms: Arms
+) -> tuple[list[str], list[list[Cell]], pd.DataFrame]:
+    """Heads, one row an arm, and the rows of `estimates` that are in it."""
+    found = lookup(estimates)
     rows = []
     for arm in arms.seeds:
-        own = [found.get((arm, *column)) for column in numbers.columns]
+        own = [found.get((arm, *column)) for column in columns]
         rows.append([Cell(arm), _seeds(own), *map(percent, own)])
-    heads = ["arm", "seeds", *(heading(column, numbers.problems) for column in numbers.columns)]
-    rows = marked(heads, rows, [heading(column, numbers.problems) for column in numbers.compared])
-    pairs = zip(numbers.scores["benchmark"], numbers.scores["metric"], strict=True)
-    shown = numbers.scores[[pair in numbers.columns for pair in pairs]]
-    return Table("table", "Accuracy", "Problems answered right, in %.", heads, rows, numbers.scores, confidence, shown)
+    heads = ["arm", "seeds", *(heading(column, numbers.problems) for column in columns)]
+    pairs = zip(estimates["benchmark"], estimates["metric"], strict=True)
+    return heads, rows, estimates[[pair in columns for pair in pairs]]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """
+    >>> shortened(["a", "b"]), shortened([*"abcdefghij"])
+    ('a; b', 'a; b; c; d; e; f; g; h and 2 more')
+    """
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return "; ".join(names[:MOST_LISTED]) + more
 
 
 def ranking_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
@@ -306,7 +335,7 @@ def differences_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
 
 def other_metrics_table(numbers: Numbers, arms: Arms, confidence: float) -> Table:
     """pass@k, maj@n, lengths and what could not be graded, over all problems."""
-    estimates = numbers.scores
+    estimates = numbers.benchmarks
     benchmarks = list(dict.fromkeys(estimates["benchmark"]))
     shown = AVERAGE if AVERAGE in benchmarks else benchmarks[0]
     of_shown = estimates[estimates["benchmark"] == shown]
