@@ -66,6 +66,19 @@ def test_a_failed_reference_is_listed_with_its_reason(path: Path, tmp_path: Path
     ]
 
 
+def test_a_reward_that_most_references_fail_is_told_of_prominently(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mine.py").write_text("def score(answer, response):\n    return float('It is' in response)\n")
+    train(
+        *(tmp_path / "run", path, "experiment=gec", "correction.reflection_tokens=8", "data.on_bad_row=skip"),
+        *("reward=python", f"reward.function={tmp_path / 'mine.py'}:score"),
+    )
+    # Of five training problems, those with "It is 11." and "It is \\boxed{13}." pass.
+    assert "3 of 5 reference solutions are wrong by this run's own reward" in caplog.text
+    assert "MOST REFERENCES ARE WRONG BY YOUR REWARD" in caplog.text
+
+
 def test_an_answer_that_the_reward_cannot_grade_is_refused(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

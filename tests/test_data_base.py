@@ -292,6 +292,15 @@ def test_references_that_fail_the_grader_are_marked() -> None:
         assert not unread.failed_references
 
 
+def test_references_that_all_fail_are_refused_with_the_first_and_the_ways_out() -> None:
+    with pytest.raises(UserError) as caught:
+        loaded(Given(problems(4)), NEEDS_SOLUTION, lambda graded, texts: torch.zeros(len(texts), dtype=torch.bool))
+    text = str(caught.value)
+    assert text.startswith("none of 3 reference solutions is right by this run's own reward")
+    assert "the reward is below 1 all the same" in text  # its box holds the gold answer
+    assert "data.check_references=false" in text
+
+
 def test_an_epoch_holds_every_problem_once() -> None:
     data = loaded(Given(problems(13)))
     # 12 problems, 4 an iteration: 3 iterations an epoch.

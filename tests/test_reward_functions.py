@@ -4,15 +4,17 @@ import asyncio
 import functools
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import ENVIRONMENT, PROGRAMS, SHORT, SMALL_GRPO, equal_weights, metrics_rows, weights
+from small_runs import ENVIRONMENT, PROGRAMS, SHORT, SMALL_GRPO, composed, equal_weights, metrics_rows, weights
 from test_corrections import encode, score, scored, tools
 
+from edge_grpo.command_line.check import instantiate
 from edge_grpo.corrections.guided import rescored
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.rewards.accuracy import Accuracy
@@ -655,3 +657,22 @@ def test_a_reward_that_is_added_to_another_one_needs_no_file(tmp_path):
 
 def test_the_page_shows_this_file():
     assert (EXAMPLES / "my_rewards.py").read_text().strip() in (REPO / "docs" / "rewards.md").read_text()
+
+
+def first_function(page):
+    """What the first Python block of a page defines first."""
+    block = re.search(r"^```python\n(.*?)^```", (REPO / page).read_text(), re.MULTILINE | re.DOTALL)
+    names = {}
+    exec(block[1], names)
+    return names[re.findall(r"^def (\w+)", block[1], re.MULTILINE)[0]]
+
+
+@pytest.mark.parametrize("page", ["docs/how_to.md", "docs/rewards.md"])
+def test_the_first_example_of_a_page_grades_the_default_task(page):
+    cfg, _ = composed("train", "experiment=edge_grpo")
+    reward, (problems, _) = FunctionReward(first_function(page)), instantiate(cfg.data).load()
+    phrase = cfg.correction.answer_phrase
+    solutions = [problem.solution for problem in problems]
+    assert reward(problems, solutions).eq(1).all()
+    assert reward(problems, ["1" + phrase.replace("{answer}", p.answers[0]) for p in problems]).eq(1).all()
+    assert not reward(problems, [solution.replace("{", "{1") for solution in solutions]).any()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edge_grpo.data.bad_rows import BadRow, BadRowError, in_order, passing, refusal
-from edge_grpo.data.checks import gradable, incomplete_rows, tell_repeats, with_distinct_ids
+from edge_grpo.data.checks import gradable, incomplete_rows, refuse_no_reference, tell_repeats, with_distinct_ids
 from edge_grpo.data.templates import EarlierTurnsError
 from edge_grpo.errors import UserError, first_lines
 from edge_grpo.seeding import stage_generator
@@ -123,7 +123,8 @@ class ProblemDataModule(pl.LightningDataModule):
             hold_out: False leaves `held_out_problems` empty and keeps all problems for training.
 
         Raises:
-            UserError: bad rows under `on_bad_row=error`, a field that no row has, or nothing left to train on.
+            UserError: bad rows under `on_bad_row=error`, a field that no row has, nothing left to train on, or
+                references that are all wrong.
         """
         loaded, self._loaded = self._loaded or self.load(), None
         train, held_out = (self._checked(part, tokenizer, ungradable) for part in loaded)
@@ -217,6 +218,7 @@ class ProblemDataModule(pl.LightningDataModule):
         passes = grade(problems, [p.solution or "" for p in problems]).tolist()
         graded = [replace(p, solution_passes=ok) for p, ok in zip(problems, passes, strict=True)]
         self.failed_references = tuple(p for p in graded if not p.solution_passes)
+        refuse_no_reference(self.failed_references, len(graded))
         return graded
 
     def _encoded(self, problem: Problem, tokenizer: Any) -> Problem:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from edge_grpo.data.bad_rows import BadRow, BadRowError, passing
 from edge_grpo.data.formats import OPTIONS
 from edge_grpo.errors import UserError
+from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.types.problems import Problem, Turn
 
 log = logging.getLogger(__name__)
@@ -134,3 +135,30 @@ def _lacks(problem: Problem, name: str) -> bool:
     value = getattr(problem, field)
     value = value.get(column) if column else value
     return value is None or (isinstance(value, str | tuple | list) and not value)
+
+
+def why_failed(problem: Problem) -> str:
+    """Why the reference solution is wrong by the run's reward, as far as its last box tells."""
+    boxed, gold = last_boxed(problem.solution or ""), " or ".join(problem.answers)
+    if boxed is None:
+        return "no \\boxed{...}"
+    if boxed in problem.answers:
+        return f"the last \\boxed{{...}} holds the gold answer {gold}, and the reward is below 1 all the same"
+    return f"the last \\boxed{{...}} holds {boxed}, the gold answer is {gold}"
+
+
+def refuse_no_reference(failed: Sequence[Problem], total: int) -> None:
+    """Refuse references of which none is right.
+
+    Raises:
+        UserError: with the first one, and the ways out.
+    """
+    if len(failed) < total:
+        return
+    first = failed[0]
+    raise UserError(
+        f"none of {total} reference solutions is right by this run's own reward, so the arm could train on none of "
+        f"them. The first, {first.origin or first.id}: {why_failed(first)}. Ways out: a reward that reads answers as "
+        "the references write them; an arm that reads none (correction=none); data.check_references=false, which "
+        "trains on them unchecked"
+    )

@@ -9,10 +9,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from edge_grpo.data.bad_rows import report_bad_rows
+from edge_grpo.data.checks import why_failed
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.csv import recorded
 from edge_grpo.policy.base import Policy
-from edge_grpo.rewards.boxed import last_boxed
 from edge_grpo.runs.ownership import SUMMARY
 from edge_grpo.runs.status import write_whole
 from edge_grpo.runs.summary_table import show_summary
@@ -29,15 +29,23 @@ def report_data(data: Any, folder: Path) -> None:
     if data.failed_references:
         path = folder / "failed_references.jsonl"
         path.write_text("".join(json.dumps(_failure(p)) + "\n" for p in data.failed_references))
-        count = len(data.failed_references)
-        log.warning("%d reference solutions fail their own grading and are never trained on: %s", count, path)
+        count, total = len(data.failed_references), len(data.train_problems)
+        log.warning(
+            "%d of %d reference solutions are wrong by this run's own reward and are never trained on; why: %s",
+            *(count, total, path),
+        )
+        if 2 * count > total:
+            log.warning(
+                "MOST REFERENCES ARE WRONG BY YOUR REWARD. It does not read answers as the data writes them, so a "
+                "response that answers as a reference does is wrong too, and a correction finds little to put in. "
+                "Compare the reward with the first lines of %s",
+                path.name,
+            )
 
 
 def _failure(problem: Problem) -> dict[str, Any]:
     """A line of failed_references.jsonl."""
-    boxed, gold = last_boxed(problem.solution or ""), " or ".join(problem.answers)
-    reason = "no \\boxed{...}" if boxed is None else f"the last \\boxed{{...}} holds {boxed}, the gold answer is {gold}"
-    return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": reason}
+    return {"id": problem.id, "origin": problem.origin, "answers": problem.answers, "reason": why_failed(problem)}
 
 
 def write_results(

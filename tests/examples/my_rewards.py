@@ -1,9 +1,12 @@
 """Reward functions as somebody would write them for edge_grpo, for TRL and for verl."""
 
+import re
+
 
 def exact(answer, response):
-    """edge_grpo, a response at a time: 1 if the response ends with the gold answer."""
-    return 1.0 if response.strip().endswith(answer) else 0.0
+    """edge_grpo, a response at a time: 1 if the last number of the response is the gold answer."""
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", response)
+    return 1.0 if numbers and numbers[-1] == answer else 0.0
 
 
 def in_time(responses, finish_reasons):
