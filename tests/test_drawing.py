@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from edge_grpo.algorithms.drawing import Stream, drawn, one_each, pooled
+from edge_grpo.algorithms.returned import check_groups
 from edge_grpo.algorithms.states import load_strategy_states, observe, strategy_states
 from edge_grpo.allocations.base import Ask, Draw
 from edge_grpo.allocations.uniform import Uniform
@@ -86,9 +87,8 @@ def test_a_problem_that_was_taken_and_not_asked_for_is_skipped():
 
 @pytest.mark.parametrize("chosen", [[], [[0]], [[0, 0]], [[0, 2]], [[0, 1, 1]], [[0, 1], [2, 3], [4, 5]]])
 def test_what_is_no_whole_group_is_refused(chosen):
-    stream, lent = draw()
-    with pytest.raises(ValueError, match="expected 1 to 2 groups of 2 different rows of one problem"):
-        drawn(two_rounds(), chosen, stream, lent)
+    with pytest.raises(UserError, match=r"^mine: select .* expected 1 to 2 groups of 2 different rows of one problem"):
+        check_groups("mine", chosen, two_rounds(), draw()[1])
 
 
 def test_uniform_trains_on_the_next_problems_and_keeps_one_that_comes_twice_apart():

@@ -10,6 +10,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.types.history import Visit
 from edge_grpo.types.metric import StrategyMetrics
+from edge_grpo.types.returned import check_tensor, pair, who
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,19 @@ class Advantage(Protocol):
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+def checked_advantages(strategy: Advantage, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
+    """Advantages [N], [N, 1] or [N, T] of a strategy, and what it reports.
+
+    Raises:
+        UserError: it returned something else.
+    """
+    name, (n, t) = who("advantage", strategy), inputs.completion_mask.shape
+    advantages, reports = pair(name, strategy(inputs), "advantages [N] or [N, T]")
+    shapes = {"[N]": (n,), "[N, T]": (n, t), "[N, 1]": (n, 1)}
+    check_tensor(name, "advantages", advantages, shapes, "float", inputs.rewards)
+    return advantages, dict(reports)
+
+
 class RewardAdvantage:
     """Base of the strategies that read rewards alone."""
 
@@ -207,7 +221,7 @@ class RewardAdvantage:
 
     def zero_advantage_groups(self, inputs: AdvantageInputs) -> Tensor:
         """The groups whose advantages are all 0, taken from the rewards alone."""
-        advantages, _ = self(inputs)
+        advantages, _ = checked_advantages(self, inputs)
         return (advantages == 0).view(len(inputs.grouped_rewards), -1).all(1)
 
 
@@ -250,7 +264,7 @@ class OverBase:
         """The base's advantages [N, 1] or [N, T], the entropies [N, T] without graph, and what the base reports."""
         if inputs.entropy is None:
             raise ValueError(f"{type(self).__name__} needs token entropies")
-        advantages, reports = self.base(inputs)
+        advantages, reports = checked_advantages(self.base, inputs)
         reports = {BASE_ADVANTAGE: advantages.detach(), **reports}
         return advantages if advantages.ndim == 2 else advantages[:, None], inputs.entropy.detach(), reports
 

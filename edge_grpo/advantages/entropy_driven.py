@@ -11,6 +11,7 @@ from edge_grpo.advantages.base import (
     Advantage,
     AdvantageInputs,
     check_positive,
+    checked_advantages,
     min_generations,
     records_over,
 )
@@ -104,7 +105,7 @@ class EntropyDriven:
 
     def __call__(self, inputs: AdvantageInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """[N] rewards and [N, T] entropies -> [N] advantages; reports `eda/multiplier` and `eda/clamped`, [N]."""
-        advantages, reports = self.base(inputs)
+        advantages, reports = checked_advantages(self.base, inputs)
         reports = {BASE_ADVANTAGE: advantages.detach(), **reports}
         multiplier = self._multiplier(self._mean_entropy(inputs), inputs.num_generations)
         if advantages.ndim == 2:

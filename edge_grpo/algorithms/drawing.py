@@ -88,18 +88,8 @@ def drawn(pool: Pool, chosen: Sequence[Sequence[int]], stream: Stream, draw: Dra
         chosen: rows of each group, see `Allocation.select`.
         stream: what was taken of it is asked for or skipped.
         draw: the iteration's.
-
-    Raises:
-        ValueError: the allocation chose something else than whole groups.
     """
-    of = [sorted({int(pool.candidate[row]) for row in rows}) for rows in chosen]
-    sizes_fit = all(len(set(rows)) == len(rows) == draw.num_generations for rows in chosen)
-    if not 1 <= len(chosen) <= draw.groups or not sizes_fit or any(len(candidates) != 1 for candidates in of):
-        raise ValueError(
-            f"an allocation chose {len(chosen)} groups of {sorted({len(rows) for rows in chosen})} rows: expected 1 to "
-            f"{draw.groups} groups of {draw.num_generations} different rows of one problem"
-        )
-    rows, candidates = pool.rows, [only for (only,) in of]
+    rows, candidates = pool.rows, [int(pool.candidate[own[0]]) for own in chosen]
     rewards = [pool.rewards[own] for own in rows]
     visits = [
         (problem.id, _visit(draw.iteration, pool.correct[own], pool.rewards[own]))

@@ -12,6 +12,7 @@ from edge_grpo.algorithms.drawing import Drawn, Stream, drawn, one_each, pooled
 from edge_grpo.algorithms.grpo_base import GRPOBase
 from edge_grpo.algorithms.iteration import Iteration, bad_rows, trained_rows
 from edge_grpo.algorithms.metrics import grpo_metrics, timing_metrics, verifier_metrics
+from edge_grpo.algorithms.returned import asks, corrected_rows, groups_chosen, groups_kept
 from edge_grpo.algorithms.rows import (
     computed_rows,
     grading_of,
@@ -61,6 +62,7 @@ class GRPOModule(GRPOBase):
             with self.timed("update"):
                 update.missing = self.missing_microbatches([len(step) for step in update.steps])
                 steps = update.run(self.update_epochs, sizes, self.optimise)
+            update.checked.tell(first=self.iteration == 0)
             rate = self.step_scheduler()
         self.remember(drawing)
         metrics = {"train/learning_rate": rate, **self.counts(update), **drawing.metrics, **balance, **probed}
@@ -95,18 +97,17 @@ class GRPOModule(GRPOBase):
             iteration=self.iteration,
             generator=self.generator("allocation"),
         )
-        pool, asks, rounds = None, self.allocation.first(draw), 0
-        while pool is None or (rounds < self.allocation.max_rounds and self.total_over_ranks(len(asks)) != [0]):
-            if asks:  # else another rank's allocation wants more
+        pool, wanted, rounds = None, asks(self.allocation, None, draw), 0
+        while pool is None or (rounds < self.allocation.max_rounds and self.total_over_ranks(len(wanted)) != [0]):
+            if wanted:  # else another rank's allocation wants more
                 with self.timed("rollout"):
-                    rollout = self.roll_out(one_each(asks), group_size=1, call=rounds)
+                    rollout = self.roll_out(one_each(wanted), group_size=1, call=rounds)
                 with self.timed("reward"):
-                    pool = pooled(pool, asks, self.score(rollout))
-            assert pool is not None, "the first round asks for nothing"
+                    pool = pooled(pool, wanted, self.score(rollout))
+            assert pool is not None  # the first round asks for something
             rounds += 1
-            asks = self.allocation.more(pool, draw) if rounds < self.allocation.max_rounds else []
-        chosen = self.allocation.select(pool, draw)
-        result = drawn(pool, chosen, stream, draw)
+            wanted = asks(self.allocation, pool, draw) if rounds < self.allocation.max_rounds else []
+        result = drawn(pool, groups_chosen(self.allocation, pool, draw), stream, draw)
         result.metrics["allocation/rounds"] = float(rounds)
         return result
 
@@ -137,7 +138,7 @@ class GRPOModule(GRPOBase):
             history=self.history,
             iteration=self.iteration,
         )
-        return self.correction(scored, tools)
+        return corrected_rows(self.correction, scored, tools)
 
     def balance(
         self, sampled: ScoredRollout, corrected: Corrected
@@ -161,7 +162,7 @@ class GRPOModule(GRPOBase):
         scores, rollout = corrected.scored.scores, corrected.scored.rollout
         rewards = scores.rewards.to(self.device)
         correct = scores.correct.to(self.device).view(-1, self.num_generations)
-        kept = self.group_filter(Groups(rewards.view(-1, self.num_generations), correct))
+        kept = groups_kept(self.group_filter, Groups(rewards.view(-1, self.num_generations), correct))
         batch = kept_rows(rollout, kept, self.correction, self.policy, self.device, mask_truncated=self.mask_truncated)
         stands_in = not bool(kept.any())
         grading = grading_of(batch, corrected.scored, self.rewards, self.history, self.gathered, stands_in=stands_in)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edge_grpo.errors import UserError
 from edge_grpo.types.metric import StrategyMetric, StrategyMetrics
+from edge_grpo.types.returned import check_tensor, who
 
 
 def declared_by(strategy: Any) -> StrategyMetrics:
@@ -59,7 +60,7 @@ class Reports:
     """
 
     def __init__(self, strategy: Any, num_rows: int) -> None:
-        self.name, self.metrics = type(strategy).__name__, declared_by(strategy)
+        self.name, self.who, self.metrics = type(strategy).__name__, who("strategy", strategy), declared_by(strategy)
         self.num_rows = num_rows
         self._known = reported_by(strategy)
         # name -> epoch -> [N] sums over the row's tokens, and the tokens that they are over; NaN and 0 where nobody
@@ -76,7 +77,7 @@ class Reports:
             epoch: of the update.
 
         Raises:
-            UserError: a name that the strategy does not declare.
+            UserError: a name that the strategy does not declare, or a value of another shape.
         """
         for name, value in values.items():
             if name not in self._known:
@@ -84,6 +85,8 @@ class Reports:
                     f"{self.name} returns {name}, which it does not declare: give it `metrics = "
                     f'{{"{name}": StrategyMetric(unit, estimator)}}` (edge_grpo/types/metric.py)'
                 )
+            shapes = {"[B]": (len(rows),), "[B, T]": tuple(mask.shape)}
+            check_tensor(self.who, f"{name}, a value of each row or token,", value, shapes, "any")
             # On the device in float32 at least, which not every device goes beyond; a row's counts are exact in it.
             value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
             of_tokens = value.ndim == 2

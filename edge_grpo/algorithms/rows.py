@@ -17,6 +17,7 @@ from edge_grpo.rewards.base import WeightedRewards
 from edge_grpo.token_filters.base import TokenFilterInputs
 from edge_grpo.types.history import History
 from edge_grpo.types.responses import Provenance, Response
+from edge_grpo.types.returned import check_tensor, who
 from edge_grpo.types.rollouts import Rollout, ScoredRollout
 from edge_grpo.types.update import UpdateBatch
 
@@ -193,7 +194,10 @@ def skipped_groups(
     """[groups] bool: which groups of the batch cannot move the policy; arguments as of `computed_rows`."""
     inputs = AdvantageInputs(rewards, num_generations, batch.completion_mask, batch.sampled_mask, grading=grading)
     brings = (batch.fixed_advantages.nan_to_num() != 0).view(-1, num_generations).any(1)
-    skipped = advantage.zero_advantage_groups(inputs) & ~brings
+    skipped = advantage.zero_advantage_groups(inputs)
+    name = f"{who('advantage', advantage)}: zero_advantage_groups"
+    check_tensor(name, "groups without advantage", skipped, {"[P]": tuple(brings.shape)}, "bool", rewards)
+    skipped = skipped & ~brings
     return torch.zeros_like(skipped) if loss.reads_every_row else skipped
 
 

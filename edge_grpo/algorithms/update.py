@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edge_grpo.advantages.base import Advantage, AdvantageInputs, Grading
 from edge_grpo.algorithms.reports import Reports
+from edge_grpo.algorithms.returned import Checked
 from edge_grpo.importance_corrections.base import ImportanceCorrection, Mismatch
 from edge_grpo.importance_corrections.uncorrected import Uncorrected
 from edge_grpo.losses.base import Loss, LossInputs, UpdateSize
@@ -75,7 +76,7 @@ class GRPOUpdate:
         )
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self.advantages = torch.zeros_like(batch.token_weights, dtype=dtype)
-        self.factors = torch.ones_like(self.advantages)  # of the token filter
+        self.factors, self.checked = torch.ones_like(self.advantages), Checked()  # of the token filter; of strategies
         # Of the policy before the update; filled by the first epoch before any step, or by `prepare`.
         self.old_logprobs, self.entropy = torch.zeros(2, *self.advantages.shape, dtype=dtype, device=rewards.device)
         self.ref_logprobs: Tensor | None = None
@@ -101,8 +102,7 @@ class GRPOUpdate:
             self.old_logprobs = (before.logprobs * self.batch.completion_mask).to(self.old_logprobs.dtype)
             self.entropy = before.entropy.to(self.entropy.dtype)
         if not self.advantage.reads_entropy:
-            everything = torch.arange(self.batch.num_rows, device=self.rewards.device)
-            self._take_advantages(everything, self.batch, None, None)
+            self._take_advantages(torch.arange(self.batch.num_rows, device=self.rewards.device), self.batch, None, None)
         elif in_advance:
             # An advantage that reads padding takes it as wide as in the micro-batch.
             whole = hold_whole_groups(microbatches, self.num_generations)
@@ -112,7 +112,7 @@ class GRPOUpdate:
                 self._take_advantages(rows, part, before.entropy[rows][:, :width], before.logprobs[rows][:, :width])
         if self.token_filter is not None and self.recorded is not None:
             inputs = replace(self.recorded, advantages=self.advantages if self.token_filter.reads_advantages else None)
-            self.factors, values = self.token_filter(inputs)
+            self.factors, values = self.checked.factors(self.token_filter, inputs)
             self.of_filter.add(values, torch.arange(self.batch.num_rows), self.recorded.trained)
 
     def run(
@@ -157,11 +157,11 @@ class GRPOUpdate:
         old, advantages = self.old_logprobs[rows, :width], self.advantages[rows, :width]
         if self.in_forward and (epoch == 0 or self.advantage.inside_update):
             advantages = self._take_advantages(rows, part, stats.entropy, old)
-        weights = self.factors[rows, :width] * self.importance_correction(Mismatch.of(part, old)).weights
+        weights = self.checked.weighed(self.importance_correction, Mismatch.of(part, old)).weights
         inputs = LossInputs(
             logprobs=stats.logprobs,
             old_logprobs=torch.where(part.off_policy[:, None], part.sampling_logprobs.to(old.dtype), old),
-            advantages=advantages * weights,
+            advantages=advantages * (self.factors[rows, :width] * weights),
             completion_mask=mask,
             token_weights=part.token_weights,
             entropy=stats.entropy if of_loss else stats.entropy.detach(),
@@ -170,7 +170,7 @@ class GRPOUpdate:
             correct=None if self.grading is None else self.grading.correct[rows],
             ref_logprobs=None if self.ref_logprobs is None else self.ref_logprobs[rows, :width],
         )
-        loss, values = self.loss(inputs, size)
+        loss, values = self.checked.loss(self.loss, inputs, size)
         self.of_loss.add(values, rows, inputs.trained, epoch)
         return loss
 
@@ -187,8 +187,8 @@ class GRPOUpdate:
             grading=None if self.grading is None else self.grading.select(rows),
             logprobs=logprobs,
         )
-        advantages, values = self.advantage(inputs)
-        advantages = part.with_own_advantages(advantages if advantages.ndim == 2 else advantages[:, None])
+        advantages, values = self.checked.advantages(self.advantage, inputs)
+        advantages = part.with_own_advantages(advantages)
         self.advantages[rows, : advantages.shape[1]] = advantages.detach().to(self.advantages.dtype)
         self.of_advantage.add(values, rows, part.completion_mask)
         return advantages
