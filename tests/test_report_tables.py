@@ -190,6 +190,17 @@ def wide_table(rows, columns):
     )
 
 
+def test_names_of_arms_are_broken_before_narrow_columns_are_parted():
+    names = ["advantage=vanilla", "advantage=ngrpo", "advantage=entropy_driven"]
+    heads = ["arm", "seeds", "Avg (10)", *(f"chain{i} (2)" for i in range(2, 5))]
+    rows = [[Cell(name), Cell(str(i)), *[percent(Estimate(i / 10, n=1))] * 4] for i, name in enumerate(names)]
+    text = as_latex(Table("t", "T", "W.", heads, rows, estimates(1), 0.95), layout())
+    assert text.count("begin{tabular}") == 1
+    width = int(re.search(r"p\{(\d+)pt\}", text)[1])
+    # A fifth of a column's 235 points at least, and less than the 98 that names may have where there is room.
+    assert 47 <= width < 98
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles_and_no_line_is_too_wide(tmp_path):
     page = "\\usepackage[textwidth=6.75in,textheight=9in,columnsep=0.25in]{geometry}"

@@ -77,7 +77,7 @@ class WrongLoss(Wrong):
             "rows": (per_row, {}),
             "alone": per_row.sum(),
             "cut": (per_row.sum().detach(), {}),
-            "number": (float(per_row.sum()), {}),
+            "number": (float(per_row.detach().sum()), {}),
         }[self.kind]
 
 

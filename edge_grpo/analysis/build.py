@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from edge_grpo.analysis.branches import branches
 from edge_grpo.analysis.collapse import collapse
 from edge_grpo.analysis.entropy import entropy
-from edge_grpo.analysis.figures import draw_figures
+from edge_grpo.analysis.figures import draw_figures, plain_dollars
 from edge_grpo.analysis.finding import Finding, Table, show
 from edge_grpo.analysis.multipliers import multipliers
 from edge_grpo.analysis.page import write_page
@@ -59,10 +59,11 @@ def analyze(source: str, folder: Path, *, iterations: Sequence[int] | None, boot
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path.with_suffix(".png"), dpi=130)
+    with plain_dollars():
+        figure.savefig(path.with_suffix(".png"), dpi=130)
     figure.set_layout_engine("none")  # it is laid out now
     # Without a date and with fixed ids, so that the same numbers give the same file; text stays text.
-    with rc_context({"svg.hashsalt": "edge-grpo", "svg.fonttype": "none"}):
+    with rc_context({"svg.hashsalt": "edge-grpo", "svg.fonttype": "none"}), plain_dollars():
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from edge_grpo.analysis.branches import BRANCHES, UNCHANGED, in_order, not_sampled
 from edge_grpo.analysis.collapse import KINDS, UNIFORM, group_kinds
@@ -27,12 +29,17 @@ MARGIN = (-0.03, 1.03)  # of shares: a line at 0 or 1 is as wide as any other
 def draw_figures(source: Source, findings: Sequence[Finding]) -> dict[str, Figure]:
     """Name of the finding -> its figure, for the findings that have one."""
     drawn = {}
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.85):
+    with sns.axes_style("whitegrid"), sns.plotting_context("notebook", font_scale=0.85), plain_dollars():
         for finding in findings:
             figure = _DRAWERS[finding.name](source, finding) if finding.tables else None
             if figure is not None:
                 drawn[finding.name] = figure
     return drawn
+
+
+def plain_dollars() -> AbstractContextManager[None]:
+    """Inside, a `$` in a name is no mathematics; ticks are made when a figure is saved, so that must be inside too."""
+    return rc_context({"text.parse_math": False})
 
 
 def _panels(*titles: str) -> tuple[Figure, list[Axes]]:
@@ -129,20 +136,24 @@ def _collapse(source: Source, finding: Finding) -> Figure:
     at = _windows(groups["step"])
     for axis, column in zip(axes, ("before", "after"), strict=False):
         shares = pd.crosstab(at, groups[column], normalize="index").reindex(columns=KINDS, fill_value=0)
-        axis.stackplot(shares.index, shares.T, labels=KINDS, colors=list(KIND_COLOURS.values()), alpha=0.7)
+        there = [kind for kind in KINDS if shares[kind].any()]  # one that no group is of has no area
+        colours = [KIND_COLOURS[kind] for kind in there]
+        axis.stackplot(shares.index, shares[there].T, labels=there, colors=colours, alpha=0.7)
         axis.set(ylim=(0, 1), ylabel="share of groups")
         axis.margins(x=0)
         axis.grid(visible=False)
     curves = {
-        f"{UNIFORM} as sampled": groups["equal_before"],
         f"{UNIFORM} after": groups["equal_after"],
+        f"{UNIFORM} as sampled": groups["equal_before"],
         "revived": groups["equal_before"] & ~groups["equal_after"],
         "created": ~groups["equal_before"] & groups["equal_after"],
     }
-    styles = (("black", "--"), ("black", "-"), ("#2ca02c", "-"), (WRONG, "-"))
-    for (label, part), (colour, style) in zip(curves.items(), styles, strict=True):
+    # Lines often lie on one another, so each is narrower than those below it.
+    styles = (("#b0b0b0", "-", 7.0), ("black", "--", 3.5), ("#2ca02c", "-", 1.8), (WRONG, ":", 1.8))
+    for (label, part), (colour, style, width) in zip(curves.items(), styles, strict=True):
         curve = part.groupby(at).mean()
-        axes[2].plot(curve.index, curve, label=label, color=colour, ls=style, marker="." if len(curve) == 1 else None)
+        marker = "." if len(curve) == 1 else None
+        axes[2].plot(curve.index, curve, label=label, color=colour, ls=style, lw=width, marker=marker)
     axes[2].set(ylim=MARGIN, ylabel="share of groups")
     _finish(axes)
     return figure
@@ -155,6 +166,7 @@ def _collapse_of_benchmarks(groups: pd.DataFrame) -> Figure:
     axis.invert_yaxis()
     axis.grid(visible=False)
     axis.set(xlim=(0, 1), xlabel="share of groups", ylabel="")
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(KINDS), frameon=False)
     return figure
 
@@ -179,15 +191,15 @@ def _branches(source: Source, finding: Finding) -> Figure:
         axes[1].stackplot(
             tokens.index, list(shares.values()), labels=labels, colors=[colours[n] for n in taken], alpha=0.7
         )
-    axes[0].set(ylim=(-0.02, 1.02), ylabel="share of the branch's rows")
-    axes[1].set(ylim=(0, None), ylabel="share of response tokens")
+    axes[0].set(ylim=MARGIN, ylabel="share of the branch's rows")
+    axes[1].set(ylim=(0, 1), ylabel="share of response tokens")
     _finish(axes)
     return figure
 
 
 def _multipliers(source: Source, finding: Finding) -> Figure:
     with_multipliers = "multipliers" in finding.tables
-    titles = ["Multiplier 1 / P^", "Effective-gradient fraction"]
+    titles = ["Multiplier $1 / \\hat{P}$", "Effective-gradient fraction"]
     figure, axes = _panels(*titles[0 if with_multipliers else 1 :])
     frame = source.frame
     if with_multipliers:
@@ -202,7 +214,8 @@ def _multipliers(source: Source, finding: Finding) -> Figure:
         axes[0].xaxis.set_major_formatter("{x:g}")
         axes[0].xaxis.set_minor_locator(NullLocator())
         axes[0].axvline(1, color="black", lw=1, ls="--")
-        axes[0].set_xlabel("1 / P^ (right and wrong after correction)")
+        axes[0].title.set_parse_math(True)
+        axes[0].set_xlabel("$1 / \\hat{P}$ (right and wrong after correction)", parse_math=True)
     moves, at = frame["advantage"].fillna(0) != 0, _windows(frame["step"])
     over_rows = moves.groupby(at).mean()
     over_tokens = (moves * frame["tokens_after"]).groupby(at).sum() / frame["tokens_after"].groupby(at).sum()
@@ -214,9 +227,11 @@ def _multipliers(source: Source, finding: Finding) -> Figure:
 
 
 def _finish(axes: Sequence[Axes]) -> None:
-    """Curves over iterations: label and legend, below the curves so that it hides none."""
+    """Curves of shares over iterations: labels, and the legend below the curves, where it hides none."""
     for axis in axes:
-        axis.set_xlabel("iteration")
+        axis.set_xlabel("iteration, from 0")
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 

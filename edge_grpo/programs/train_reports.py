@@ -70,7 +70,7 @@ def write_results(
     summary = {"seconds": round(_seconds(folder), 1), **{name: str(path) for name, path in places.items()}, **about}
     if here:
         _export(policy, places["model"])
-        draw_training_figure(places["metrics"], places["figure"], title=str(about["name"]))
+        draw_training_figure(places["metrics"], places["figure"], title=f"{about['name']}, seed {about['seed']}")
         write_whole(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
         show_summary(summary, folder, ways_to_look)
     return summary

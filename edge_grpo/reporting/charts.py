@@ -108,7 +108,8 @@ def collapse(shares: pd.DataFrame, arms: Sequence[str], kinds: Mapping[str, str]
     """
     import altair as alt
 
-    labels = [*kinds, dead]
+    kinds = {kind: colour for kind, colour in kinds.items() if (shares[kind] > 0).any()}  # of what has an area
+    labels = [*kinds, *([dead] if shares[dead].notna().any() else [])]
     rows = [
         {"arm": row["arm"], "step": int(row["step"]), "groups": label, "share": _rounded(row[label])}
         for row in shares.to_dict("records")
@@ -116,7 +117,9 @@ def collapse(shares: pd.DataFrame, arms: Sequence[str], kinds: Mapping[str, str]
         if pd.notna(row[label])
     ]
     legend = _legend("square")
-    colour = alt.Color("groups:N", legend=legend, scale=alt.Scale(domain=labels, range=[*kinds.values(), "#000000"]))
+    colour = alt.Color(
+        "groups:N", legend=legend, scale=alt.Scale(domain=labels, range=[*kinds.values(), "#000000"][: len(labels)])
+    )
     form = alt.Axis(format="%")
     tips = [alt.Tooltip("step:Q", title="iteration"), alt.Tooltip("groups:N"), alt.Tooltip("share:Q", format=".1%")]
     base = alt.Chart().encode(x=alt.X("step:Q", title="iterations", scale=alt.Scale(nice=False)), color=colour)

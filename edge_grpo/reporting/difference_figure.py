@@ -14,6 +14,7 @@ from edge_grpo.reporting.numbers import Numbers
 from edge_grpo.reporting.tables import heading
 
 NAME = "differences"
+LEAST_POINTS = 1.0  # percentage points to either side of 0: of arms that are the same nothing is magnified
 
 
 def draw_differences(numbers: Numbers, baseline: str, looks: Looks, layout: Layout, folder: Path) -> Drawn | None:
@@ -81,5 +82,7 @@ def _points(axes: Axes, own: pd.DataFrame, places: Sequence[float], colour: str,
 
 def _finish(axes: Axes, rows: Sequence[str], baseline: str) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -LEAST_POINTS), max(high, LEAST_POINTS))
     axes.set(xlabel=f"minus {baseline}, percentage points", ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), rows)

@@ -140,8 +140,10 @@ def _draw_lines(axes: Axes, lines: pd.DataFrame, looks: Looks, *, bands: bool, m
     """Columns of `over_seeds`; an arm without a look is not drawn."""
     for arm, look in looks.items():
         own = lines[lines["arm"] == arm]
-        if len(own):
-            axes.plot(own["x"], own["mean"], label=arm, color=look.colour, linestyle=line_style(look), marker=marker)
+        if own["mean"].notna().any():
+            single = own["mean"].notna().sum() == 1  # no line is drawn through one point
+            shape = "o" if single else marker
+            axes.plot(own["x"], own["mean"], label=arm, color=look.colour, linestyle=line_style(look), marker=shape)
             if bands and (own["low"] < own["high"]).any():
                 axes.fill_between(own["x"], own["low"], own["high"], color=look.colour, alpha=0.15, linewidth=0)
 
@@ -153,6 +155,9 @@ def _ticks(axes: Axes, axis: str, *, is_share: bool) -> None:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if is_share:
         low, high = axes.get_ylim()
+        # No share is below 0 or above 1: beyond, the axis has no more room than a line needs.
+        low, high = -0.04 * high if low < 0 else low, 1 + 0.04 * (1 - low) if high > 1 else high
+        axes.set_ylim(low, high)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else None))
 
 
@@ -209,9 +214,12 @@ def draw_collapse(canvas: Canvas) -> Drawn | None:
         figure, axes = panel(canvas.layout)
         # Rolling means of 0 may fall below it by rounding, which a stack refuses.
         parts = own[list(KINDS)].clip(lower=0).fillna(0)
-        axes.stackplot(own.index, parts.T, labels=list(KINDS), colors=list(KINDS.values()), alpha=0.75, linewidth=0)
-        axes.plot(own.index, own[DEAD], color="black", linestyle="--", label=DEAD)
-        axes.set(title=arm, xlabel=ITERATIONS, ylabel="share of groups", ylim=(0, 1))
+        there = [kind for kind in KINDS if parts[kind].any()]  # one that no group is of has no area
+        colours = [KINDS[kind] for kind in there]
+        axes.stackplot(own.index, parts[there].T, labels=there, colors=colours, alpha=0.75, linewidth=0)
+        if own[DEAD].notna().any():
+            axes.plot(own.index, own[DEAD], color="black", linestyle="--", label=DEAD)
+        axes.set(title=arm, xlabel=ITERATIONS, ylabel="share of groups", ylim=(-0.03, 1.03))  # a line at 1 is seen
         axes.margins(x=0)
         _ticks(axes, ITERATIONS, is_share=True)
         handles, labels = axes.get_legend_handles_labels()

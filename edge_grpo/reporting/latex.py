@@ -7,7 +7,7 @@ columns that do not fit beside the arms go into a further tabular below, which r
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ CAPTION, SIZE, SMALL = 1.0, 0.925, 0.797
 SEPARATION = 4.0  # points to either side of a column, \tabcolsep
 FILLED = 0.97  # of the width: the fonts of a paper are not exactly ours
 ARMS = 0.42  # of the width at most for the first column; longer names are broken
+NARROW = 0.2  # of the width at least, where names are broken so that all columns fit beside them
 SPACE, PLUS = 3.33, 7.78  # points, at 10
 # Points: of a page for one table, of a line of it and of its caption, and of its rules, head and gaps.
 PAGE, LINE, CAPTION_LINE, FRAME = 590.0, 11.0, 12.0, 60.0
@@ -51,10 +52,12 @@ class _Part:
 
     Attributes:
         columns: places in the table; the first is 0.
+        arms: width of the first column, points.
         rows: the table's, of these columns.
     """
 
     columns: Sequence[int]
+    arms: float
     rows: Sequence[Sequence[Cell]]
 
 
@@ -66,11 +69,13 @@ def as_latex(table: Table, layout: Layout) -> str:
     """
     rows = [[_in_style(cell, layout) for cell in row] for row in table.rows]
     places, constant = _chosen(table, rows, layout)
-    groups = _beside_each_other(places, table, rows, layout)
-    parts = [_Part(columns, [[row[i] for i in (0, *columns)] for row in rows]) for columns in groups]
+    widths = {i: 2 * SEPARATION + _column_width(table.columns[i], [row[i] for row in rows], layout) for i in places}
+    arms = _arms_column(table, sum(widths.values()), layout)
+    groups = _beside_each_other(widths, FILLED * layout.points - arms)
+    parts = [_Part(columns, arms, [[row[i] for i in (0, *columns)] for row in rows]) for columns in groups]
     caption = _caption(table, places, constant, layout)
     room = PAGE - CAPTION_LINE * math.ceil(_width(caption, CAPTION) / layout.points)
-    heights = [LINE * _lines(row, layout) for row in rows]
+    heights = [LINE * _lines(row, arms) for row in rows]
     if len(parts) * (FRAME + sum(heights)) <= room:
         floats = [parts]
     else:
@@ -104,15 +109,29 @@ def _chosen(table: Table, rows: Sequence[Sequence[Cell]], layout: Layout) -> tup
     return (places, constant) if places else (list(range(1, len(table.columns))), [])
 
 
-def _beside_each_other(
-    places: Sequence[int], table: Table, rows: Sequence[Sequence[Cell]], layout: Layout
-) -> list[list[int]]:
-    """The places in groups, each as many columns as fit beside the arms."""
-    room = FILLED * layout.points - min(_arms_width(table, layout), ARMS * layout.points)
+def _arms_column(table: Table, columns: float, layout: Layout) -> float:
+    """Points for the first column: as wide as its names, unless breaking them lets all columns fit beside it."""
+    widest = min(_arms_width(table, layout), ARMS * layout.points)
+    left = FILLED * layout.points - columns
+    pieces = [piece for row in table.rows for piece in _pieces(row[0].text)]
+    least = max(NARROW * layout.points, *map(_width, pieces)) if pieces else widest
+    return left if least <= left < widest else widest
+
+
+def _pieces(name: str) -> list[str]:
+    """What no line can end inside of, see `_breakable`.
+
+    >>> _pieces("advantage=entropy_driven, seed 0")
+    ['advantage=', 'entropy_', 'driven,', 'seed', '0']
+    """
+    return re.sub(r"(?<=[\w)\]])([=.,/_])(?=\w)", r"\1 ", name).split()
+
+
+def _beside_each_other(widths: Mapping[int, float], room: float) -> list[list[int]]:
+    """The places in groups, each as many columns as fit into the room."""
     groups: list[list[int]] = []
     left = 0.0
-    for i in places:
-        width = 2 * SEPARATION + _column_width(table.columns[i], [row[i] for row in rows], layout)
+    for i, width in widths.items():
         if not groups or width > left:
             groups.append([])
             left = room
@@ -168,9 +187,10 @@ def _advance(font: FT2Font, character: str) -> float:
     return float(font.load_char(ord(character if known else "m")).linearHoriAdvance) / 65536
 
 
-def _lines(row: Sequence[Cell], layout: Layout) -> int:
+def _lines(row: Sequence[Cell], arms: float) -> int:
     """Of a row: its arm's name may be broken, and intervals have a line of their own."""
-    broken = math.ceil(_width(row[0].text) / (0.85 * ARMS * layout.points))  # ragged lines are not full
+    width = _width(row[0].text)
+    broken = 1 if width <= arms else math.ceil(width / (0.85 * arms))  # ragged lines are not full
     return max(1, broken) + any(cell.interval for cell in row)
 
 
@@ -211,8 +231,8 @@ def _tabular(part: _Part, table: Table, layout: Layout) -> str:
     heads = [
         _stacked(_broken(layout.label(table.columns[i]), width)) for i, width in zip(part.columns, widths, strict=True)
     ]
-    is_broken = _arms_width(table, layout) > ARMS * layout.points
-    first = f"p{{{ARMS * layout.points:.0f}pt}}" if is_broken else "l"
+    is_broken = _arms_width(table, layout) > part.arms
+    first = f"p{{{math.floor(part.arms)}pt}}" if is_broken else "l"
     begin = "\\raggedright " if is_broken else ""
     body = []
     for row in part.rows:
