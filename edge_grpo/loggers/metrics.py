@@ -1,7 +1,8 @@
 """Every logged name with its unit and estimator.
 
 The step of every metric is the number of updates the policy has had (iteration i logs at step i, the evaluation of
-the updated policy at step i + 1). W&B has it as `iteration`, the x-axis of every metric.
+the updated policy at step i + 1). So steps count from 0, and the console's line of iteration i, which counts iterations
+that have ended, begins with i + 1. W&B has the step as `iteration`, the x-axis of every metric.
 
 Where TRL's GRPOTrainer logs the same quantity the name is TRL's behind `train/`, so a dashboard made for TRL shows a
 run of ours. What differs from TRL:
