@@ -175,7 +175,12 @@ def test_a_run_that_shall_end_at_its_checkpoint_is_evaluated_there_and_keeps_not
             run_small(tmp_path / "cut", "trainer.max_iterations=4", *settings)
     assert names(tmp_path / "cut") == ["iteration-000002"]
     assert len(list((tmp_path / "cut" / "rollouts").iterdir())) == 3
+    for name in ("bad_steps.jsonl", "bad_steps_rank1.jsonl"):
+        (tmp_path / "cut" / name).write_text('{"step": 1}\n{"step": 2}\n')
     run_small(tmp_path / "cut", "trainer.max_iterations=2", *settings)
+    for name in ("bad_steps.jsonl", "bad_steps_rank1.jsonl"):
+        assert (tmp_path / "cut" / name).read_text() == '{"step": 1}\n'
+        (tmp_path / "cut" / name).unlink()
     assert_same(tmp_path / "cut", tmp_path / "whole")
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut")]
     assert summaries[0]["accuracy"] == summaries[1]["accuracy"]

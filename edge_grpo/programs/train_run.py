@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.callbacks.iteration_checkpoint import IterationCheckpoint, saving_signal_ignored
+from edge_grpo.callbacks.step_rows import cut_back as cut_rows_back
 from edge_grpo.command_line.check import instantiate, to_dict
 from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
@@ -255,6 +256,8 @@ def _take_over(cfg: DictConfig, folder: Path, resumed: Path | None) -> None:
     else:
         # Where no iteration is left nobody else drops what was logged behind the checkpoint.
         cut_back(folder, iteration_of(resumed))
+        for path in folder.glob("bad_steps*.jsonl"):
+            cut_rows_back(path, iteration_of(resumed))
         for step, _, path in rollout_files(folder):
             if step >= iteration_of(resumed):
                 path.unlink()
