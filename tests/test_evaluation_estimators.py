@@ -125,10 +125,9 @@ def test_problems_with_different_numbers_of_samples_are_no_evaluation():
 def test_the_table_shows_shares_in_percent_with_intervals():
     results = scored(completions("a", [1, 1]))
     table = results_markdown({"num_samples": 2, **results}).splitlines()
-    # Two problems with one of two right: no spread. Two answers of one vote each: half a point a problem.
+    # Two problems with one of two right: no spread, so no interval, as in a report. Two answers of one vote each: half
+    # a point a problem.
     # Of all that are right in every draw: Wilson's interval of 2 of 2, from 1 / (1 + 1.96^2 / 2) on.
-    assert table[2] == (
-        "| a | 2 | 50.0 % [50.0, 50.0] | 100.0 % [34.2, 100.0] | 50.0 % [50.0, 50.0] | 15 | 0.0 % | 0.0 % |"
-    )
-    assert results["benchmarks"]["a"]["metrics"]["mean_length"]["low"] == 15
+    assert table[2] == ("| a | 2 | 50.0 % | 100.0 % [34.2, 100.0] | 50.0 % | 15 | 0.0 % | 0.0 % |")
+    assert results["benchmarks"]["a"]["metrics"]["mean_length"] == {"value": 15, "low": None, "high": None}
     assert len(table) == 3  # of one benchmark there is no total

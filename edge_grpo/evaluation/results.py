@@ -86,14 +86,14 @@ def summarise(completions: pd.DataFrame, *, average: Sequence[str] | None, boots
 def _with_width(estimate: Estimate, metric: str, problems: int, confidence: float) -> Estimate:
     """Of a share of 0 or 1 Wilson's interval over the problems: all draws are the same, and say nothing of the next.
 
-    Of a single problem there is no other one.
+    Of a single problem there is no other one, and problems that all have the same value say as little: no interval.
     """
     if estimate.low is None:
         return estimate
     if metric != "mean_length" and estimate.value in (0.0, 1.0):
         low, high = wilson(estimate.value, problems, confidence)
         return replace(estimate, low=low, high=high)
-    return replace(estimate, low=None, high=None) if problems == 1 else estimate
+    return replace(estimate, low=None, high=None) if estimate.low == estimate.high else estimate
 
 
 def _texts(column: pd.Series) -> list[str | None]:
