@@ -153,7 +153,7 @@ def refuse_no_reference(failed: Sequence[Problem], total: int) -> None:
     Raises:
         UserError: with the first one, and the ways out.
     """
-    if len(failed) < total:
+    if not failed or len(failed) < total:
         return
     first = failed[0]
     raise UserError(
