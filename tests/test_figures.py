@@ -11,7 +11,7 @@ from edge_grpo.analysis.build import QUESTIONS, _save
 from edge_grpo.analysis.figures import draw_figures
 from edge_grpo.analysis.source import load_source
 from edge_grpo.reporting import build, difference_figure, figures
-from edge_grpo.runs.training_figure import draw_training_figure
+from edge_grpo.runs.training_figure import _accuracy, draw_training_figure
 
 
 def labels(axis):
@@ -23,6 +23,14 @@ def ticks(axis, of="x"):
     low, high = sorted(axis.get_xlim() if of == "x" else axis.get_ylim())
     own = axis.xaxis if of == "x" else axis.yaxis
     return [own.get_major_formatter()(value) for value in own.get_majorticklocs() if low <= value <= high]
+
+
+@pytest.mark.parametrize(("corrected", "lines"), [([0.0, 0.25], 1), ([0.5, 0.25], 2)])
+def test_the_accuracy_after_a_correction_of_nothing_hides_no_line(corrected, lines):
+    axis = Figure().subplots()
+    _accuracy(axis, pd.DataFrame({"train/accuracy": [0.0, 0.25], "train/accuracy_corrected": corrected}))
+    assert len(axis.lines) == lines
+    assert labels(axis)[0] == "training rollouts"
 
 
 @pytest.fixture

@@ -64,7 +64,10 @@ def _lines(axis: Axes, data: pd.DataFrame, names: dict[str, str], **style: Any) 
 
 
 def _accuracy(axis: Axes, data: pd.DataFrame) -> None:
-    _lines(axis, data, {"train/accuracy": "training rollouts", "train/accuracy_corrected": "after correction"})
+    lines = {"train/accuracy": "training rollouts", "train/accuracy_corrected": "after correction"}
+    if set(lines) <= set(data) and data["train/accuracy"].equals(data["train/accuracy_corrected"]):
+        del lines["train/accuracy_corrected"]  # it would hide the other
+    _lines(axis, data, lines)
     held_out = [str(name) for name in data if fnmatch(str(name), "eval/held_out/avg@*")]
     label = "held-out, after so many iterations"  # the rollouts of iteration i are of the policy after i updates too
     _lines(axis, data, dict.fromkeys(held_out, label), marker="o", color="black")
