@@ -95,6 +95,22 @@ def test_arms_are_what_jobs_differ_in_besides_the_seed(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.splitlines()[-1] == f"compare: edge-grpo-report runs={tmp_path}"
 
 
+def test_a_run_that_two_jobs_are_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs, arm = Jobs(tmp_path), ["experiment=a", "seed=3"]
+    jobs.say(finished(tmp_path / "a", 0, arm, before=0.125, after=0.5))
+    jobs.say(Job(1, "finished", arm, str(tmp_path / "a")))
+    jobs.say(Job(2, "failed", arm, str(tmp_path / "a"), "another run is at work there"))
+    jobs.say(finished(tmp_path / "b", 3, ["experiment=b", "seed=3"], before=0.125, after=0.25))
+    show_arms(jobs)
+    assert capsys.readouterr().out.splitlines() == [
+        "experiment=a: 1 run, 12.5 -> 50.0 %",
+        "experiment=b: 1 run, 12.5 -> 25.0 %",
+        "#0 experiment=a seed=3, #1 experiment=a seed=3, #2 experiment=a seed=3 are the same run, "
+        f"{tmp_path / 'a'}, and count once",
+        f"compare: edge-grpo-report runs={tmp_path}",
+    ]
+
+
 def test_a_stopped_sweep_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,7 +87,8 @@ def time_left(jobs: Sequence[Job], total: int | None, elapsed_s: float) -> str:
 
 def show_arms(jobs: Jobs) -> None:
     """Print what each arm came to, over its seeds, and the command that compares them; nothing without a result."""
-    rows = arms(jobs.read())
+    begun = jobs.read()
+    rows = arms(begun)
     if not rows:
         return
     console = terminal()
@@ -99,23 +100,48 @@ def show_arms(jobs: Jobs) -> None:
         for name, figures in rows.items():
             table.add_row(Text(name), *figures.values())
         console.print(table)
+    for line in same_runs(begun):
+        print(line)
     print(f"compare: edge-grpo-report runs={shlex.quote(str(_relative(jobs.sweep)))}", flush=True)
 
 
 def arms(jobs: Sequence[Job]) -> dict[str, dict[str, str]]:
     """Arm -> figures of its finished runs: their number, the held-out accuracy before and after, its deviation.
 
-    An arm is what was typed for a job, without its seed and without what was typed for all jobs.
+    An arm is what was typed for a job, without its seed and without what was typed for all jobs. Jobs of one folder
+    are one run.
     """
     common = set.intersection(*(set(job.overrides) for job in jobs)) if jobs else set()
     found: dict[str, list[Any]] = {}
-    for job in jobs:
+    for job in _by_folder(jobs).values():
         # Of a job that did not finish there may be a summary of an earlier time, when the run was to be shorter.
         summary = _summary(Path(job.folder)) if job.state == "finished" else None
         if summary is not None:
             own = [text for text in job.overrides if text not in common and not text.startswith("seed=")]
             found.setdefault(" ".join(own) or str(summary["name"]), []).append(summary["accuracy"])
     return {name: _figures(accuracies) for name, accuracies in found.items()}
+
+
+def same_runs(jobs: Sequence[Job]) -> list[str]:
+    """A line for each folder that several jobs have, since the same settings were typed twice.
+
+    >>> same_runs([Job(num, "finished", ["seed=3"], "sweep/seed=3") for num in (0, 1)])
+    ['#0 seed=3, #1 seed=3 are the same run, sweep/seed=3, and count once']
+    """
+    titles: dict[str, list[str]] = {}
+    for job in jobs:
+        titles.setdefault(job.folder, []).append(job.title)
+    of_several = {folder: same for folder, same in titles.items() if len(same) > 1}
+    return [f"{', '.join(same)} are the same run, {folder}, and count once" for folder, same in of_several.items()]
+
+
+def _by_folder(jobs: Sequence[Job]) -> dict[str, Job]:
+    """The job of each folder; of several there a finished one, since the others may have met it at work."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        if job.folder not in found or job.state == "finished":
+            found[job.folder] = job
+    return found
 
 
 def _figures(accuracies: Sequence[Any]) -> dict[str, str]:
