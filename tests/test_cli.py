@@ -1,6 +1,7 @@
 """The command line as a person meets it: processes of their own, with their argv, and a small config tree."""
 
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from forks import Forks
 from omegaconf import OmegaConf
 
 import edge_grpo
+from edge_grpo.command_line import compose
 from edge_grpo.command_line import run as cli
 from edge_grpo.command_line.compose import parse
 from edge_grpo.command_line.run import quoted_path
@@ -88,7 +90,12 @@ cli.run(task, "train", check_directory=lambda folder, config: folder.mkdir(paren
 
 
 LOADING = "loading ...\n"
+CHECKING = re.compile(r"checking (\d+ jobs|a sweep) \.\.\.\n")
 ENVIRONMENT = {"PYTHONPATH": str(REPO), "PATH": "/usr/bin:/bin"}
+
+
+def without_progress(stderr: str) -> str:
+    return CHECKING.sub("", stderr, count=1).removeprefix(LOADING)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +206,7 @@ REFUSED = {
 def test_a_mistake_is_one_line_and_exit_code_2(app: App, case: str) -> None:
     argv, message = REFUSED[case]
     done = app(*argv)
-    assert (done.returncode, done.stderr.removeprefix(LOADING)) == (2, f"error: {message}\n")
+    assert (done.returncode, without_progress(done.stderr)) == (2, f"error: {message}\n")
 
 
 def test_the_version_is_ours_and_that_of_the_libraries(app: App) -> None:
@@ -213,8 +220,8 @@ def test_the_version_is_ours_and_that_of_the_libraries(app: App) -> None:
 
 def test_null_is_none_to_an_agent_alone(app: App) -> None:
     text = "advantage.clamp=None"
-    assert app(text).stderr.removeprefix(LOADING) == "error: advantage.clamp=None: expected a number\n"
-    typed = app(text, WANDB_SWEEP_ID="a").stderr.removeprefix(LOADING)
+    assert without_progress(app(text).stderr) == "error: advantage.clamp=None: expected a number\n"
+    typed = without_progress(app(text, WANDB_SWEEP_ID="a").stderr)
     assert typed == "error: advantage.clamp=null: expected a number\n"
 
 
@@ -228,7 +235,7 @@ def test_a_path_of_any_name_is_read_as_it_is(name: str, tmp_path: Path) -> None:
 
 def test_an_interrupt_before_there_is_anything_to_save_is_one_line(app: App) -> None:
     done = app("seed=15", "hydra.run.dir=mine")
-    assert (done.returncode, done.stderr.removeprefix(LOADING)) == (
+    assert (done.returncode, without_progress(done.stderr)) == (
         130,
         "stopped; to start again: edge-grpo-train seed=15 hydra.run.dir=mine\n",
     )
@@ -288,6 +295,41 @@ def test_a_sweep_outlives_a_failing_job_and_names_it(app: App) -> None:
     jobs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
     assert [name.rpartition("-")[0] for name in jobs] == [f"data.path=a-b,seed={seed}" for seed in (1, 13, 2)]
     assert "Traceback" in (sweep / jobs[1] / "train.log").read_text()
+
+
+def test_a_sweep_says_at_once_how_many_jobs_it_checks(app: App) -> None:
+    done = app("-m", "advantage=vanilla,entropy_driven", "seed=range(0,3)")
+    assert done.returncode == 0
+    assert done.stderr == f"checking 6 jobs ...\n{LOADING}"
+    assert app("-m", "seed=1").stderr == LOADING
+
+
+def test_a_check_that_takes_long_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 60.0, 64.0, 65.0, 66.0])  # the first item imported for a minute
+    monkeypatch.setattr(compose.time, "monotonic", lambda: next(clock))
+    assert list(compose.counted(list("abcd"), "values checked")) == list("abcd")
+    assert capsys.readouterr().err == "3 of 4 values checked ...\n"
+
+
+def test_a_sweep_composes_a_choice_of_groups_once(app: App) -> None:
+    """Hydra would compose every job before the first begins."""
+    (app.folder / "counting.py").write_text(
+        "from hydra._internal.config_loader_impl import ConfigLoaderImpl\n"
+        "whole, composed = ConfigLoaderImpl.load_sweep_config, []\n"
+        "def counting(self, *given, **named):\n"
+        "    composed.append(given)\n"
+        "    return whole(self, *given, **named)\n"
+        "ConfigLoaderImpl.load_sweep_config = counting\n"
+        "import runpy\n"
+        "runpy.run_path('train.py', run_name='__main__')\n"
+        "print(len(composed), 'composed')\n"
+    )
+    argv = ["-m", "advantage=vanilla,entropy_driven", "advantage.clamp=1,2", "seed=1,2,3"]
+    done = app.forks.run("counting.py", *argv, cwd=app.folder, env=ENVIRONMENT, timeout=60)
+    assert done.stdout.count("ran ") == 12, done.stderr
+    assert done.stdout.endswith(f"{2 + 12} composed\n")  # before the first job, and each job itself
 
 
 def test_a_sweep_in_the_folder_of_another_finds_its_jobs(app: App) -> None:

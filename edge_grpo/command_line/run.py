@@ -26,7 +26,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.command_line.again import again
 from edge_grpo.command_line.check import NOTHING_INJECTED, check_config
-from edge_grpo.command_line.compose import BASIC_LAUNCHER, Checked, check_command_line, key_of, parse
+from edge_grpo.command_line.compose import (
+    BASIC_LAUNCHER,
+    Checked,
+    check_command_line,
+    composing_each_choice,
+    key_of,
+    parse,
+)
 from edge_grpo.command_line.jobs import Job, Jobs, JobState
 from edge_grpo.command_line.resources import take_cores, take_gpus
 from edge_grpo.command_line.version import version_text
@@ -182,7 +189,7 @@ def run(
             job.jobs = Jobs(Path(checked.folder))
             around = around_sweep(job.jobs, checked) if around_sweep is not None else around
     try:
-        with around:
+        with around, composing_each_choice():
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
     except KeyboardInterrupt:  # a run that is at work answers itself, and a sweep has told
         _interrupted(tell=job.jobs is None)
