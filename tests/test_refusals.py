@@ -33,6 +33,16 @@ WITHOUT_DATA = [
     ("trainer.strategy=fsdp2", "fsdp2 spreads the policy over ranks, and here is one"),
     ("trainer.strategy=fsdp2 trainer.devices=2 trainer.precision=64-true", "precision=64-true does not go with"),
     ("trainer.strategy=fsdp2 trainer.devices=2 model.lora.r=4", "set trainer=ddp, or model.lora.r=null"),
+    ("optimizer.lr=-1", "optimizer.lr=-1 must be at least 0 and finite"),
+    ("optimizer.lr=nan", "optimizer.lr=nan must be at least 0"),
+    ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1 must be at least 0"),
+    ("optimizer.betas=[0.9,1.0]", "optimizer.betas=[0.9, 1.0] must be at least 0 and below 1"),
+    ("optimizer=adamw_8bit optimizer.lr=-1", "optimizer.lr=-1 must be at least 0"),
+    ("optimizer=adamw_offload optimizer.lr=inf", "optimizer.lr=inf must be at least 0"),
+    ("optimizer=adamw_kahan optimizer.eps=-1", "optimizer.eps=-1 must be at least 0"),
+    ("optimizer=adamw_fused +optimizer.foreach=true", "optimizer: `fused` and `foreach` cannot be `True` together."),
+    ("scheduler=cosine scheduler.num_warmup_steps=-1", "scheduler.num_warmup_steps=-1 must be at least 0"),
+    ("scheduler=phased_decay scheduler.phases=[{iterations:3,factor:1}]", "scheduler: no 'decay'"),
     ("trainer.strategy=fsdp2 trainer.devices=2 optimizer=adamw_8bit", "set optimizer=adamw"),
     ("trainer.strategy=fsdp2 trainer.devices=2 optimizer=adamw_kahan", "knows whole tensors alone"),
     ("trainer.strategy=fsdp2 trainer.devices=2 optimizer=adamw_offload", "knows whole tensors alone"),
@@ -111,6 +121,22 @@ def test_a_setting_that_is_right_comes_as_far_as_the_model(tmp_path, touched):
     with pytest.raises(AssertionError, match="the model is loaded"):
         train_run.run_experiment(cfg)
     assert touched == ["data", "model"]
+
+
+def test_a_warm_up_that_does_not_end_is_told(tmp_path, touched, caplog):
+    for steps, told in ((2, True), (1, False)):  # two iterations
+        caplog.clear()
+        cfg, _ = composed(
+            "train",
+            *SMALL_GRPO,
+            "scheduler=linear",
+            f"scheduler.num_warmup_steps={steps}",
+            "trainer.max_iterations=2",
+            f"paths.run_dir={tmp_path / str(steps)}",
+        )
+        with pytest.raises(AssertionError, match="the model is loaded"):
+            train_run.run_experiment(cfg)
+        assert ("the learning rate rises to the end" in caplog.text) == told
 
 
 def test_four_bits_are_not_made_on_a_gpu_to_be_moved_to_the_cpu(monkeypatch):

@@ -20,6 +20,7 @@ from edge_grpo.loggers.hooks import run_loggers
 from edge_grpo.loggers.identity import RUN_ID
 from edge_grpo.policy.sharding import whole
 from edge_grpo.programs.context import check_base_weights, check_context, check_sharding, warn_of_small_budget
+from edge_grpo.programs.optimiser import check_optimiser
 from edge_grpo.programs.plan_run import tell_plan
 from edge_grpo.programs.train_reports import report_data, write_results
 from edge_grpo.ranks.group import Ranks
@@ -156,6 +157,7 @@ def _parts(cfg: DictConfig, ranks: int) -> _Parts:
     """All but the model, with whatever can be refused without one: that should not wait for a model to load."""
     if cfg.seed < 0:
         raise UserError(f"seed={cfg.seed} must be at least 0")
+    check_optimiser(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     parts = _Parts(
         data=instantiate(cfg.data),
