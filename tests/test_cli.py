@@ -419,6 +419,17 @@ def test_help_is_a_page_for_people(app: App) -> None:
     assert all(len(line) <= 120 for line in done.stdout.splitlines())
 
 
+def test_help_of_a_group_are_its_options(app: App) -> None:
+    done = app("--help", "advantage")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "advantage: entropy_driven, vanilla")
+    assert "advantage=OPTION --cfg job --package advantage" in done.stdout
+    assert app("advantage=vanilla", "--cfg", "job", "--package", "advantage").stdout.splitlines()[-1] == "eps: 0.0001"
+    done = app("--help", "advntage")
+    told = "error: --help advntage: there is no group 'advntage'; did you mean advantage?\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    assert "Groups and their options" in app("--help", "seed=1").stdout
+
+
 def test_cfg_info_and_completion_answer_without_a_run(app: App) -> None:
     assert "clamp: 4" in app("--cfg", "job", "advantage.clamp=4", "data.path=???").stdout
     assert "advantage/vanilla" in app("--info", "defaults").stdout

@@ -251,7 +251,7 @@ class _Composer:
 
     def __init__(self, app: Hydra, config_name: str) -> None:
         self.app = app
-        self.loader = app.config_loader
+        self.loader: Any = app.config_loader
         self.config_name = config_name
 
     def compose(self, overrides: list[str]) -> DictConfig:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,7 +37,7 @@ from edge_grpo.command_line.compose import (
 from edge_grpo.command_line.jobs import Job, Jobs, JobState
 from edge_grpo.command_line.resources import take_cores, take_gpus
 from edge_grpo.command_line.version import version_text
-from edge_grpo.errors import UserError, message_of
+from edge_grpo.errors import UserError, message_of, nearest
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,29 @@ def option_list(*groups: str) -> str:
     return "\n".join(f"{group}: {', '.join(options)}" for group, options in names.items())
 
 
+def help_of(groups: Sequence[str]) -> str:
+    """What `--help GROUP ...` prints.
+
+    Raises:
+        UserError: there is no such group.
+
+    >>> print(help_of(["reflection"]).splitlines()[0])
+    reflection: forced
+    """
+    there = {
+        str(path.relative_to(config_dir())) for path in config_dir().rglob("*") if path.is_dir() and path.name[0] != "_"
+    }
+    for name in groups:
+        if name not in there:
+            near = nearest(name, there)
+            raise UserError(
+                f"--help {name}: there is no group {name!r}; "
+                + (f"did you mean {near}?" if near else f"there are {', '.join(sorted(there))}")
+            )
+    shown = f"{Path(sys.argv[0]).stem} {groups[0]}=OPTION --cfg job --package {groups[0].replace('/', '.')}"
+    return f"{option_list(*groups)}\nthe settings of an option: {shown}"
+
+
 for _resolver in (asset, run_dir, job_subdir, evaluation_dir, option_list):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
@@ -174,6 +197,10 @@ def run(
     sys.argv[1:] = [null_of_agent(quoted_path(expanded_home(text))) for text in sys.argv[1:]]
     try:
         args = get_args_parser().parse_args()
+        words = [text for text in args.overrides if "=" not in text and not text.startswith("~")]
+        if args.help and words:
+            print(help_of(words))
+            return
         _replay_resumed(args)
         checked = check_command_line(args, job, config_dir(), config_name, injected, check_directory)
     except UserError as error:
