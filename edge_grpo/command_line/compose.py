@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from edge_grpo.command_line.check import check_config, one_line, to_dict
+from edge_grpo.command_line.other_names import ours_of
 from edge_grpo.command_line.words import NULL
 from edge_grpo.errors import UserError, nearest
 
@@ -311,10 +312,14 @@ class _Composer:
 
 def _explain_key(key: str, keys: set[str]) -> str:
     ours = {name for name in keys if name.startswith("hydra") == key.startswith("hydra")}
+    if "trainer" in keys and (other := ours_of(key, keys)):
+        return f"there is no setting {key!r}; did you mean {other}?"
     near = nearest(key, (name for name in ours if not key.startswith(f"{name}.")))
+    parent, _, leaf = key.rpartition(".")
+    if not near and parent not in ours:
+        near = nearest(leaf, (name for name in ours if name.rpartition(".")[2] == leaf))
     if near:
         return f"there is no setting {key!r}; did you mean {near}?"
-    parent = key.rpartition(".")[0]
     siblings = sorted(name.rpartition(".")[2] for name in ours if name.rpartition(".")[0] == parent)
     return f"there is no setting {key!r}" + (
         f"; {parent or 'the config'} has {', '.join(n for n in siblings if n[0] != '_')}" if siblings else ""
