@@ -1,10 +1,17 @@
 """Which runs are one arm, and what it is called."""
 
+import shlex
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import pandas as pd
+import pytest
 from hypothesis import given
 
+from edge_grpo.command_line.compose import parse
+from edge_grpo.errors import UserError
 from edge_grpo.reporting.arms import label_arms, newest_of_each_seed
+from edge_grpo.reporting.build import _arms
 from edge_grpo.reporting.runs import Run
 
 
@@ -103,3 +110,16 @@ def test_a_name_that_one_arm_has_says_it_all():
     ]
     told = ["vanilla", "sft", "eda, trainer.max_iterations=5", "eda, trainer.max_iterations=7"]
     assert label_arms(runs) == told
+
+
+def test_the_baseline_may_be_a_value_that_one_label_alone_has():
+    members = [SimpleNamespace(arm=arm) for arm in ("advantage=vanilla", "advantage=opo", "advantage=opo, loss.beta=1")]
+    assert _arms(members, "vanilla").baseline == "advantage=vanilla"
+    assert _arms(members, "loss.beta=1").baseline == "advantage=opo, loss.beta=1"
+    assert _arms(members, "advantage=opo").baseline == "advantage=opo"  # a label itself
+    for typed, told in (("opo", "several arms have that value"), ("van", "no arm of finished runs has that label")):
+        with pytest.raises(UserError, match=rf"baseline={typed}: {told}; there are: ") as caught:
+            _arms(members, typed)
+    shown = str(caught.value).partition("in quotes: ")[2]
+    (override,) = parse(shlex.split(shown))  # as a shell and Hydra read it
+    assert (override.key_or_group, override.value()) == ("baseline", "advantage=vanilla")

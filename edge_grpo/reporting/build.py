@@ -45,7 +45,8 @@ def write_report(
         runs: folders above training runs, or W&B projects as `wandb:entity/project`.
         arms: names that there should be, a run's `name` each, in the order of the tables; one of which there is no run
             is told of. null for the order in which the runs are found.
-        baseline: label of the arm that the others are compared with; null for the first.
+        baseline: label of the arm that the others are compared with, or a setting or value that its label alone has;
+            null for the first.
         evaluation_name: of the evaluations that the tables show; null for each run's last one.
         bootstrap: of the intervals over seeds.
         layout: of LaTeX tables and figures, and the names of arms and columns.
@@ -151,9 +152,29 @@ def _check_evaluation(name: str | None, members: Sequence[Member]) -> None:
 def _arms(members: Sequence[Member], baseline: str | None) -> Arms:
     seeds = Counter(member.arm for member in members)
     if baseline is not None and baseline not in seeds:
-        options = "; ".join(seeds) or "none, no run has finished"
-        raise UserError(f"baseline={baseline}: no arm of finished runs has that label; there are: {options}")
+        of_value = [label for label in seeds if baseline in _values_in(label)]
+        if len(of_value) != 1:
+            options = "; ".join(of_value or seeds) or "none, no run has finished"
+            what = "several arms have that value" if of_value else "no arm of finished runs has that label"
+            raise UserError(f"baseline={baseline}: {what}; there are: {options}{_as_typed(of_value or list(seeds))}")
+        baseline = of_value[0]
     return Arms(dict(seeds), baseline or next(iter(seeds), ""))
+
+
+def _values_in(label: str) -> list[str]:
+    """The settings of a label, and their values alone.
+
+    >>> _values_in("edge_grpo, advantage=vanilla, loss.beta=0.1")
+    ['edge_grpo', 'advantage=vanilla', 'vanilla', 'loss.beta=0.1', '0.1']
+    """
+    parts = (part.rpartition("=") for part in label.split(", "))
+    return [text for key, equals, value in parts for text in dict.fromkeys((f"{key}{equals}{value}", value))]
+
+
+def _as_typed(labels: Sequence[str]) -> str:
+    """How the first label that Hydra would not read as it is is typed into a shell; "" where there is none."""
+    special = next((label for label in labels if set(label) & set("=, ()")), None)
+    return "" if special is None else "; a label is typed in quotes: " + shlex.quote(f'baseline="{special}"')
 
 
 def _notes(members: Sequence[Member], total: int, confidence: float) -> list[str]:
