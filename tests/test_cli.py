@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from forks import Forks
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import edge_grpo
@@ -484,3 +485,26 @@ def test_the_data_and_the_folder_of_a_run_may_lie_at_home(app: App) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == [f"{app.folder}/problems.jsonl", f"{app.folder}/mine"]
     assert (app.folder / "mine").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("typed", "advantage", "correction", "name"),
+    [
+        ([], "entropy_driven", "guided", "edge_grpo"),
+        (["advantage.clamp=4"], "entropy_driven", "guided", "edge_grpo"),
+        (["advantage=ngrpo", "correction=none"], "ngrpo", "none", "ngrpo"),
+        (["advantage=ngrpo"], "ngrpo", "guided", "ngrpo-guided"),
+        (["correction=none"], "entropy_driven", "none", "entropy_driven"),
+        (["experiment=edge_grpo", "advantage=ngrpo"], "ngrpo", "guided", "edge_grpo"),  # as it was asked for
+    ],
+)
+def test_a_run_is_not_called_after_a_method_that_it_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], advantage: str, correction: str, name: str
+) -> None:
+    hydra = {
+        "overrides": {"task": typed},
+        "runtime": {"choices": {"advantage": advantage, "correction": correction}},
+    }
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
+    text = OmegaConf.load(REPO / "conf/experiment/edge_grpo.yaml").name
+    assert text == name

@@ -135,6 +135,24 @@ def typed(*keys: str) -> bool:
     return any(name == key or name.startswith(f"{key}.") for name in found for key in keys)
 
 
+def arm_name(name: str, advantage: str, correction: str) -> str:
+    """The name of the default experiment, unless its strategies were exchanged without a word of an experiment.
+
+    `advantage=ngrpo correction=none` is called ngrpo, `advantage=ngrpo` alone ngrpo-guided.
+
+    Args:
+        name: of the experiment.
+        advantage, correction: its options.
+    """
+    if not typed("advantage", "correction") or typed("experiment", "name"):
+        return name
+    choices = HydraConfig.get().runtime.choices
+    chosen = (str(choices.get("advantage")), str(choices.get("correction")))
+    if chosen == (advantage, correction):
+        return name
+    return "-".join(option for option in chosen if option not in ("none", "None"))
+
+
 def option_list(*groups: str) -> str:
     """Config groups with their options, a line each (`${option_list:model,...}`), for --help.
 
@@ -168,7 +186,7 @@ def help_of(groups: Sequence[str]) -> str:
     return f"{option_list(*groups)}\nthe settings of an option: {shown}"
 
 
-for _resolver in (asset, run_dir, job_subdir, evaluation_dir, option_list):
+for _resolver in (asset, run_dir, job_subdir, evaluation_dir, arm_name, option_list):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
