@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from edge_grpo.callbacks.samples import recorded_rows
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.metrics import describe
 from edge_grpo.policy.tiny import CHAT_TEMPLATE, byte_tokenizer, random_tiny_policy
+from edge_grpo.programs import train_reports
 from edge_grpo.programs.metrics_page import of_strategies
 from edge_grpo.runs.status import write_status
 from edge_grpo.runs.training_figure import draw_training_figure
@@ -158,6 +160,40 @@ def test_a_run_that_was_killed_while_it_exported_still_reaches_wandb(tmp_path, m
     for row in (*expected, *found):  # table and page of samples are objects
         assert (row.pop("samples", None), row.pop("samples_page", None)) == (None, None)
     assert found == expected
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_model_is_written_whole_or_not_at_all(tmp_path, monkeypatch, saved):
+    """On a full disk a folder with a config and no weights was left, and a checkpoint promised that was not there."""
+
+    class Full:
+        room = False
+
+        def save(self, folder):
+            folder.mkdir()
+            (folder / "config.json").write_text("{}")
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            (folder / "model.safetensors").touch()
+
+    monkeypatch.setattr(sys, "argv", ["/bin/edge-grpo-train", "seed=1"])
+    if saved:
+        (tmp_path / "checkpoints/iteration-000005").mkdir(parents=True)
+    policy = Full()
+    with pytest.raises(UserError, match="the model cannot be written") as caught:
+        train_reports._export(policy, tmp_path / "model")
+    way_on = f"go on from the last checkpoint: edge-grpo-train resume={tmp_path}"
+    start_over = "train again, for no checkpoint could be written: edge-grpo-train seed=1"
+    assert str(caught.value).endswith(f"make room and {way_on if saved else start_over}")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"] * saved
+    policy.room = True
+    for _ in range(2):  # in place of an earlier one too
+        train_reports._export(policy, tmp_path / "model")
+        assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    policy.room = False
+    with pytest.raises(UserError):
+        train_reports._export(policy, tmp_path / "model")
+    assert (tmp_path / "model/model.safetensors").exists()  # the earlier one stays
 
 
 def test_a_run_cannot_become_shorter_than_it_is(tmp_path):

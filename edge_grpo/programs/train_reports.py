@@ -2,17 +2,20 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from edge_grpo.command_line.again import again
 from edge_grpo.data.bad_rows import report_bad_rows
 from edge_grpo.data.checks import why_failed
 from edge_grpo.errors import UserError
 from edge_grpo.loggers.csv import recorded
 from edge_grpo.policy.base import Policy
+from edge_grpo.runs.checkpoints import checkpoints
 from edge_grpo.runs.ownership import SUMMARY
 from edge_grpo.runs.status import write_whole
 from edge_grpo.runs.summary_table import show_summary
@@ -77,12 +80,20 @@ def write_results(
 
 
 def _export(policy: Policy, folder: Path) -> None:
+    """Write the model whole or not at all: nobody finds a folder without weights."""
+    unfinished = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        policy.save(folder)
+        policy.save(unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.replace(folder)
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        saved = checkpoints(folder.parent / "checkpoints")
+        way_on = again([f"resume={folder.parent}"] if saved else None)
+        what = "go on from the last checkpoint" if saved else "train again, for no checkpoint could be written"
         raise UserError(
-            f"{folder}: the model cannot be written ({str(error).splitlines()[0]}): make room and run the command "
-            "again, which goes on from the last checkpoint"
+            f"{folder}: the model cannot be written ({str(error).splitlines()[0]}): make room and {what}: {way_on}"
         ) from error
 
 

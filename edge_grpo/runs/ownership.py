@@ -26,6 +26,7 @@ WRITTEN = (
         "rank-*.log",
         "training.png",
         "model",
+        "model.tmp",
         "checkpoints",
         "evaluation",
         "tensorboard",
