@@ -130,6 +130,13 @@ def test_refused(values: dict[str, Any], message: str) -> None:
     assert str(caught.value).replace(f"{__name__}.", "test_config.") == message
 
 
+def test_a_value_is_refused_under_the_key_that_it_was_typed_for() -> None:
+    cfg = config(num_generations="${middle}")
+    cfg.update(seed="abc", middle="${seed}")
+    with pytest.raises(UserError, match=r"^seed=abc: expected a whole number$"):
+        check_config(cfg)
+
+
 @pytest.mark.parametrize(
     ("target", "home"),
     [

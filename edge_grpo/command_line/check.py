@@ -58,6 +58,19 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+class _WrongValue(UserError):
+    """A value that its annotation refuses.
+
+    Args:
+        key: dotted.
+        problem: what follows the key.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}={problem}")
+        self.key, self.problem = key, problem
+
+
 def check_config(
     cfg: DictConfig,
     injected: Mapping[str, frozenset[str]] = NOTHING_INJECTED,
@@ -76,7 +89,22 @@ def check_config(
     """
     plain = to_dict(cfg)
     allowed = (*trusted, *(plain.get("allowed_targets") or ()))
-    _walk(plain, "", allowed, injected)
+    try:
+        _walk(plain, "", allowed, injected)
+    except _WrongValue as error:
+        raise UserError(f"{_origin(cfg, error.key)}={error.problem}") from error
+
+
+def _origin(cfg: DictConfig, key: str) -> str:
+    """The key that holds the value: of `${seed}`, seed."""
+    *parents, name = key.split(".")
+    try:
+        node = OmegaConf.select(cfg, ".".join(parents)) if parents else cfg
+        raw = OmegaConf.to_container(node, resolve=False)
+    except (OmegaConfBaseException, ValueError):
+        return key
+    found = re.fullmatch(r"\$\{([\w.]+)\}", str(raw.get(name)) if isinstance(raw, dict) else "")
+    return _origin(cfg, found.group(1)) if found and not found.group(1).startswith(".") else key
 
 
 def _walk(node: Any, key: str, allowed: tuple[str, ...], injected: Mapping[str, frozenset[str]]) -> None:
@@ -198,9 +226,9 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
     if adapter is None:
         return
     if value == "None" and _takes(adapter, None):
-        raise UserError(f"{key}=None: {NULL}")
+        raise _WrongValue(key, f"None: {NULL}")
     if not _takes(adapter, value):
-        raise UserError(f"{key}={as_typed(value)}: expected {in_words(annotation)}")
+        raise _WrongValue(key, f"{as_typed(value)}: expected {in_words(annotation)}")
 
 
 def _takes(adapter: TypeAdapter[Any], value: Any) -> bool:
