@@ -166,6 +166,24 @@ def test_a_target_that_cannot_be_imported_is_refused() -> None:
             check_config(config(_target_=target))
 
 
+def test_a_module_of_ones_own_is_found_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    (tmp_path / "of_my_own.py").write_text("class Rank:\n    pass\n")
+    monkeypatch.delitem(sys.modules, "of_my_own", raising=False)
+    node = {"_target_": "of_my_own.Rank"}
+    with pytest.raises(UserError, match=r"allowed_targets=\[of_my_own\]"):  # trust is asked for as before
+        check_config(OmegaConf.create({"x": node, "allowed_targets": []}))
+    assert "of_my_own" not in sys.modules
+    check_config(OmegaConf.create({"x": node, "allowed_targets": ["of_my_own"]}))
+    cfg = OmegaConf.create({"x": {"_target_": "of_nobody.Rank"}, "allowed_targets": ["of_nobody"]})
+    message = rf"x\._target_=of_nobody\.Rank: no module of_nobody in {tmp_path}, on PYTHONPATH or installed"
+    with pytest.raises(UserError, match=message):
+        check_config(cfg)
+
+
 def test_what_the_program_passes_is_not_required_and_not_configurable() -> None:
     cfg = config(grader={"_target_": "toy.Part", "size": 1})
     injected = {"algorithm.grader": frozenset({"owner"})}

@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
@@ -18,6 +19,7 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
 from edge_grpo.command_line.words import NULL, as_typed, in_words
 from edge_grpo.errors import UserError, nearest
+from edge_grpo.importing import search_in
 
 ALLOWED_TARGETS = ("edge_grpo", "torch", "pytorch_lightning", "transformers")
 # Where classes that pytorch_lightning hands on are defined.
@@ -58,6 +60,12 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def find_allowed(cfg: DictConfig) -> None:
+    """Find the modules of `allowed_targets` in the working directory too, as `reward.function` does."""
+    if cfg.get("allowed_targets"):
+        search_in(os.getcwd())
+
+
 class _WrongValue(UserError):
     """A value that its annotation refuses.
 
@@ -89,6 +97,7 @@ def check_config(
     """
     plain = to_dict(cfg)
     allowed = (*trusted, *(plain.get("allowed_targets") or ()))
+    find_allowed(cfg)
     try:
         _walk(plain, "", allowed, injected)
     except _WrongValue as error:
@@ -135,6 +144,10 @@ def _import_target(target: object, key: str, allowed: tuple[str, ...]) -> Callab
     try:
         found = _locate(target)
     except (ImportError, ValueError) as error:
+        module = target.partition(".")[0]
+        if getattr(_first_cause(error), "name", None) == module and module not in ALLOWED_TARGETS:
+            found_in = f"in {os.getcwd()}, on PYTHONPATH or installed"
+            raise UserError(f"{name}={target}: no module {module} {found_in}") from error
         raise UserError(f"{name}={target}: {one_line(error)}") from error
     if not callable(found):
         raise UserError(f"{name}={target}: not a class or function")
@@ -146,6 +159,10 @@ def _import_target(target: object, key: str, allowed: tuple[str, ...]) -> Callab
             f"if you trust it, add its module: allowed_targets=[{home}]"
         )
     return found
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 def _is_under(name: str, prefixes: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from edge_grpo.callbacks.iteration_checkpoint import IterationCheckpoint, saving_signal_ignored
 from edge_grpo.callbacks.step_rows import cut_back as cut_rows_back
-from edge_grpo.command_line.check import instantiate, to_dict
+from edge_grpo.command_line.check import find_allowed, instantiate, to_dict
 from edge_grpo.errors import UserError, message_of
 from edge_grpo.evaluation.periodic import PeriodicEvaluation
 from edge_grpo.loggers.csv import cut_back
@@ -78,6 +78,7 @@ def follow_experiment(job: Mapping[str, Any], ranks: Ranks) -> None:
     silence_expected_warnings()
     cfg = OmegaConf.create(job["config"])
     assert isinstance(cfg, DictConfig)
+    find_allowed(cfg)
     folder, checkpoint = Path(cfg.paths.run_dir), job["checkpoint"] and Path(job["checkpoint"])
     check_shared(folder, job["holder"], checkpoint)
     log_to(folder, ranks.rank)
