@@ -164,6 +164,10 @@ REFUSED = {
         """cannot read 'data.path=a=b'; quote special characters: 'data.path="a=b"'""",
     ),
     "no =": (["seed"], "cannot read 'seed'; settings look like key=value"),
+    "-m between settings": (
+        ["seed=1,2", "-m", "advantage.clamp=3"],
+        "advantage.clamp=3 stands behind a flag and the settings before it: put flags such as -m first",
+    ),
     "sweep without -m": (
         ["seed=1,2"],
         "seed=1,2 holds several values: add --multirun to run each, or write one list as key=[a,b]",

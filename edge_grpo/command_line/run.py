@@ -214,7 +214,12 @@ def run(
         return
     sys.argv[1:] = [null_of_agent(quoted_path(expanded_home(text))) for text in sys.argv[1:]]
     try:
-        args = get_args_parser().parse_args()
+        parser = get_args_parser()
+        args, rest = parser.parse_known_args()
+        if any(text.startswith("-") for text in rest):
+            parser.parse_args()  # says that it is unknown, and exits
+        if rest:  # which it would call unknown too
+            raise UserError(f"{rest[0]} stands behind a flag and the settings before it: put flags such as -m first")
         words = [text for text in args.overrides if "=" not in text and not text.startswith("~")]
         if args.help and words:
             print(help_of(words))
