@@ -357,12 +357,17 @@ def test_a_repeated_question_is_never_held_out(tmp_path: Path) -> None:
     ):
         divided(f"data.path={path}", "data.held_out_count=3")
     write_json(path, [*ROWS, *ROWS])
-    with pytest.raises(UserError, match=r"0 of them .*; none can be: name held-out rows in data\.held_out_path"):
+    with pytest.raises(
+        UserError, match=r"has 12 good rows, and each question occurs more than once, so none can be held out; name "
+    ):
         divided(f"data.path={path}", "data.held_out_count=1")
     write_json(path, ROWS)
     assert len(divided(f"data.path={path}", "data.held_out_count=5")[0]) == 1
-    with pytest.raises(UserError, match=r"6 of them .*; set it to 1 to 5, as one row must be left to train on"):
+    with pytest.raises(UserError, match=r"has 6 good rows; set it to 1 to 5, as one row must be left to train on"):
         divided(f"data.path={path}", "data.held_out_count=6")
+    write_json(path, ROWS[:1])
+    with pytest.raises(UserError, match=r"has 1 good row, which is trained on, so none can be held out; name held-out"):
+        divided(f"data.path={path}", "data.held_out_count=1")
 
 
 def test_held_out_problems_of_another_file(tmp_path: Path) -> None:
@@ -451,8 +456,9 @@ def test_a_column_that_is_named_and_not_there_is_refused(tmp_path: Path) -> None
     for field, name, hint in (
         ("solution", "solutoin", r"; did you mean data\.columns\.solution=\[solution\]\?"),
         ("correctness_rate", "rates", r"; did you mean data\.columns\.correctness_rate=\[rate\]\?"),
-        ("id", "number", r": leave data\.columns\.id out"),
-        ("system", "prefix", r": leave data\.columns\.system out"),
+        ("id", "number", r": name one that is there in data\.columns\.id, or leave that out"),
+        ("system", "prefix", r": name one that is there in data\.columns\.system, or leave that out"),
+        ("answer", "zzz", r": name one that is there in data\.columns\.answer, or leave that out"),
     ):
         with pytest.raises(UserError, match=rf"train\.json: no {field} column; looked for {name}, found .*{hint}$"):
             divided(*paths, *columns, f"data.columns.{field}=[{name}]")

@@ -228,8 +228,12 @@ def _no_column(
     wanted = sorted(names, key=lambda name: "." in name)
     there = _names(rows)
     near = _meant(wanted, field, there)
-    other = ": set data.columns.{}=[...]" if field in ("question", "answer") else ": leave data.columns.{} out"
-    hint = f"; did you mean data.columns.{field}=[{near}]?" if near else other.format(field)
+    if near:
+        hint = f"; did you mean data.columns.{field}=[{near}]?"
+    elif field in missing:
+        hint = f": name one that is there in data.columns.{field}, or leave that out"
+    else:
+        hint = f": set data.columns.{field}=[...]"
     return UserError(f"{source}: no {field} column; looked for {', '.join(wanted)}, found {', '.join(there)}{hint}")
 
 

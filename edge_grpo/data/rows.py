@@ -167,15 +167,19 @@ def hold_out(
     candidates = [i for i, problem in enumerate(problems) if copies[asked(problem)] == 1]
     most = min(len(candidates), len(problems) - trained_on)
     if not 1 <= count <= most:
+        rows = f"{source} has {len(problems)} good row{'s' if len(problems) != 1 else ''}"
+        if not candidates:
+            rows += ", and each question occurs more than once, so none can be held out"
+        elif not most:
+            rows += ", which is trained on, so none can be held out"
+        elif len(candidates) < len(problems):
+            rows += f", {len(candidates)} of them with a question that occurs once"
         if trained_on:
-            way_out = f"set it to 1 to {most}, as one row must be left to train on, or" if most else "none can be:"
-            way_out += " name held-out rows in data.held_out_path (data=hub: data.held_out_split)"
+            way_out = f"set it to 1 to {most}, as one row must be left to train on, or " if most else ""
+            way_out += "name held-out rows in data.held_out_path (data=hub: data.held_out_split)"
         else:
             way_out = f"set it to 1 to {most}, or to null for all of them" if most else "set it to null for all of them"
-        raise UserError(
-            f"data.held_out_count={count}: {source} has {len(problems)} good rows, {len(candidates)} of them with a "
-            f"question that occurs once; {way_out}"
-        )
+        raise UserError(f"data.held_out_count={count}: {rows}; {way_out}")
     order = torch.randperm(len(candidates), generator=stage_generator(0, "held_out")).tolist()
     chosen = {candidates[i] for i in order[-count:]}
     rest = [problem for i, problem in enumerate(problems) if i not in chosen]
