@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from edge_grpo.data.base import ProblemDataModule
 from edge_grpo.data.templates import ChatTemplate, TextTemplate
 from edge_grpo.errors import UserError
 from edge_grpo.policy.tiny import byte_tokenizer
+from edge_grpo.programs.train_reports import report_data
 from edge_grpo.types.problems import Problem, ProblemBatch, Turn
 
 NEEDS_SOLUTION = frozenset({"answers", "solution"})
@@ -359,3 +361,13 @@ def test_a_lightning_epoch_is_an_iteration() -> None:
     )
     trainer.fit(module, datamodule=data)
     assert module.seen == [[p.id for p in data.problems_at(i)] for i in range(4)]
+
+
+@pytest.mark.parametrize(("count", "told"), [(5, False), (4, True)])  # one of them is held out; 4 an iteration
+def test_an_iteration_of_more_problems_than_there_are_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, told: bool
+) -> None:
+    data = loaded(Given(problems(count)))
+    report_data(data, tmp_path)
+    assert ("an iteration has the same problem more than once" in caplog.text) == told
+    assert (len({p.id for p in data.problems_at(0)}) < 4) == told

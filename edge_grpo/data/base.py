@@ -152,6 +152,11 @@ class ProblemDataModule(pl.LightningDataModule):
             "held-out problems": fingerprint(self.held_out_problems),
         }
 
+    @property
+    def repeats_in_iteration(self) -> bool:
+        """Whether an iteration has more problems than there are, so that some are in it several times."""
+        return self.problems_per_iteration > len(self.train_problems)
+
     def problems_at(self, iteration: int, *, rank: int = 0, world_size: int = 1) -> list[Problem]:
         """This rank's problems of an iteration.
 

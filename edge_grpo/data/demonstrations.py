@@ -63,6 +63,11 @@ class DemonstrationDataModule(ArithmeticDataModule):
         self._tokenizer = tokenizer
         self._reserved = {p.question for p in (*self.train_problems, *self.held_out_problems)}
 
+    @property
+    def repeats_in_iteration(self) -> bool:
+        """Never: they are made."""
+        return False
+
     def problems_at(self, iteration: int, *, rank: int = 0, world_size: int = 1) -> list[Problem]:
         """Fresh demonstrations; no question of the training or held-out set is among them."""
         rng = random.Random(stage_seed(self.seed, "demonstrations", iteration=iteration, rank=rank))

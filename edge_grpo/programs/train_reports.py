@@ -28,6 +28,13 @@ log = logging.getLogger(__name__)
 def report_data(data: Any, folder: Path) -> None:
     """Write bad_rows.txt and failed_references.jsonl where there are such, and warn of them."""
     log.info("%d training problems, %d held out", len(data.train_problems), len(data.held_out_problems))
+    if data.repeats_in_iteration:
+        log.warning(
+            "data.problems_per_iteration=%d is above the %d training problems: an iteration has the same problem more "
+            "than once",
+            data.problems_per_iteration,
+            len(data.train_problems),
+        )
     report_bad_rows(data.bad_rows, folder)
     if data.failed_references:
         path = folder / "failed_references.jsonl"
