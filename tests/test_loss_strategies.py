@@ -253,3 +253,22 @@ def test_the_remark_at_the_start_names_what_of_this_loss_is_idle():
     assert "so loss.tau_positive and loss.tau_negative do nothing" in remarks("loss=sapo")[0]
     assert remarks("loss=dppo", "algorithm.update_epochs=2") == []
     assert remarks("loss=dppo", "algorithm.minibatch_rows=2") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("loss.epsilon_low=1.5 algorithm.update_epochs=2", ["loss.epsilon_low=1.5: no ratio is below 1 - epsilon_low"]),
+        ("loss.epsilon_low=0.9 algorithm.update_epochs=2", []),
+        ("allocation=reinforce_ada advantage=vanilla", ["is not the policy's rate: set advantage=pool_mean"]),
+        ("allocation=reinforce_ada advantage=pool_mean", []),
+        ("advantage=avspo group_filter=drop_zero_variance", ["advantage (AVSPO) has none left to revive"]),
+        ("advantage=ngrpo group_filter=drop_same_outcome", ["advantage (NGRPO) has none left to revive"]),
+        ("advantage=ngrpo", []),
+        ("advantage=vanilla group_filter=drop_zero_variance", []),
+    ],
+)
+def test_strategies_that_leave_each_other_nothing_to_do_are_told_of(overrides, told):
+    found = [text for text in remarks(*overrides.split()) if "so loss.epsilon_low and loss.epsilon_high do" not in text]
+    assert len(found) == len(told)
+    assert all(expected in text for expected, text in zip(told, found, strict=True))

@@ -63,6 +63,8 @@ class AVSPO(RewardAdvantage):
     tensor([-0.8429, -0.8429, -0.8429, -0.8429])
     """
 
+    revives = True  # groups of equal rewards, which a group filter may have dropped
+
     threshold: float
     step: float
     min_threshold: float

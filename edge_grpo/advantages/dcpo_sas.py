@@ -44,6 +44,8 @@ class SmoothAdvantage(RewardAdvantage):
     tensor([-0.2611, -0.2611, -0.2611, -0.2611])
     """
 
+    revives = True  # groups of equal rewards, which a group filter may have dropped
+
     eps: float
 
     def __post_init__(self) -> None:

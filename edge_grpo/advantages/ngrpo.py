@@ -30,6 +30,8 @@ class NGRPO(RewardAdvantage):
     tensor([-0.4472, -0.4472, -0.4472, -0.4472])
     """
 
+    revives = True  # groups of equal rewards, which a group filter may have dropped
+
     eps: float
 
     def __post_init__(self) -> None:

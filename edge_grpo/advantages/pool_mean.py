@@ -35,6 +35,8 @@ class PoolMean(RewardAdvantage):
     tensor([ 0.8125,  0.8125, -0.1875, -0.1875])
     """
 
+    reads_drawn = True  # the rewards of all responses that the allocation drew
+
     std: bool
     eps: float
 

@@ -35,6 +35,8 @@ class ZeroVariancePrompts(OverBase):
             [ 0.0000,  0.0000]])
     """
 
+    revives = True  # groups of equal rewards, which a group filter may have dropped
+
     alpha: float
 
     def __post_init__(self) -> None:

@@ -32,6 +32,8 @@ class Signed(RewardAdvantage):
     tensor([ 0.1000, -1.0000])
     """
 
+    revives = True  # groups of equal rewards, which a group filter may have dropped
+
     right: float
     wrong: float
 

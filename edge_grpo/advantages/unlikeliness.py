@@ -36,6 +36,8 @@ class Unlikeliness(RewardAdvantage):
     tensor([-1.1619, -0.3873,  0.3873,  1.1619])
     """
 
+    revives = True  # groups of equal rewards, which a group filter may have dropped
+
     beta: float
     eps: float
 

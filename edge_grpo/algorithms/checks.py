@@ -4,11 +4,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from edge_grpo.advantages.base import min_generations
 from edge_grpo.algorithms.mismatch import foreign_logprobs
 from edge_grpo.algorithms.states import parts_of
 from edge_grpo.corrections.base import Correction
 from edge_grpo.errors import UserError
+from edge_grpo.group_filters.base import Groups
 from edge_grpo.importance_corrections.base import ImportanceCorrection
 from edge_grpo.losses.base import Loss
 from edge_grpo.rollouts.base import RolloutEngine
@@ -159,9 +162,31 @@ def idle_settings(loss: Loss, correction: Correction, update_epochs: int, miniba
     idle = getattr(loss, "idle_at_ratio_one", "")
     off_policy = any(getattr(part, "makes_off_policy", False) for _, part in parts_of({"correction": correction}))
     if not idle or off_policy or update_epochs > 1 or minibatch_rows is not None:
+        if (low := getattr(loss, "epsilon_low", 0.0)) >= 1:
+            remarks.append(f"loss.epsilon_low={low}: no ratio is below 1 - epsilon_low, so nothing is clipped there")
         return remarks
     return [
         *remarks,
         f"update_epochs=1: the importance ratio is exactly 1, so {idle}; several optimiser steps a rollout "
         "(algorithm.update_epochs, algorithm.minibatch_rows) change that",
     ]
+
+
+def idle_strategies(allocation: Any, group_filter: Any, advantage: Any, num_generations: int) -> list[str]:
+    """Strategies that leave each other nothing to do, or a wrong baseline, a sentence each."""
+    remarks = []
+    parts = [part for _, part in parts_of({"advantage": advantage})]
+    if getattr(allocation, "wants_drawn_rewards", False) and not any(getattr(p, "reads_drawn", False) for p in parts):
+        remarks.append(
+            f"allocation ({type(allocation).__name__}) keeps half right and half wrong responses of those drawn, so "
+            f"their mean, which advantage ({type(advantage).__name__}) takes for its baseline, is not the policy's "
+            "rate: set advantage=pool_mean"
+        )
+    wrong_and_right = torch.tensor([[0.0], [1.0]]).expand(2, num_generations)
+    reviving = [type(part).__name__ for part in parts if getattr(part, "revives", False)]
+    if reviving and not group_filter(Groups(wrong_and_right, wrong_and_right == 1)).any():
+        remarks.append(
+            f"group_filter ({type(group_filter).__name__}) drops the groups of equal rewards, so advantage "
+            f"({reviving[0]}) has none left to revive: set group_filter=none"
+        )
+    return remarks

@@ -8,7 +8,7 @@ import torch
 
 from edge_grpo.advantages.base import Advantage
 from edge_grpo.algorithms.base import PolicyModule
-from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings
+from edge_grpo.algorithms.checks import check_minibatches, check_settings, idle_settings, idle_strategies
 from edge_grpo.algorithms.collapse import first_shares
 from edge_grpo.algorithms.drawing import Drawn
 from edge_grpo.algorithms.reports import declared
@@ -136,7 +136,10 @@ class GRPOBase(PolicyModule):
 
     def remarks(self) -> list[str]:
         """See `PolicyModule.remarks`."""
-        return idle_settings(self.loss, self.correction, self.update_epochs, self.minibatch_rows)
+        return [
+            *idle_settings(self.loss, self.correction, self.update_epochs, self.minibatch_rows),
+            *idle_strategies(self.allocation, self.group_filter, self.advantage, self.num_generations),
+        ]
 
     def check_ranks(self, ranks: int) -> None:
         """Refuse minibatches that so many ranks cannot share."""

@@ -30,6 +30,8 @@ class ReinforceAda:
         UserError: a number below 1.
     """
 
+    wants_drawn_rewards = True  # an advantage over all that was drawn
+
     until: Literal["balanced", "positive"]
     rows_per_round: int
     max_rounds: int
