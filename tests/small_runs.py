@@ -25,7 +25,7 @@ from wandb.proto import wandb_internal_pb2
 
 from edge_grpo.command_line.check import check_config
 from edge_grpo.command_line.compose import key_of, parse
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 from edge_grpo.programs import train_reports
 from edge_grpo.programs.train import INJECTED
 from edge_grpo.programs.train_run import run_experiment

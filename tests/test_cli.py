@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import edge_grpo
-from edge_grpo.command_line import compose
+from edge_grpo.command_line import compose, resolvers
 from edge_grpo.command_line import run as cli
 from edge_grpo.command_line.compose import parse
-from edge_grpo.command_line.run import quoted_path
+from edge_grpo.command_line.shell_words import expanded_home, quoted_path
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -65,11 +65,12 @@ class Vanilla:
 import sys
 from pathlib import Path
 
+from edge_grpo.command_line import resolvers
 from edge_grpo.command_line import run as cli
 from edge_grpo.command_line.check import instantiate
 from edge_grpo.errors import UserError
 
-cli.config_dir = lambda: Path(__file__).parent / "conf"
+cli.config_dir = resolvers.config_dir = lambda: Path(__file__).parent / "conf"
 
 
 def task(cfg):
@@ -348,11 +349,11 @@ def test_no_two_jobs_share_a_folder() -> None:
     # a/b and a?b read the same in a file name, and so do two long texts that differ at their end.
     long = ",".join(["a=1"] * 100)
     typed = ["data.path=a/b", "data.path=a?b", f"{long},seed=1", f"{long},seed=2", "seed=1", ""]
-    names = [cli.job_subdir(text) for text in typed]
+    names = [resolvers.job_subdir(text) for text in typed]
     assert len(set(names)) == len(typed)
     assert [name.rpartition("-")[0] for name in names[:4]] == ["data.path=a-b"] * 2 + [long[:200]] * 2
     assert names[4:] == ["seed=1", "defaults"]
-    assert [cli.job_subdir(text) for text in typed] == names
+    assert [resolvers.job_subdir(text) for text in typed] == names
 
 
 def test_a_sweeper_that_tolerates_failures_does_not_hide_them(app: App) -> None:
@@ -452,17 +453,17 @@ def _task(cfg: object) -> None:
 
 
 def test_config_dir_prefers_the_packed_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "PACKAGE", tmp_path / "edge_grpo")
-    assert cli.config_dir() == tmp_path / "conf"
+    monkeypatch.setattr(resolvers, "PACKAGE", tmp_path / "edge_grpo")
+    assert resolvers.config_dir() == tmp_path / "conf"
     (tmp_path / "edge_grpo/conf").mkdir(parents=True)
-    assert cli.config_dir() == tmp_path / "edge_grpo/conf"
+    assert resolvers.config_dir() == tmp_path / "edge_grpo/conf"
 
 
 def test_a_path_that_exists_needs_no_quotes(tmp_path: Path) -> None:
     folder = tmp_path / "experiment=vanilla,seed=0"
     folder.mkdir()
-    assert cli.quoted_path(f"run={folder}") == f"run='{folder}'"
-    assert cli.quoted_path(f"data.path={folder}") == f"data.path='{folder}'"
+    assert quoted_path(f"run={folder}") == f"run='{folder}'"
+    assert quoted_path(f"data.path={folder}") == f"data.path='{folder}'"
     # What Hydra understands, what is quoted already, what is no path or not there, stays.
     for text in (
         f"run={tmp_path}",
@@ -472,16 +473,16 @@ def test_a_path_that_exists_needs_no_quotes(tmp_path: Path) -> None:
         f"run={folder},{folder}",
         "-m",
     ):
-        assert cli.quoted_path(text) == text
+        assert quoted_path(text) == text
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli.expanded_home("data.path=~/a.jsonl") == f"data.path={tmp_path}/a.jsonl"
-    assert cli.expanded_home("runs=[~/a,~/b, ~]") == f"runs=[{tmp_path}/a,{tmp_path}/b, {tmp_path}]"
-    assert cli.expanded_home("hydra.run.dir=~") == f"hydra.run.dir={tmp_path}"
+    assert expanded_home("data.path=~/a.jsonl") == f"data.path={tmp_path}/a.jsonl"
+    assert expanded_home("runs=[~/a,~/b, ~]") == f"runs=[{tmp_path}/a,{tmp_path}/b, {tmp_path}]"
+    assert expanded_home("hydra.run.dir=~") == f"hydra.run.dir={tmp_path}"
     for text in ("~data.path", "~data.path=~x", "name=a~/b", "name='~/b'", "-m", "--config-dir"):
-        assert cli.expanded_home(text) == text
+        assert expanded_home(text) == text
 
 
 def test_the_data_and_the_folder_of_a_run_may_lie_at_home(app: App) -> None:

@@ -26,7 +26,7 @@ from test_token_filters import filter_inputs, on_ranks, rows_of_filter
 
 from edge_grpo.advantages.base import AdvantageInputs, Grading, UpdateGroups
 from edge_grpo.command_line.check import check_config, instantiate, to_dict
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 from edge_grpo.errors import UserError
 from edge_grpo.group_filters.base import Groups
 from edge_grpo.importance_corrections.base import Mismatch

@@ -15,7 +15,8 @@ from small_runs import composed
 
 from edge_grpo.command_line.check import check_config
 from edge_grpo.command_line.compose import PLUGINS, _values, parse
-from edge_grpo.command_line.run import PATHS, RESUME_OPTIONS, expanded_home, quoted_path
+from edge_grpo.command_line.run import RESUME_OPTIONS
+from edge_grpo.command_line.shell_words import PATHS, expanded_home, quoted_path
 from edge_grpo.errors import UserError
 from edge_grpo.programs.browse import parser
 from edge_grpo.programs.config_page import PROGRAMS, groups

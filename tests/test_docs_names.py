@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_grpo.command_line.describe import argument_docs, comments
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 from edge_grpo.programs.config_page import PROGRAMS, as_markdown, families, groups, located, own_settings
 
 REPO = Path(__file__).resolve().parent.parent

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from small_runs import SMALL_MODEL, composed, run_small
 
 from edge_grpo.command_line.check import check_config, instantiate
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 from edge_grpo.errors import Stopped, UserError
 from edge_grpo.evaluation import pace
 from edge_grpo.evaluation.benchmarks import ArithmeticBenchmark, FileBenchmark, load_benchmarks
@@ -632,9 +632,7 @@ def test_a_place_that_is_no_run_is_named_for_what_it_is(trained, tmp_path):
 def test_a_benchmark_that_cannot_be_read_is_named_with_the_way_to_leave_it_out(tmp_path):
     path = tmp_path / "b.jsonl"
     path.write_text('{"question": "q", "gold": "1"}\n')
-    said = (
-        r"evaluation.benchmarks.mine: .*set evaluation.benchmarks.mine.columns.answer.*\('~evaluation.benchmarks.mine'"
-    )
+    said = r"evaluation.benchmarks.mine: .*evaluation.benchmarks.mine.columns.answer.*\('~evaluation.benchmarks.mine'"
     with pytest.raises(UserError, match=said):
         load_benchmarks({"mine": FileBenchmark(str(path), None, COLUMNS)}, None)
     with pytest.raises(UserError, match=r"evaluation.benchmarks.mine: .*absent: no such file or folder \('~"):

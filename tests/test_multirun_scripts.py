@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from edge_grpo.advantages.entropy_driven import EntropyDriven
 from edge_grpo.advantages.vanilla import Vanilla
 from edge_grpo.command_line.compose import _values, check_command_line, parse
-from edge_grpo.command_line.run import config_dir, null_of_agent
+from edge_grpo.command_line.resolvers import config_dir
+from edge_grpo.command_line.shell_words import null_of_agent
 from edge_grpo.corrections.guided import GuidedCorrection
 from edge_grpo.programs.train import INJECTED
 

@@ -9,7 +9,7 @@ from small_runs import composed
 
 from edge_grpo.command_line.compose import _dotted, _explain_key
 from edge_grpo.command_line.other_names import OTHER_NAMES, ours_of
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 
 HOW_TO = Path(__file__).resolve().parent.parent / "docs/how_to.md"
 

@@ -15,7 +15,7 @@ from hydra._internal.config_repository import CachingConfigRepository, ConfigRep
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf, _utils, base
 
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 
 
 def composed(folder: Path, name: str, *overrides: str) -> DictConfig:

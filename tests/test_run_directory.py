@@ -12,7 +12,7 @@ from small_runs import REPO, SMALL_GRPO, command, run_small, weights
 from torch.optim.lr_scheduler import ExponentialLR
 
 from edge_grpo.algorithms.base import PolicyModule
-from edge_grpo.command_line import run as cli
+from edge_grpo.command_line import resolvers
 from edge_grpo.errors import UserError
 from edge_grpo.programs.difficulty import WRITTEN
 from edge_grpo.runs.directory import alone_in, check_shared, holder
@@ -359,7 +359,7 @@ def test_a_checkout_that_moved_goes_on(tmp_path, monkeypatch):
     assert str(REPO) not in manifest
     moved = shutil.copytree(REPO / "edge_grpo" / "assets", tmp_path / "moved" / "edge_grpo" / "assets")
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "PACKAGE", moved.parent)
+        patch.setattr(resolvers, "PACKAGE", moved.parent)
         patch.setattr(small_runs, "config_dir", lambda: REPO / "conf")
         run_small(run, "experiment=vanilla", rates_of, "trainer.max_iterations=2")
     assert str(moved) in (run / "config.yaml").read_text()

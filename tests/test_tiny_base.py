@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from edge_grpo.command_line.run import asset
+from edge_grpo.command_line.resolvers import asset
 from edge_grpo.data.arithmetic import distinct_chains
 from edge_grpo.policy.base import Policy
 from edge_grpo.policy.load import load_policy

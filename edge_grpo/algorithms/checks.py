@@ -162,7 +162,7 @@ def idle_settings(loss: Loss, correction: Correction, update_epochs: int, miniba
     idle = getattr(loss, "idle_at_ratio_one", "")
     off_policy = any(getattr(part, "makes_off_policy", False) for _, part in parts_of({"correction": correction}))
     if not idle or off_policy or update_epochs > 1 or minibatch_rows is not None:
-        if (low := getattr(loss, "epsilon_low", 0.0)) >= 1:
+        if (low := getattr(loss, "epsilon_low", 0.0)) > 1:
             remarks.append(f"loss.epsilon_low={low}: no ratio is below 1 - epsilon_low, so nothing is clipped there")
         return remarks
     return [

@@ -6,6 +6,7 @@ import json
 import operator
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -19,7 +20,6 @@ from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
 from edge_grpo.command_line.words import NULL, as_typed, in_words
 from edge_grpo.errors import UserError, nearest
-from edge_grpo.importing import search_in
 
 ALLOWED_TARGETS = ("edge_grpo", "torch", "pytorch_lightning", "transformers")
 # Where classes that pytorch_lightning hands on are defined.
@@ -62,8 +62,9 @@ def to_dict(cfg: DictConfig) -> dict[str, Any]:
 
 def find_allowed(cfg: DictConfig) -> None:
     """Find the modules of `allowed_targets` in the working directory too, as `reward.function` does."""
-    if cfg.get("allowed_targets"):
-        search_in(os.getcwd())
+    here = os.getcwd()
+    if cfg.get("allowed_targets") and here not in (entry or here for entry in sys.path):
+        sys.path.append(here)  # behind all others: nothing installed is hidden by it
 
 
 class _WrongValue(UserError):

@@ -6,10 +6,8 @@ refused setting answer at once; entry points keep their own heavy imports inside
 
 import argparse
 import functools
-import hashlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -35,132 +33,18 @@ from edge_grpo.command_line.compose import (
     parse,
 )
 from edge_grpo.command_line.jobs import Job, Jobs, JobState
+from edge_grpo.command_line.resolvers import config_dir, option_list
 from edge_grpo.command_line.resources import take_cores, take_gpus
+from edge_grpo.command_line.shell_words import expanded_home, null_of_agent, quoted, quoted_path
 from edge_grpo.command_line.version import version_text
 from edge_grpo.errors import UserError, message_of, nearest
 
 log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], float | None]
-PACKAGE = Path(__file__).resolve().parent.parent
 Check = Callable[[Path, Mapping[str, Any]], None]
 AroundSweep = Callable[[Jobs, Checked], AbstractContextManager[None]]
 RESUME_OPTIONS = ("auto", "never")
-PATHS = ("run", "resume", "directory", "from_file", "source", "runs", "report", "path", "held_out_path")
-"""last parts of the settings that are paths, which a shell completes without quotes"""
-LONGEST_NAME = 200  # characters of a folder; file systems hold 255
-
-
-def config_dir() -> Path:
-    """The config tree: packed into the wheel, or the clone's `conf`."""
-    packed = PACKAGE / "conf"
-    return packed if packed.is_dir() else PACKAGE.parent / "conf"
-
-
-def asset(name: str) -> str:
-    """Absolute path of a file that the package brings along (`${asset:name}`)."""
-    path = PACKAGE / "assets" / name
-    if not path.exists():
-        raise UserError(f"edge_grpo has no asset {name}")
-    return str(path)
-
-
-def run_dir(resumed: str | None, fresh: str) -> str:
-    """The directory to resume in, or a fresh one (`${run_dir:${resume.directory},...}`)."""
-    return fresh if resumed in (None, "", "None") else str(resumed)
-
-
-def job_subdir(overrides: str) -> str:
-    """A sweep job's folder name: what was typed, as far as a file name can hold it (`${job_subdir:...}`).
-
-    The same settings have the same folder, so a sweep that is repeated in its folder finds what it has done. A name
-    that is not all of what was typed ends in a hash of that, so that no two jobs share a folder.
-
-    >>> job_subdir("advantage.clamp=4,seed=1"), job_subdir("data.path=a/b.jsonl,seed=1")
-    ('advantage.clamp=4,seed=1', 'data.path=a-b.jsonl,seed=1-c945eaef')
-    """
-    name = re.sub(r"[^A-Za-z0-9_=.,-]+", "-", overrides)[:LONGEST_NAME]
-    if name != overrides:
-        name = f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-    return name or "defaults"
-
-
-def evaluation_dir(run: str | None, name: str, fresh: str) -> str:
-    """Where an evaluation goes (`${evaluation_dir:${run},${name},...}`): under the run that it is of, else `fresh`.
-
-    >>> evaluation_dir(None, "paper", "outputs/1"), evaluation_dir("/runs/a", "paper", "")
-    ('outputs/1', '/runs/a/evaluation/paper')
-    >>> evaluation_dir("/runs/a/checkpoints/iteration-000020", "paper", "")
-    '/runs/a/evaluation/paper-iteration-000020'
-    """
-    if run in (None, "", "None"):
-        return fresh
-    folder = Path(str(run)).absolute()  # absolute: Hydra puts a job's folder under the sweep's otherwise
-    if folder.parent.name == "checkpoints":
-        return str(folder.parent.parent / "evaluation" / f"{name}-{folder.name}")
-    return str(folder / "evaluation" / name)
-
-
-def expanded_home(override: str) -> str:
-    """`key=~/path`, or a list of such, with the home folder written out.
-
-    A shell expands `~` at the beginning of a word only, and Hydra's grammar has no value that begins with it.
-    """
-    key, equals, value = override.partition("=")
-    return key + equals + re.sub(r"(?<![^,\[\s])~(?=[/,\]]|$)", lambda _: os.path.expanduser("~"), value)
-
-
-def quoted_path(override: str) -> str:
-    """`key=path` in quotes where Hydra would read the path as something else: jobs' folders hold `=` and `,`.
-
-    Only a path that exists is meant by it; whatever else holds such characters is left to Hydra.
-    """
-    key, equals, value = override.partition("=")
-    plain = re.fullmatch(r"[A-Za-z0-9_./+-]*", value)
-    if not equals or plain or key.rpartition(".")[2] not in PATHS or not Path(value).exists():
-        return override
-    return f"{key}={_quoted(value)}"
-
-
-def null_of_agent(override: str) -> str:
-    """`key=None`, as W&B's agent writes the null of a sweep's parameters, in Hydra's writing."""
-    key, _, value = override.partition("=")
-    return f"{key}=null" if value == "None" and os.environ.get("WANDB_SWEEP_ID") else override
-
-
-def typed(*keys: str) -> bool:
-    """Whether one of these settings or groups, or something below it, was typed for the job at work."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    found = [key_of(str(override)).partition("@")[0] for override in overrides]
-    return any(name == key or name.startswith(f"{key}.") for name in found for key in keys)
-
-
-def arm_name(name: str, advantage: str, correction: str) -> str:
-    """The name of the default experiment, unless its strategies were exchanged without a word of an experiment.
-
-    `advantage=ngrpo correction=none` is called ngrpo, `advantage=ngrpo` alone ngrpo-guided.
-
-    Args:
-        name: of the experiment.
-        advantage, correction: its options.
-    """
-    if not typed("advantage", "correction") or typed("experiment", "name"):
-        return name
-    choices = HydraConfig.get().runtime.choices
-    chosen = (str(choices.get("advantage")), str(choices.get("correction")))
-    if chosen == (advantage, correction):
-        return name
-    return "-".join(option for option in chosen if option not in ("none", "None"))
-
-
-def option_list(*groups: str) -> str:
-    """Config groups with their options, a line each (`${option_list:model,...}`), for --help.
-
-    >>> option_list("reflection")
-    'reflection: forced'
-    """
-    names = {group: sorted(path.stem for path in (config_dir() / group).glob("*.yaml")) for group in groups}
-    return "\n".join(f"{group}: {', '.join(options)}" for group, options in names.items())
 
 
 def help_of(groups: Sequence[str]) -> str:
@@ -184,10 +68,6 @@ def help_of(groups: Sequence[str]) -> str:
             )
     shown = f"{Path(sys.argv[0]).stem} {groups[0]}=OPTION --cfg job --package {groups[0].replace('/', '.')}"
     return f"{option_list(*groups)}\nthe settings of an option: {shown}"
-
-
-for _resolver in (asset, run_dir, job_subdir, evaluation_dir, arm_name, option_list):
-    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
 def run(
@@ -234,7 +114,7 @@ def run(
     if checked is not None:
         # Hydra composes anew, and `${now:}` would be another instant: a second folder beside the one that was checked.
         key = "hydra.sweep.dir" if checked.sweep else "hydra.run.dir"
-        _type(args, [*args.overrides, f"{key}={_quoted(checked.folder)}"])
+        _type(args, [*args.overrides, f"{key}={quoted(checked.folder)}"])
         if checked.sweep:
             job.jobs = Jobs(Path(checked.folder))
             around = around_sweep(job.jobs, checked) if around_sweep is not None else around
@@ -373,12 +253,3 @@ def _type(args: argparse.Namespace, overrides: list[str]) -> None:
     position = sys.argv.index(args.overrides[0], 1) if args.overrides else len(sys.argv)
     sys.argv[position : position + len(args.overrides)] = overrides
     args.overrides[:] = overrides
-
-
-def _quoted(text: str) -> str:
-    """As a value in Hydra's grammar, where a backslash counts before a quote only.
-
-    >>> print(_quoted("runs/seed=1"), _quoted("it's"))
-    'runs/seed=1' 'it\\'s'
-    """
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"

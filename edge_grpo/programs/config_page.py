@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from edge_grpo.command_line.check import INSTANTIATE_KEYS, type_hints
 from edge_grpo.command_line.describe import argument_docs, body_of, comments, head, words
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 
 PROGRAMS = ("train", "evaluate", "difficulty", "plan", "analyze", "report", "dashboard")
 ONLY_CHANGES = ("debug", "experiment", "hparams_search")

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from edge_grpo.command_line.run import run, typed
+from edge_grpo.command_line.resolvers import typed
+from edge_grpo.command_line.run import run
 from edge_grpo.errors import UserError
 from edge_grpo.runs.checkpoints import MANIFEST, checkpoints
 from edge_grpo.runs.directory import check_tool_directory

@@ -7,7 +7,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from edge_grpo.command_line.check import instantiate
-from edge_grpo.command_line.run import config_dir
+from edge_grpo.command_line.resolvers import config_dir
 from edge_grpo.loggers import metrics
 from edge_grpo.types.metric import Metric, StrategyMetrics
 

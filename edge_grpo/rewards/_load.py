@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 from edge_grpo.errors import UserError, nearest
-from edge_grpo.importing import search_in
 
 EXPECTED = "module:function or path/to/file.py:function"
 
@@ -55,7 +54,9 @@ def load(name: str) -> Callable[..., Any]:
         if not Path(source).is_file():
             raise UserError(f"reward function {name}: no file {source} (the working directory is {folder})")
         folder = str(Path(source).resolve().parent)
-    search_in(folder)
+    if folder not in (entry or os.getcwd() for entry in sys.path):
+        sys.path.append(folder)
+    importlib.invalidate_caches()
     try:
         module = module_of(source)
     except ModuleNotFoundError as error:
