@@ -438,6 +438,7 @@ def test_help_of_a_group_are_its_options(app: App) -> None:
 
 def test_cfg_info_and_completion_answer_without_a_run(app: App) -> None:
     assert "clamp: 4" in app("--cfg", "job", "advantage.clamp=4", "data.path=???").stdout
+    assert "clamp: 4" in app("--cfg", "job", "--resolve", "advantage.clamp=4", "output_dir=${hydra:job.name}").stdout
     assert "advantage/vanilla" in app("--info", "defaults").stdout
     assert "hydra_bash_completion" in app("-sc", "install=bash").stdout
     assert not (app.folder / "outputs").exists()
