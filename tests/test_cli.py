@@ -502,6 +502,10 @@ def test_the_data_and_the_folder_of_a_run_may_lie_at_home(app: App) -> None:
         (["advantage=ngrpo"], "ngrpo", "guided", "ngrpo-guided"),
         (["correction=none"], "entropy_driven", "none", "entropy_driven"),
         (["experiment=edge_grpo", "advantage=ngrpo"], "ngrpo", "guided", "edge_grpo"),  # as it was asked for
+        (["loss=dapo"], "entropy_driven", "guided", "edge_grpo-dapo"),
+        (["loss.beta=0.1"], "entropy_driven", "guided", "edge_grpo"),
+        (["advantage=vanilla", "correction=none", "loss=dapo"], "vanilla", "none", "vanilla-dapo"),
+        (["~advantage", "~correction"], "None", "None", "edge_grpo"),
     ],
 )
 def test_a_run_is_not_called_after_a_method_that_it_does_not_run(
@@ -509,7 +513,7 @@ def test_a_run_is_not_called_after_a_method_that_it_does_not_run(
 ) -> None:
     hydra = {
         "overrides": {"task": typed},
-        "runtime": {"choices": {"advantage": advantage, "correction": correction}},
+        "runtime": {"choices": {"advantage": advantage, "correction": correction, "loss": "dapo"}},
     }
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": hydra}))
     text = OmegaConf.load(REPO / "conf/experiment/edge_grpo.yaml").name

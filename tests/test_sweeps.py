@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from test_cli import ENVIRONMENT, App, forks, without_progress  # noqa: F401
 
 from edge_grpo.command_line import resources
 from edge_grpo.command_line.again import again
-from edge_grpo.command_line.compose import Checked
+from edge_grpo.command_line.compose import Checked, _composer
 from edge_grpo.command_line.jobs import Job, Jobs
+from edge_grpo.command_line.resolvers import config_dir
 from edge_grpo.errors import Stopped
 from edge_grpo.programs.sweep import arms, around_sweep, progress_line, show_arms, time_left
 
@@ -209,3 +211,24 @@ def test_one_visible_gpu_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert resources.take_gpus(OmegaConf.create({"_target_": JOBLIB}), 1) == []
     assert resources.os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("first", "place", "text"),
+    [
+        (["seed=1"], 0, "seed=2"),
+        (["correction.probabilities={reflect: 1, answer: 0}"], 0, "correction.probabilities={solution: 1}"),
+        (["seed=1", "seed=3"], 0, "seed=2"),  # the later one holds
+        (["loss=dapo", "loss.beta=0"], 1, "loss.beta=0.1"),
+        (["+trainer.note=a", "name=a"], 1, "name=${seed}"),
+    ],
+)
+def test_the_config_that_is_checked_is_the_jobs(first, place, text):
+    args = get_args_parser().parse_args(first)
+
+    def settings(cfg):
+        return OmegaConf.to_yaml(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+
+    with _composer(args, lambda cfg: None, config_dir(), "train") as composer:
+        found = composer.changed(composer.compose(first), first, place, text)
+        assert settings(found) == settings(composer.compose([*first[:place], text, *first[place + 1 :]]))

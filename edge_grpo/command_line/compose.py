@@ -265,10 +265,13 @@ class _Composer:
     def changed(self, cfg: DictConfig, overrides: list[str], place: int, text: str) -> DictConfig:
         """The config with another override in this place; raises UserError.
 
-        A plain value changes nothing else, and a copy takes a tenth of the time of a composition.
+        A plain value changes nothing else, and a copy takes a tenth of the time of a composition. A mapping is merged
+        over the one before it, and of a key that is typed twice the later one holds: both are composed.
         """
         plain = parse([text], self.loader)
-        if plain[0].type == OverrideType.CHANGE and not _is_group(text, self.loader.repository):
+        simple = plain[0].type == OverrideType.CHANGE and not isinstance(plain[0].value(), dict)
+        once = [key_of(other) for other in overrides].count(key_of(text)) == 1
+        if simple and once and not _is_group(text, self.loader.repository):
             copied = copy.deepcopy(cfg)
             try:
                 self.loader._apply_overrides_to_config(plain, copied)

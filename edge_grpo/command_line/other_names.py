@@ -57,10 +57,13 @@ OTHER_NAMES: Mapping[str, str] = {
 def ours_of(key: str, there: Collection[str]) -> str:
     """How our setting of that other name is typed; "" where it has none, or the program has no such setting.
 
-    A key of ours that only another option of its group has is found too.
+    A key of ours that only another option of its group has is found too, and where it was typed below a group that
+    has such a setting of its own, that one.
 
     >>> ours_of("trainer.max_steps", ["trainer.max_iterations"]), ours_of("max_steps", ["evaluation"])
     ('trainer.max_iterations=', '')
+    >>> ours_of("evaluation.max_tokens", ["rollout.max_new_tokens", "evaluation.max_new_tokens"])
+    'evaluation.max_new_tokens='
     >>> ours_of("data.path", ["data"])
     'data=file data.path='
     """
@@ -68,4 +71,7 @@ def ours_of(key: str, there: Collection[str]) -> str:
     by_option = [ours for ours in OTHER_NAMES if ours.endswith(f" {key}=")]
     by_name = [ours for ours, theirs in OTHER_NAMES.items() if name in theirs.split()]
     found = next(iter(by_option + by_name), "")
+    own = ".".join(filter(None, (key.rpartition(".")[0], found.partition("=")[0].rpartition(".")[2])))
+    if own in there and "." in own:
+        return f"{own}="
     return found if found and found.partition("=")[0] in there else ""

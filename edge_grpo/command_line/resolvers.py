@@ -11,6 +11,8 @@ from edge_grpo.command_line.compose import key_of
 from edge_grpo.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
+STAGES = ("allocation", "group_filter", "loss", "token_filter", "importance_correction")
+"""config groups that an arm's name tells of where one was typed"""
 LONGEST_NAME = 200  # characters of a folder; file systems hold 255
 
 
@@ -74,19 +76,23 @@ def typed(*keys: str) -> bool:
 def arm_name(name: str, advantage: str, correction: str) -> str:
     """The name of the default experiment, unless its strategies were exchanged without a word of an experiment.
 
-    `advantage=ngrpo correction=none` is called ngrpo, `advantage=ngrpo` alone ngrpo-guided.
+    `advantage=ngrpo correction=none` is called ngrpo, `advantage=ngrpo` alone ngrpo-guided, and `loss=dapo` alone what
+    the experiment is called, with -dapo.
 
     Args:
         name: of the experiment.
         advantage, correction: its options.
     """
-    if not typed("advantage", "correction") or typed("experiment", "name"):
+    if not typed("advantage", "correction", *STAGES) or typed("experiment", "name"):
         return name
-    choices = HydraConfig.get().runtime.choices
-    chosen = (str(choices.get("advantage")), str(choices.get("correction")))
-    if chosen == (advantage, correction):
-        return name
-    return "-".join(option for option in chosen if option not in ("none", "None"))
+    choices, overrides = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+    chosen = [str(choices.get("advantage")), str(choices.get("correction"))]
+    if chosen == [advantage, correction]:
+        chosen = [name]
+    chosen += [
+        str(choices[stage]) for stage in STAGES if stage in map(key_of, map(str, overrides)) and stage in choices
+    ]
+    return "-".join(option for option in chosen if option not in ("none", "None")) or name
 
 
 def option_list(*groups: str) -> str:
