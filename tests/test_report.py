@@ -306,12 +306,14 @@ def test_nothing_of_an_earlier_report_stays_and_what_is_not_of_one_does(tmp_path
     report(out, f"runs={tmp_path / 'sweep'}")
     assert (out / "differences.tex").exists()
     (out / "figures").mkdir()
-    for name in ("figures/collapse-b.pdf", "figures/mine.svg", "table.docx"):
+    for name in ("figures/collapse-b.pdf", "figures/mine.pdf", "figures/mine.svg", "table.docx"):
         (out / name).touch()
+    page = out / "index.html"
+    page.write_text(page.read_text() + '<a download="collapse-b.pdf" href="">b</a>')  # no figure was drawn
     report(out, f"runs={tmp_path / 'sweep' / 'a'}")  # of one arm there is no difference
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     tables = {f"{table}.{kind}" for table in ("table", "learning") for kind in ("md", "tex", "csv")}
-    assert left == {"index.html", *tables, "figures/mine.svg", "table.docx"}
+    assert left == {"index.html", *tables, "figures/mine.pdf", "figures/mine.svg", "table.docx"}
 
 
 def test_results_that_are_none_make_the_run_a_listed_one(tmp_path):

@@ -3,6 +3,8 @@
 Imported by the command line, so it must stay light.
 """
 
+import html
+import re
 from pathlib import Path
 
 TABLES = ("ranking", "table", "benchmarks", "learning", "differences", "metrics", "revival", "matrix")
@@ -19,8 +21,13 @@ def is_report(folder: Path) -> bool:
 
 
 def drop_report(folder: Path) -> None:
-    """Delete an earlier report's tables and figures, some of which the new one may not have; nothing of others."""
+    """Delete an earlier report's tables and figures, some of which the new one may not have; nothing of others.
+
+    The figures are those that its page offers for download.
+    """
     if is_report(folder):
+        offered = re.findall(r'download="([^"/]+)\.pdf"', (folder / "index.html").read_text(encoding="utf-8"))
         tables = (folder / f"{table}.{kind}" for table in TABLES for kind in ("md", "tex", "csv"))
-        for path in (*tables, *folder.glob("figures/*.png"), *folder.glob("figures/*.pdf")):
+        figures = (folder / "figures" / f"{html.unescape(name)}.{kind}" for name in offered for kind in ("png", "pdf"))
+        for path in (*tables, *figures):
             path.unlink(missing_ok=True)
