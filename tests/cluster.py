@@ -320,9 +320,16 @@ def vllm_two_ranks(folder):
 
 @case
 def vllm_fsdp2_two_ranks(folder):
-    """The weights of DDP: what was gathered for the engine is the policy."""
+    """The weights of DDP: what was gathered for the engine is the policy; and after an interruption the same bits."""
     if (found := engine_of_its_own(folder, "trainer.strategy=fsdp2")) != engines_of_whole_policies():
         raise Wrong(f"weights {found}, not {engines_of_whole_policies()} as under DDP")
+    with temporary() as other:
+        for iterations in (1, 3):
+            parts = ("trainer.strategy=fsdp2", f"hydra.run.dir={other}/run", f"trainer.max_iterations={iterations}")
+            with Started(other, [((*TRAIN, *RUN, TWO, *ENGINE, *parts), {})]) as started:
+                started.must_end()
+        if (found := digest(other / "run")) != engines_of_whole_policies():
+            raise Wrong(f"weights {found} after an interruption, not {engines_of_whole_policies()}")
 
 
 @case

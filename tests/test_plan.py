@@ -386,11 +386,11 @@ def test_sharded_ranks_hold_their_part_and_all_weights_while_they_decode():
 def test_sharded_ranks_gather_one_tensor_after_the_other_for_an_engine_of_its_own():
     sharded = ("trainer.devices=4", "trainer.strategy=fsdp2", "rollout=vllm")
     config = Qwen2Config(**{**CONFIG.to_dict(), "num_hidden_layers": 8, "layer_types": None})
-    plans = [make_plan(settings(*sharded, f"advantage={of}", config=config)) for of in ("vanilla", "entropy_driven")]
-    vanilla, entropy = ({part.name: part.bytes for part in plan.parts}["gathered weights"] for plan in plans)
-    assert vanilla[ROLLOUT] == vanilla[EVALUATION] == entropy[ROLLOUT] == CONFIG.vocab_size * CONFIG.hidden_size * 4
-    # Entropies in advance need all of them.
-    assert vanilla[UPDATE] < entropy[UPDATE] == plans[1].parameters * 4
+    plan = make_plan(settings(*sharded, config=config))
+    gathered = {part.name: part.bytes for part in plan.parts}["gathered weights"]
+    assert gathered[ROLLOUT] == gathered[EVALUATION] == CONFIG.vocab_size * CONFIG.hidden_size * 4
+    # All of them at once between rollout and update, and for the export.
+    assert gathered[UPDATE] < gathered[STEP] == plan.parameters * 4
 
 
 def test_types_follow_from_precision_and_dtype():

@@ -140,6 +140,7 @@ def test_the_engine_has_the_weights_of_the_parts_bit_for_bit(policy, monkeypatch
     fake_vllm.install(monkeypatch)  # with its proof
     rollout = VLLMRollout(4, 1.0, 1.0, 0, 0.0, (), None, 64, 0.5, None, enforce_eager=True)
     rollout.start(policy)
+    assert is_plain(policy.model) == 0  # what Lightning restores now goes into parts
     write(policy.model)
     with rollout.following(policy):
         sample(rollout, policy)

@@ -153,15 +153,16 @@ def _share(run: RunSettings, size: int) -> int:
 
 
 def _gathered(run: RunSettings, of: Weights) -> Part:
-    """While rows are decoded all weights, or one after the other for an engine of its own. In an update those of two
-    layers and of what is around them, and as much of their gradients before the ranks share them."""
+    """While rows are decoded all weights. In an update those of two layers and of what is around them, and as much of
+    their gradients before the ranks share them. An engine of its own gets one tensor after the other, and all weights
+    are there at other times: for log-probs in advance and for the export, which like a step have no activations."""
     layer = weights(run.model.with_layers(2)).bytes - weights(run.model.with_layers(1)).bytes
     at_once = of.bytes - max(run.model.layers - 2, 0) * layer
-    decoding, update = of.bytes, 2 * at_once
-    if run.engine_cache is not None:
-        # Passes in advance need all of them, after such an engine has gone to sleep: they count as the update's.
-        decoding, update = of.largest, max(update, of.bytes if run.looks_ahead else 0)
-    return Part(GATHERED, {ROLLOUT: decoding, EVALUATION: decoding, UPDATE: update}, "reckoned")
+    if run.engine_cache is None:
+        held = {ROLLOUT: of.bytes, EVALUATION: of.bytes}
+    else:
+        held = {ROLLOUT: of.largest, EVALUATION: of.largest, STEP: of.bytes}
+    return Part(GATHERED, {**held, UPDATE: 2 * at_once}, "reckoned")
 
 
 def _always(name: str, size: int, note: str = "") -> Part:

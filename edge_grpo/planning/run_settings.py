@@ -35,7 +35,6 @@ class RunSettings:
         microbatch_tokens, chunk_tokens, packing: see `PolicyModule`.
         whole_groups: a micro-batch holds a group however long it is.
         reference: a frozen copy of the model answers for the KL term.
-        looks_ahead: log-probs or entropies are computed without a gradient before the update.
         max_batch_rows: see `SamplingEngine`. cache_bound: bytes that the KV cache of the rows which are decoded at once
             may take; None where it is a share of a device that is not known.
         engine_cache: bytes of the cache of a rollout engine with weights of its own (`rollout.kv_cache_gb` GiB); None:
@@ -65,7 +64,6 @@ class RunSettings:
     packing: bool
     whole_groups: bool
     reference: bool
-    looks_ahead: bool
     max_batch_rows: int | None
     cache_bound: int | None
     engine_cache: int | None
@@ -159,7 +157,6 @@ def run_settings(cfg: DictConfig, config: Any, memory: int | None) -> RunSetting
         packing=bool(cfg.algorithm.packing),
         whole_groups=grpo and bool(getattr(loss, "needs_whole_groups", False) or advantage.inside_update),
         reference=grpo and loss.beta > 0,
-        looks_ahead=grpo and bool(loss.beta > 0 or advantage.reads_entropy or step_rows is not None),
         max_batch_rows=OmegaConf.select(cfg, "rollout.max_batch_rows"),
         cache_bound=int(cache * GIB) if cache is not None else None if memory is None else cache_bytes(memory),
         engine_cache=int(cache * GIB) if own_weights else None,

@@ -76,6 +76,17 @@ def whole(model: Any) -> Iterator[None]:
             part.set_reshard_after_forward(part is not model, recurse=False)
 
 
+def take_apart(model: Any) -> None:
+    """Leave each rank its parts again: a call without a gradient gathers the root's weights and keeps them.
+
+    Nothing happens inside `whole`, and where the model is not sharded.
+    """
+    if is_sharded(model) and model not in _whole:
+        for part in model.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
 def is_whole(model: Any) -> bool:
     """Whether plain tensors can be read off it."""
     return not is_sharded(model) or model in _whole

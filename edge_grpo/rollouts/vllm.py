@@ -10,7 +10,7 @@ from torch import Tensor
 from edge_grpo.errors import UserError
 from edge_grpo.policy.base import Policy, eval_mode
 from edge_grpo.policy.generation_settings import refuse_settings
-from edge_grpo.policy.sharding import is_whole
+from edge_grpo.policy.sharding import is_whole, take_apart
 from edge_grpo.rollouts.base import Generators, Sampling, check_rows, check_sampling_settings, sampled_response
 from edge_grpo.rollouts.isolation import seed_everything, untouched
 from edge_grpo.rollouts.vllm_engine import Engine, Settings, check_installed
@@ -180,6 +180,7 @@ class VLLMRollout:
                 logits = policy.model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
                 own = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu()
                 differences.append((own - response.sampling_logprobs).abs())
+        take_apart(policy.model)  # a checkpoint that is loaded next finds parts
         bound = _BOUNDS[engine.settings.dtype]
         mean = float(torch.cat(differences).mean()) if differences else 0.0
         if not mean <= bound:  # a NaN too

@@ -169,7 +169,9 @@ class Engine:
             UserError: it has not.
         """
         start = time.perf_counter()
-        if self._on_any_rank(policy, not self._follows(policy) or bool(self._compare(policy).different)):
+        # Each question is one of all ranks: to compare they gather together.
+        stale = self._on_any_rank(policy, not self._follows(policy))
+        if stale or self._on_any_rank(policy, bool(self._compare(policy).different)):
             self._push(policy)
             self._model, self._version = weakref.ref(policy.model), written(policy.model)
             self.syncs += 1
