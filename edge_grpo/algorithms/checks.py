@@ -8,6 +8,7 @@ import torch
 
 from edge_grpo.advantages.base import min_generations
 from edge_grpo.algorithms.mismatch import foreign_logprobs
+from edge_grpo.algorithms.returned import groups_kept
 from edge_grpo.algorithms.states import parts_of
 from edge_grpo.corrections.base import Correction
 from edge_grpo.errors import UserError
@@ -178,13 +179,13 @@ def idle_strategies(allocation: Any, group_filter: Any, advantage: Any, num_gene
     parts = [part for _, part in parts_of({"advantage": advantage})]
     if getattr(allocation, "wants_drawn_rewards", False) and not any(getattr(p, "reads_drawn", False) for p in parts):
         remarks.append(
-            f"allocation ({type(allocation).__name__}) keeps half right and half wrong responses of those drawn, so "
-            f"their mean, which advantage ({type(advantage).__name__}) takes for its baseline, is not the policy's "
-            "rate: set advantage=pool_mean"
+            f"allocation ({type(allocation).__name__}) keeps half right and half wrong responses of those drawn: their "
+            f"mean is not the policy's rate, and advantage ({type(advantage).__name__}) sees no others: set "
+            "advantage=pool_mean"
         )
     wrong_and_right = torch.tensor([[0.0], [1.0]]).expand(2, num_generations)
     reviving = [type(part).__name__ for part in parts if getattr(part, "revives", False)]
-    if reviving and not group_filter(Groups(wrong_and_right, wrong_and_right == 1)).any():
+    if reviving and not groups_kept(group_filter, Groups(wrong_and_right, wrong_and_right == 1)).any():
         remarks.append(
             f"group_filter ({type(group_filter).__name__}) drops the groups of equal rewards, so advantage "
             f"({reviving[0]}) has none left to revive: set group_filter=none"

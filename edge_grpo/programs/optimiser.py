@@ -35,7 +35,7 @@ def check_optimiser(cfg: DictConfig) -> None:
             for number in value if isinstance(value, list) else [value]:
                 if name in RANGES and isinstance(number, int | float) and not RANGES[name][0](number):
                     raise UserError(f"{group}.{name}={value} must be {RANGES[name][1]}")
-    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    parameters = [torch.nn.Parameter(torch.zeros(1, 1))]
     ours = not str(cfg.optimizer._target_).startswith("torch.")  # which may want a package, a GPU, much memory
     made = torch.optim.SGD(parameters, lr=1.0) if ours else _tried("optimizer", instantiate(cfg.optimizer), parameters)
     _tried("scheduler", instantiate(cfg.scheduler), made)
