@@ -260,7 +260,7 @@ def test_the_remark_at_the_start_names_what_of_this_loss_is_idle():
     [
         ("loss.epsilon_low=1.5 algorithm.update_epochs=2", ["loss.epsilon_low=1.5: no ratio is below 1 - epsilon_low"]),
         ("loss.epsilon_low=0.9 algorithm.update_epochs=2", []),
-        ("allocation=reinforce_ada advantage=vanilla", ["is not the policy's rate: set advantage=pool_mean"]),
+        ("allocation=reinforce_ada advantage=vanilla", ["sees no others: set advantage=pool_mean"]),
         ("allocation=reinforce_ada advantage=pool_mean", []),
         ("advantage=avspo group_filter=drop_zero_variance", ["advantage (AVSPO) has none left to revive"]),
         ("advantage=ngrpo group_filter=drop_same_outcome", ["advantage (NGRPO) has none left to revive"]),
