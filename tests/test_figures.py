@@ -148,3 +148,16 @@ def test_a_legend_names_what_is_drawn(reported):
     (axis,) = reported["entropy_by_correctness-a"].axes
     right = next(line for line in axis.get_lines() if line.get_label() == "right")
     assert (len(right.get_xdata()), right.get_marker()) == (1, "o")  # of one point a line shows nothing
+
+
+@pytest.mark.parametrize("absent", ["correct", "wrong"])
+def test_seeds_without_a_right_or_without_a_wrong_response_are_drawn(absent, tmp_path):
+    """Two seeds, so that the line has a band."""
+    for seed in (0, 1):
+        run = write_run(tmp_path / "runs" / str(seed), "a", seed)
+        metrics = pd.read_csv(run / "metrics.csv")
+        metrics[["train/entropy_correct", "train/entropy_wrong"]] *= seed + 1
+        metrics[f"train/entropy_{absent}"] = None
+        metrics.to_csv(run / "metrics.csv", index=False)
+    report(tmp_path / "out", f"runs={tmp_path / 'runs'}")
+    assert (tmp_path / "out/figures/entropy_by_correctness-a.pdf").exists()

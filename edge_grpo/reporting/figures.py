@@ -244,8 +244,9 @@ def draw_entropy_by_correctness(canvas: Canvas) -> Drawn | None:
         return None
     names = file_names("entropy_by_correctness", arms)
     for arm in arms:
-        # The lines of the panel are what is right and wrong, of one arm.
-        lines = pd.concat([frame[frame["arm"] == arm].assign(arm=label) for label, frame in frames.items()])
+        # The lines of the panel are what is right and wrong, of one arm; a frame without rows has no numbers' type.
+        own = {label: frame[frame["arm"] == arm] for label, frame in frames.items()}
+        lines = pd.concat([frame.assign(arm=label) for label, frame in own.items() if len(frame)])
         figure, axes = panel(canvas.layout)
         _draw_lines(axes, lines, BY_CORRECTNESS, bands=True, marker=None)
         axes.set(title=arm, xlabel=ITERATIONS, ylabel="entropy, nats per token")
